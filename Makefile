@@ -1,0 +1,115 @@
+# What a newcomer and the CI run. Every target makes what it needs; a second run finds it made.
+# pip's own configuration (index, certificates) and PYTHON=python3.12 are respected.
+
+PYTHON ?= python3
+PYTHON_LOWEST ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10.*/bin/python; do \
+    "$$p" -c '' 2>/dev/null && echo "$$p" && exit; done; echo $(PYTHON))
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_NO_INPUT = 1
+
+MAIN := .venv
+OPENAI3 := .venv-openai3
+LOWEST := .venv-lowest
+
+# Some of the releases in constraints.txt need Python 3.11.
+MAIN_CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "constraints-py310.txt")' 2>/dev/null)
+OPENAI3_CONSTRAINTS := constraints-openai3.txt
+LOWEST_CONSTRAINTS := constraints-lowest.txt
+
+# What runs without a server: the client's tests, in every environment.
+CLIENT_TESTS = $(wildcard tests/test_*.py) tests/typing
+
+# Modules are compiled when they are first imported: compiling all that MLflow brings takes longer than installing it.
+INSTALL := -m pip install --no-compile --no-build-isolation
+# What is fetched is named while it is; errors and warnings are shown as they are.
+PROGRESS := awk '/^Collecting / { print "    " $$2; fflush() } /^Installing / { print "    unpacking ..."; fflush() }'
+
+SHELL := /usr/bin/env bash
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-main test-openai3 test-lowest lint types format update clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(MAIN)/.demo ## Set up, then run the whole thing on this machine and show the joined trace
+	@echo "==> Running the demo"
+	@$(MAIN)/bin/agent-gateway demo
+
+test: test-openai3 test-lowest test-main ## Set up, then run all tests in all environments
+	@echo "==> All tests passed in all environments"
+
+test-main: $(MAIN)/.installed ## All tests, with the known-good set of packages
+	@echo "==> All tests, with real servers on this machine (some minutes)"
+	$(MAIN)/bin/python -m pytest
+
+test-openai3: $(OPENAI3)/.installed ## The client's tests with openai 3, where there is no httpx
+	@echo "==> The client's tests with openai 3 and without httpx"
+	@$(OPENAI3)/bin/python -c 'import importlib.util as u, sys; sys.exit("httpx is installed here" if u.find_spec("httpx") else 0)'
+	$(OPENAI3)/bin/python -m pytest $(CLIENT_TESTS)
+
+test-lowest: $(LOWEST)/.installed ## The client's tests with the lowest supported versions
+	@echo "==> The client's tests with the lowest supported versions ($(PYTHON_LOWEST))"
+	$(LOWEST)/bin/python -m pytest $(CLIENT_TESTS)
+
+lint: $(MAIN)/.installed ## Check style and format with ruff
+	@echo "==> Checking style and format"
+	@$(MAIN)/bin/ruff check
+	@$(MAIN)/bin/ruff format --check
+
+types: $(MAIN)/.installed ## Check the types with mypy --strict
+	@echo "==> Checking types"
+	@$(MAIN)/bin/mypy
+
+format: $(MAIN)/.installed ## Rewrite the code to the project's format
+	@$(MAIN)/bin/ruff check --fix
+	@$(MAIN)/bin/ruff format
+
+venv: $(MAIN)/.installed ## Only set up .venv
+	@echo "==> Ready: . $(MAIN)/bin/activate"
+
+update: clean ## Take the newest versions of everything into the constraints files (not the lowest ones)
+	@$(MAKE) $(MAIN)/.installed $(OPENAI3)/.installed MAIN_CONSTRAINTS=/dev/null OPENAI3_CONSTRAINTS=/dev/null
+	@$(MAIN)/bin/python -m pip freeze --all --exclude setuptools --exclude-editable > $(MAIN_CONSTRAINTS)
+	@$(OPENAI3)/bin/python -m pip freeze --all --exclude setuptools --exclude-editable > $(OPENAI3_CONSTRAINTS)
+
+clean: ## Remove the environments and all that was built
+	@echo "==> Removing environments, builds and caches"
+	@rm -rf $(MAIN) $(OPENAI3) $(LOWEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(MAIN)/.demo: pyproject.toml $(MAIN_CONSTRAINTS)
+	@$(call create,$(PYTHON),$(MAIN),$(MAIN_CONSTRAINTS))
+	@echo "==> Installing what the demo needs into $(MAIN) (about 125 packages; less than a minute)"
+	@set -o pipefail; $(MAIN)/bin/python $(INSTALL) --constraint $(MAIN_CONSTRAINTS) --editable '.[openai,litellm,mlflow-gateway,cli]' | $(PROGRESS)
+	@touch $@
+
+$(MAIN)/.installed: pyproject.toml $(MAIN_CONSTRAINTS)
+	@$(call create,$(PYTHON),$(MAIN),$(MAIN_CONSTRAINTS))
+	@echo "==> Installing everything into $(MAIN) (about 190 packages; less than a minute)"
+	@set -o pipefail; $(MAIN)/bin/python $(INSTALL) --constraint $(MAIN_CONSTRAINTS) --editable '.[all]' --group dev | $(PROGRESS)
+	@touch $(MAIN)/.demo $@
+
+$(OPENAI3)/.installed: pyproject.toml $(OPENAI3_CONSTRAINTS)
+	@$(call create,$(PYTHON),$(OPENAI3),$(OPENAI3_CONSTRAINTS))
+	@echo "==> Installing the client with openai 3 into $(OPENAI3)"
+	@set -o pipefail; $(OPENAI3)/bin/python $(INSTALL) --constraint $(OPENAI3_CONSTRAINTS) --editable . 'openai>=3' --group test | $(PROGRESS)
+	@touch $@
+
+$(LOWEST)/.installed: pyproject.toml $(LOWEST_CONSTRAINTS)
+	@$(call create,$(PYTHON_LOWEST),$(LOWEST),$(LOWEST_CONSTRAINTS))
+	@echo "==> Installing the client with the lowest supported versions into $(LOWEST)"
+	@set -o pipefail; $(LOWEST)/bin/python $(INSTALL) --constraint $(LOWEST_CONSTRAINTS) --editable '.[openai]' --group test | $(PROGRESS)
+	@touch $@
+
+# create(python, environment, constraints): an environment with a pip that knows dependency groups, and the build backend.
+define create
+set -e; \
+$(1) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make PYTHON=python3.12")'; \
+test -x $(2)/bin/pip || { \
+  echo "==> Creating $(2) with $$($(1) --version)"; \
+  $(1) -m venv $(2) || { rm -rf $(2); exit 1; }; \
+}; \
+$(2)/bin/python -m pip install --quiet --constraint $(3) --upgrade pip hatchling editables
+endef

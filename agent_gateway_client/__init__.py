@@ -1,0 +1,36 @@
+"""One trace from the LLM agent to the model.
+
+The client half of the project: it puts the W3C ``traceparent`` of the innermost active MLflow span on the requests that
+go to an LLM gateway, and on no other request. The names below are loaded on first use, so importing this package loads
+no framework and no MLflow. The half that runs in the gateway is :mod:`agent_gateway_client.server`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from agent_gateway_client._version import __version__
+
+if TYPE_CHECKING:
+    from agent_gateway_client.http import trace_headers, unwrap, wrap_httpx
+    from agent_gateway_client.openai import wrap_openai
+
+__all__ = ["__version__", "trace_headers", "unwrap", "wrap_httpx", "wrap_openai"]
+
+_HOME = {
+    "trace_headers": "http",
+    "unwrap": "http",
+    "wrap_httpx": "http",
+    "wrap_openai": "openai",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,19 @@
+"""The command ``agent-gateway``."""
+
+import sys
+
+from agent_gateway_client.errors import AgentGatewayError
+
+
+def main() -> None:
+    """Run the command; what is wrong is said in a sentence, without a traceback."""
+    try:
+        from agent_gateway_client.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("click", "rich"):
+            raise
+        sys.exit(f"agent-gateway needs the package {error.name}: pip install 'agent-gateway-client[cli]'")
+    try:
+        app()
+    except AgentGatewayError as error:
+        sys.exit(f"Error: {error}")

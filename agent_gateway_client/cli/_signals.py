@@ -1,0 +1,83 @@
+"""Ctrl-C and SIGTERM, without an exception in the middle of whatever is running."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import NoReturn, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Signals:
+    """Takes SIGINT and SIGTERM while it is entered; in the main thread only.
+
+    An exception raised by a signal handler can be swallowed (in a weak reference's callback, which ``import`` uses)
+    or leave a lock taken for ever. So work is done in another thread, and the main thread waits for either.
+    """
+
+    def __init__(self) -> None:
+        # SimpleQueue.put() is reentrant, so a signal handler may call it.
+        self._events: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self._events.put(number)
+
+    def run(self, work: Callable[[], _T], clean_up: Callable[[], None]) -> _T:
+        """Do some work.
+
+        Args:
+            work: Is called in another thread.
+            clean_up: Is called when a signal comes before the work is done; the process then ends, with 128 plus the
+                signal's number as its exit status.
+
+        Returns:
+            What ``work`` returns; an exception of it is raised here.
+        """
+        results: list[_T] = []
+        errors: list[BaseException] = []
+
+        def worker() -> None:
+            try:
+                results.append(work())
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                self._events.put(0)
+
+        threading.Thread(target=worker, name="demo", daemon=True).start()
+        if number := self._events.get():
+            clean_up()
+            _end(128 + number)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def wait(self) -> None:
+        """Wait until a signal comes."""
+        self._events.get()
+
+
+def _end(status: int) -> NoReturn:
+    # Not sys.exit(): the work is still in the middle of something, and MLflow would export what there is to a server
+    # that is gone.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

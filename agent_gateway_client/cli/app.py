@@ -1,0 +1,15 @@
+"""The group of commands."""
+
+import click
+
+from agent_gateway_client._version import __version__
+from agent_gateway_client.cli.demo import demo
+
+
+@click.group(name="agent-gateway")
+@click.version_option(__version__, prog_name="agent-gateway")
+def app() -> None:
+    """One trace from the agent to the model, through an LLM gateway."""
+
+
+app.add_command(demo)

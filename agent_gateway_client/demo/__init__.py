@@ -1,0 +1,1 @@
+"""All on this machine: a model provider, a real MLflow AI Gateway, and agents that call it."""

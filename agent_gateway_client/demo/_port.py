@@ -1,0 +1,61 @@
+"""Ports on loopback, taken so that two programs never meet on one."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from agent_gateway_client.errors import StartError
+
+
+def listen(port: int = 0) -> socket.socket:
+    """Bind and listen on 127.0.0.1.
+
+    Args:
+        port: TCP port; 0 takes a free one.
+
+    Raises:
+        StartError: When the port is taken or may not be used.
+    """
+    bound = _bind(port)
+    bound.listen(2048)
+    return bound
+
+
+class Reservation:
+    """A port on 127.0.0.1, kept for a server that another process is about to start.
+
+    On Linux a second socket may bind to a bound port as long as neither listens, and the kernel gives the
+    port to nobody who asks for any free one. Elsewhere that is not so: the port is let go at once, and a
+    server that finds it taken after all fails to start.
+
+    Args:
+        port: TCP port; 0 takes a free one.
+
+    Raises:
+        StartError: When the port is taken or may not be used.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._bound = _bind(port)
+        self.port: int = self._bound.getsockname()[1]
+        if sys.platform != "linux":
+            self.release()
+
+    def release(self) -> None:
+        """Let the port go; to be called once the server listens."""
+        self._bound.close()
+
+
+def _bind(port: int) -> socket.socket:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        # Lets a port be used again that a server has just left, and on Linux be reserved for another process.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        bound.close()
+        raise StartError(
+            f"Port {port} on 127.0.0.1 cannot be used ({error}); choose another, or none to take a free one."
+        ) from error
+    return bound

@@ -1,0 +1,177 @@
+"""One ``mlflow server`` as a subprocess: started, watched, and stopped with everything it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from agent_gateway_client.demo._port import Reservation
+from agent_gateway_client.errors import StartError
+
+START_DEADLINE_S = 180.0
+STOP_DEADLINE_S = 20.0
+_LAST_LINES = 25
+
+# Settings of the machine's user are not the demo's: they could send its traces elsewhere.
+NOT_INHERITED = ("MLFLOW_", "_MLFLOW_", "OTEL_", "AGENT_GATEWAY_", "LITELLM_")
+
+_ENVIRONMENT = {
+    # The model provider is on loopback and speaks plain HTTP; MLflow refuses both by default.
+    "MLFLOW_GATEWAY_API_BASE_ALLOW_PRIVATE_IPS": "true",
+    "MLFLOW_GATEWAY_API_BASE_ALLOWED_SCHEMES": "http,https",
+    # Encrypts the provider's API key in the database, which is made up. A server that is started again on the
+    # same database needs the same passphrase.
+    "MLFLOW_CRYPTO_KEK_PASSPHRASE": "agent-gateway demo: there is no secret in here",
+    # Without it LiteLLM fetches its price list from the internet, and waits for it.
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # The gateway needs no background jobs, and they are three more processes.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class MlflowServer:
+    """An ``mlflow server`` on 127.0.0.1.
+
+    Args:
+        directory: Where artifacts are kept and the server runs.
+        backend_store_uri: MLflow's backend store.
+        app_name: Value of ``--app-name``, or None for MLflow as it is.
+        workers: Number of server processes.
+        port: TCP port; None takes a free one.
+        env: Environment variables for the server, over those that the demo sets.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        backend_store_uri: str,
+        *,
+        app_name: str | None,
+        workers: int,
+        port: int | None,
+        env: Mapping[str, str],
+    ) -> None:
+        self.log_path = directory / "server.log"
+        self._directory = directory
+        self._backend_store_uri = backend_store_uri
+        self._app_name = app_name
+        self._workers = workers
+        self._port = port
+        self._env = env
+        self._process: subprocess.Popen[bytes] | None = None
+        # Another thread may stop a server that is being started.
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def url(self) -> str:
+        """Base URL, such as ``http://127.0.0.1:41234``."""
+        if self._port is None:
+            raise StartError("The MLflow server is not running.")
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of ``mlflow server``, which is its process group's id too; None while it is stopped."""
+        return self._process.pid if self._process else None
+
+    def last_lines(self) -> str:
+        """Return the last lines of the server's output."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-_LAST_LINES:])
+        return ""
+
+    def start(self) -> None:
+        """Start the server; returns when it answers. A server that was stopped keeps its port.
+
+        Raises:
+            StartError: When the port is taken, or the server ends or stays silent; with its last lines.
+        """
+        reserved = Reservation(self._port or 0)
+        self._port = reserved.port
+        try:
+            with self._lock:
+                if self._closed:
+                    raise StartError("The MLflow server has been closed.")
+                process = self._process = self._spawn()
+            self._wait_until_it_answers(process)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            reserved.release()
+
+    def close(self) -> None:
+        """Stop the server, and keep it from being started again."""
+        with self._lock:
+            self._closed = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the server and every process it started."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None:
+            return
+        # `mlflow server` hands the signal on. Sent to the whole group, uvicorn would get it twice, and not
+        # take the time to flush.
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_DEADLINE_S)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                self._command(),
+                cwd=self._directory,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A process group of its own: what stops it reaches its workers, and Ctrl-C in the terminal does
+                # not reach it before it is told to stop.
+                start_new_session=True,
+            )
+
+    def _command(self) -> list[str]:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
+        command += ["--workers", str(self._workers), "--backend-store-uri", self._backend_store_uri]
+        command += ["--artifacts-destination", str(self._directory / "artifacts")]
+        # A client that hangs on a stream must not keep the server from stopping.
+        command += ["--uvicorn-opts", "--timeout-graceful-shutdown 5"]
+        return command + (["--app-name", self._app_name] if self._app_name else [])
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
+        return {**inherited, **_ENVIRONMENT, **self._env}
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + START_DEADLINE_S
+        problem = f"did not answer within {START_DEADLINE_S:.0f} s"
+        with httpx.Client(trust_env=False, timeout=5) as client:
+            while time.monotonic() < deadline:
+                if process.poll() is not None:
+                    problem = f"ended with status {process.returncode}"
+                    break
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/health").status_code == httpx.codes.OK:
+                        return
+                time.sleep(0.1)
+        raise StartError(f"`mlflow server` {problem}. Its last lines:\n{self.last_lines()}")

@@ -1,0 +1,60 @@
+"""The first calls of a gateway, which are slow because the server imports what it needs during them."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+
+from agent_gateway_client.errors import StartError
+
+DEADLINE_S = 180.0
+
+# A call of a cold process takes seconds; one of a warm process some 50 ms, or several times that when many
+# come at once.
+_WARM_S = 1.0
+_MAX_ROUNDS = 10
+
+
+def warm_up(url: str, endpoint: str, workers: int, credentials: tuple[str, str] | None = None) -> None:
+    """Call an endpoint until every worker has answered before, as well as can be told from outside.
+
+    Nothing says which worker answers, so rounds of calls at once, each on a connection of its own, go on
+    until two rounds in succession had no slow call.
+
+    Args:
+        url: URL of the chat completions route.
+        endpoint: Name of the endpoint to call.
+        workers: Number of server processes.
+        credentials: User name and password, for a server that asks for them.
+
+    Raises:
+        StartError: When the endpoint answers with an error, or not in time.
+    """
+    body = {"model": endpoint, "messages": [{"role": "user", "content": "Are you warm?"}]}
+    auth = httpx.BasicAuth(*credentials) if credentials else None
+
+    def call(_: int) -> float:
+        began = time.monotonic()
+        try:
+            with httpx.Client(trust_env=False, timeout=DEADLINE_S, auth=auth) as client:
+                response = client.post(url, json=body)
+        except httpx.HTTPError as error:
+            raise StartError(f"The gateway's first call failed: {type(error).__name__}: {error}.") from error
+        if response.status_code != httpx.codes.OK:
+            raise StartError(
+                f"The gateway's first call failed with status {response.status_code}: {response.text[:500]}."
+            )
+        return time.monotonic() - began
+
+    call(0)
+    if workers == 1:
+        return
+    quick_rounds = 0
+    with ThreadPoolExecutor(workers * 4) as pool:
+        for _ in range(_MAX_ROUNDS):
+            slowest = max(pool.map(call, range(workers * 4)))
+            quick_rounds = quick_rounds + 1 if slowest < _WARM_S else 0
+            if quick_rounds == 2:
+                return

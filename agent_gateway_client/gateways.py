@@ -1,0 +1,191 @@
+"""Which URLs are gateways."""
+
+import os
+from collections.abc import Iterable, Iterator
+from urllib.parse import SplitResult, urlsplit
+
+from agent_gateway_client.errors import ConfigurationError
+
+GATEWAY_URLS_VARIABLE = "AGENT_GATEWAY_URLS"
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
+
+_VENDORS = (
+    "api.openai.com",
+    ".openai.azure.com",
+    ".cognitiveservices.azure.com",
+    ".services.ai.azure.com",
+    "api.anthropic.com",
+    "generativelanguage.googleapis.com",
+    "aiplatform.googleapis.com",
+    "-aiplatform.googleapis.com",
+    "api.mistral.ai",
+    "api.groq.com",
+    "api.deepseek.com",
+    "api.x.ai",
+    "api.cohere.com",
+    "api.cohere.ai",
+    "api.together.xyz",
+    "api.together.ai",
+    "api.fireworks.ai",
+    "api.perplexity.ai",
+    "api.cerebras.ai",
+    "openrouter.ai",
+    "router.huggingface.co",
+    "integrate.api.nvidia.com",
+    ".amazonaws.com",
+)
+"""Hosts of model vendors' public APIs; one that starts with a dot or a hyphen is a suffix."""
+
+Origin = tuple[str, str, int]
+"""Scheme (http or https), host (see ``_plain_host``) and port."""
+
+
+class Gateways:
+    """An immutable set of gateways, each ``scheme://host[:port][/prefix]``.
+
+    A URL belongs to a gateway when scheme, host and port are the same and its path is the prefix or lies below it:
+    ``/gateway`` covers ``/gateway/v1`` and not ``/gateway2``.
+    """
+
+    __slots__ = ("_prefixes", "urls")
+
+    def __init__(self, urls: Iterable[str]) -> None:
+        """Read the gateways.
+
+        Raises:
+            ConfigurationError: A value has no scheme or host, another scheme than http or https, or a bad port.
+        """
+        if isinstance(urls, str):
+            raise ConfigurationError(f"gateways must be a list of URLs, not one string; write gateways=[{urls!r}].")
+        self.urls: tuple[str, ...] = tuple(dict.fromkeys(urls))
+        self._prefixes: dict[Origin, tuple[str, ...]] = {}
+        for url in self.urls:
+            origin, prefix = _read(url)
+            self._prefixes[origin] = (*self._prefixes.get(origin, ()), prefix)
+
+    @classmethod
+    def from_environment(cls) -> "Gateways":
+        """Read ``AGENT_GATEWAY_URLS`` (comma separated; unset or empty: no gateway).
+
+        Raises:
+            ConfigurationError: As for the constructor; the message names the variable.
+        """
+        value = os.environ.get(GATEWAY_URLS_VARIABLE, "")
+        try:
+            return cls([url for part in value.split(",") if (url := part.strip())])
+        except ConfigurationError as error:
+            raise ConfigurationError(f"In the environment variable {GATEWAY_URLS_VARIABLE}: {error}") from None
+
+    def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
+        """Tell whether a request to these parts of a URL goes to one of the gateways.
+
+        Args:
+            scheme: In lower case; ``ws`` and ``wss`` count as the HTTP schemes they start from.
+            host: In any case, with or without a trailing dot, an IPv6 address without brackets.
+            port: ``None`` for the scheme's own.
+            path: As it is sent, without the query.
+        """
+        scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
+        origin = (scheme, _plain_host(host), port or _DEFAULT_PORTS.get(scheme, 0))
+        return any(_is_below(path, prefix) for prefix in self._prefixes.get(origin, ()))
+
+    def __contains__(self, url: object) -> bool:
+        """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""
+        try:
+            parts = urlsplit(str(url))
+            return self.covers(parts.scheme, parts.hostname or "", parts.port, parts.path)
+        except ValueError:
+            return False
+
+    def __or__(self, other: "Gateways") -> "Gateways":
+        return Gateways((*self.urls, *other.urls))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.urls)
+
+    def __bool__(self) -> bool:
+        return bool(self.urls)
+
+    def __repr__(self) -> str:
+        return f"Gateways({list(self.urls)!r})"
+
+
+def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gateways:
+    """Decide which gateways a wrapped client talks to.
+
+    Args:
+        base_url: The client's own base URL, or ``""``.
+        gateways: What the user named; ``None`` to trust ``base_url`` and ``AGENT_GATEWAY_URLS``.
+
+    Raises:
+        ConfigurationError: Nothing names a gateway, a name is no URL, or ``base_url`` is a model vendor's public API.
+    """
+    if gateways is not None:
+        named = Gateways(gateways)
+        if not named:
+            raise ConfigurationError("gateways is empty; name at least one, like gateways=['http://localhost:5000'].")
+        return named
+    if not base_url:
+        named = Gateways.from_environment()
+        if not named:
+            raise ConfigurationError(
+                "No gateway is known: the client has no base_url. Give gateways=['http://host:port/prefix'], or set "
+                f"{GATEWAY_URLS_VARIABLE}."
+            )
+        return named
+    own = Gateways([base_url])
+    if vendor := _vendor_host(base_url):
+        raise ConfigurationError(
+            f"The client talks to {vendor}, a model vendor's public API, and not to a gateway; the trace context would be "
+            "sent to the vendor. Give the client the gateway's URL as base_url, or, if a gateway really answers there, "
+            f"name it: gateways=[{base_url!r}]."
+        )
+    return own | Gateways.from_environment()
+
+
+def _read(url: str) -> tuple[Origin, str]:
+    hint = "a gateway is scheme://host[:port][/prefix], like http://localhost:5000/gateway"
+    if not isinstance(url, str):
+        raise ConfigurationError(f"{url!r} is no gateway URL: {hint}.")
+    try:
+        parts: SplitResult = urlsplit(url.strip())
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{url!r} is no gateway URL ({error}): {hint}.") from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        problem = f"has the scheme {parts.scheme!r}" if "://" in url else "has no scheme"
+        raise ConfigurationError(f"{url!r} {problem}: {hint}.")
+    if not host or any(character.isspace() for character in host):
+        raise ConfigurationError(f"{url!r} has no host: {hint}.")
+    if parts.query or parts.fragment:
+        raise ConfigurationError(f"{url!r} has a query or a fragment: {hint}.")
+    try:
+        host = _plain_host(host)
+    except UnicodeError:
+        raise ConfigurationError(f"{url!r} has a host that is no name or address: {hint}.") from None
+    return (parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), parts.path.rstrip("/")
+
+
+def _plain_host(host: str) -> str:
+    """Return the one spelling of a host: lower case, no trailing dot, international names in their ASCII form."""
+    host = host.lower().rstrip(".")
+    return host if host.isascii() else host.encode("idna").decode()
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    if not prefix:
+        return True
+    if not path.startswith(prefix) or (len(path) > len(prefix) and path[len(prefix)] != "/"):
+        return False
+    # A server resolves dot segments, so a path with one may lie anywhere.
+    return ".." not in path and "%2e" not in path.lower()
+
+
+def _vendor_host(url: str) -> str | None:
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    for vendor in _VENDORS:
+        if host == vendor or (vendor[0] in ".-" and host.endswith(vendor)):
+            return host
+    return None

@@ -1,0 +1,154 @@
+"""Puts the trace context on a request: httpx and httpx2 clients, and anything else by hand.
+
+A request event hook is called for every request a client sends, for each retry and each hop of a redirect, with the URL
+as it goes out. httpx copies all headers but ``Authorization`` to a redirect's target, so the hook also takes its own
+headers off again where a redirect leaves the gateway.
+"""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import Gateways, gateways_for_client
+from agent_gateway_client.propagation import TRACEPARENT, current_trace_context
+
+ClientT = TypeVar("ClientT")
+
+_SENT_BY_US = "agent_gateway_client.headers"
+"""The key in a request's extensions that holds the headers this package has set on it."""
+
+
+def wrap_httpx(client: ClientT, gateways: Iterable[str] | None = None) -> ClientT:
+    """Make a client put the trace context on every request that it sends to a gateway.
+
+    The context is that of the innermost active span at the time of the request. A ``traceparent`` that the request
+    already has stays. Wrapping a client again adds to its gateways.
+
+    Args:
+        client: An ``httpx`` or ``httpx2`` client, sync or async; it is changed in place.
+        gateways: ``scheme://host[:port][/prefix]`` each. By default the client's own ``base_url``, and those in
+            ``AGENT_GATEWAY_URLS``.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ConfigurationError: ``client`` is no httpx client, no gateway is named, or a name is no URL.
+    """
+    if not _takes_hooks(client):
+        raise ConfigurationError(
+            f"wrap_httpx() takes an httpx or httpx2 client, not {type(client).__qualname__}. For an OpenAI client there is "
+            "wrap_openai(); for anything else, trace_headers(url)."
+        )
+    base_url = str(getattr(client, "base_url", ""))
+    add_hook(client, gateways_for_client(base_url, gateways))
+    return client
+
+
+def unwrap(client: ClientT) -> ClientT:
+    """Take off what :func:`wrap_httpx` or ``wrap_openai`` put on.
+
+    Clients that share one HTTP client (an OpenAI client and its ``with_options()`` copies) are unwrapped together. A
+    client that was never wrapped is left as it is.
+
+    Returns:
+        The same object.
+    """
+    http_client: Any = client if _takes_hooks(client) else getattr(client, "_client", None)
+    if _takes_hooks(http_client) and _hook_of(http_client) is not None:
+        hooks = http_client.event_hooks
+        kept = [hook for hook in hooks["request"] if not isinstance(hook, _RequestHook)]
+        http_client.event_hooks = {**hooks, "request": kept}
+    return client
+
+
+def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the headers that a request to ``url`` should carry, for a client that this package does not know.
+
+    Args:
+        url: Where the request goes; ``ws://`` and ``wss://`` count as the HTTP they start from.
+        gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+
+    Returns:
+        ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is no gateway or no span is
+        active.
+
+    Raises:
+        ConfigurationError: ``gateways`` was given and holds what is no URL.
+    """
+    if gateways is not None:
+        known = Gateways(gateways)
+    else:
+        try:
+            known = Gateways.from_environment()
+        except ConfigurationError as error:
+            warn_once("trace_headers.environment", "No trace context is sent: %s", error)
+            return {}
+    if url not in known:
+        return {}
+    context = current_trace_context()
+    return context.to_headers() if context else {}
+
+
+def add_hook(client: Any, gateways: Gateways) -> None:
+    """Add the hook to a client that takes event hooks, or the gateways to the hook that it has."""
+    hook = _hook_of(client)
+    if hook is not None:
+        hook.gateways |= gateways
+        return
+    is_async = hasattr(client, "__aenter__")
+    hooks = client.event_hooks
+    hook = (_AsyncRequestHook if is_async else _RequestHook)(gateways)
+    # Behind the user's own hooks: a traceparent that one of them sets stays.
+    client.event_hooks = {**hooks, "request": [*hooks["request"], hook]}
+
+
+def propagate(request: Any, gateways: Gateways) -> None:
+    """Put the current trace context on an httpx request to a gateway; take ours off one that leaves. Never raises."""
+    try:
+        url = request.url
+        headers = request.headers
+        if gateways.covers(url.scheme, url.host, url.port, url.path):
+            if TRACEPARENT in headers:
+                return
+            context = current_trace_context()
+            if context is None:
+                return
+            sent = context.to_headers()
+            headers.update(sent)
+            request.extensions[_SENT_BY_US] = sent
+        elif sent := request.extensions.get(_SENT_BY_US):
+            for name, value in sent.items():
+                if headers.get(name) == value:
+                    del headers[name]
+    except Exception:
+        logger.debug("The trace context was not put on a request", exc_info=True)
+        warn_once(
+            "http.propagate",
+            "The trace context could not be put on a request (httpx %s, httpx2 %s); the request was sent without it. "
+            "Details are logged at level DEBUG.",
+            version_of("httpx"),
+            version_of("httpx2"),
+        )
+
+
+class _RequestHook:
+    def __init__(self, gateways: Gateways) -> None:
+        self.gateways = gateways
+
+    def __call__(self, request: Any) -> Any:
+        propagate(request, self.gateways)
+
+
+class _AsyncRequestHook(_RequestHook):
+    async def __call__(self, request: Any) -> None:
+        propagate(request, self.gateways)
+
+
+def _takes_hooks(client: Any) -> bool:
+    return hasattr(client, "event_hooks") and hasattr(client, "base_url")
+
+
+def _hook_of(client: Any) -> _RequestHook | None:
+    return next((hook for hook in client.event_hooks["request"] if isinstance(hook, _RequestHook)), None)

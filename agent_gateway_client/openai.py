@@ -1,0 +1,60 @@
+"""OpenAI's SDK, 2.x (httpx) and 3.x (httpx2)."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
+from agent_gateway_client.gateways import gateways_for_client
+from agent_gateway_client.http import add_hook
+
+try:
+    from openai import AsyncOpenAI, OpenAI
+except ModuleNotFoundError as error:
+    if error.name != "openai":
+        raise
+    raise MissingDependencyError(
+        "wrap_openai() needs the package openai: pip install 'agent-gateway-client[openai]'"
+    ) from None
+
+ClientT = TypeVar("ClientT", bound=OpenAI | AsyncOpenAI)
+
+
+def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> ClientT:
+    """Make an OpenAI client put the trace context on every request that it sends to its gateway.
+
+    Every resource and method is covered, with retries and redirects, and so are the copies that ``with_options()`` and
+    ``copy()`` make. A ``traceparent`` that a request already has (from ``mlflow.openai.autolog()``, which names the
+    better parent, or from ``extra_headers``) stays. Wrapping twice is the same as once.
+
+    Args:
+        client: ``OpenAI``, ``AsyncOpenAI``, ``AzureOpenAI`` or ``AsyncAzureOpenAI``; it is changed in place.
+        gateways: ``scheme://host[:port][/prefix]`` each. By default the client's own ``base_url``, and those in
+            ``AGENT_GATEWAY_URLS``.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ConfigurationError: ``client`` is no OpenAI client, its ``base_url`` is a model vendor's public API, or a gateway
+            is no URL.
+    """
+    given: object = client
+    if not isinstance(given, OpenAI | AsyncOpenAI):
+        name = given.__name__ if isinstance(given, type) else type(given).__qualname__
+        raise ConfigurationError(
+            f"wrap_openai() takes an OpenAI client like OpenAI(base_url='http://localhost:5000/gateway/openai/v1'), not "
+            f"{name}. For an httpx client there is wrap_httpx(); for anything else, trace_headers(url)."
+        )
+    known = gateways_for_client(str(client.base_url), gateways)
+    http_client: Any = getattr(client, "_client", None)
+    if not hasattr(http_client, "event_hooks"):
+        warn_once(
+            "openai._client",
+            "openai %s keeps its HTTP client where this version of agent-gateway-client does not find it; no trace context "
+            "is sent. Upgrade agent-gateway-client.",
+            version_of("openai"),
+        )
+        return client
+    add_hook(http_client, known)
+    return client

@@ -1,0 +1,161 @@
+"""W3C Trace Context: the innermost active span to headers, and headers to the remote parent.
+
+Source of the rules: https://www.w3.org/TR/trace-context-2/. Pure functions, but for :func:`current_trace_context`, which
+reads the context of the running code.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanContext
+
+from agent_gateway_client._log import version_of, warn_once
+
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+
+MAX_TRACESTATE_MEMBERS = 32
+MAX_TRACESTATE_LENGTH = 8192
+"""Characters. W3C asks for at least 512 to be relayed; what is longer than this is taken for an attack."""
+
+_SAMPLED = 0x01
+
+_VERSION_00 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+_LATER_VERSION = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
+_TRACESTATE_KEY = r"[a-z0-9][a-z0-9_\-*/@]{0,255}"
+_TRACESTATE_VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+_TRACESTATE_MEMBER = re.compile(rf"({_TRACESTATE_KEY})={_TRACESTATE_VALUE}\Z")
+
+
+class TraceContext(NamedTuple):
+    """A span as another process sees it.
+
+    Attributes:
+        trace_id: 128 bits, never 0.
+        span_id: 64 bits, never 0. W3C calls it the parent id.
+        flags: 8 bits; the lowest says that the trace is sampled.
+        tracestate: The vendors' members, ready to be a header value, or ``""``.
+    """
+
+    trace_id: int
+    span_id: int
+    flags: int
+    tracestate: str = ""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the caller records this trace. Other flag bits (random) do not matter here."""
+        return bool(self.flags & _SAMPLED)
+
+    @property
+    def traceparent(self) -> str:
+        """The value of the ``traceparent`` header, version 00."""
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.flags:02x}"
+
+    def to_headers(self) -> dict[str, str]:
+        """Return ``traceparent``, and ``tracestate`` where there is one, with lower-case names."""
+        if self.tracestate:
+            return {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
+        return {TRACEPARENT: self.traceparent}
+
+
+def current_trace_context() -> TraceContext | None:
+    """Return the innermost active MLflow span's context, else OpenTelemetry's current span's, else ``None``.
+
+    MLflow keeps its active span in a context of its own by default, which OpenTelemetry's functions do not see. A span
+    that is not sampled is returned with its flags as they are.
+    """
+    context = _active_mlflow_span_context() or trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    state = context.trace_state
+    return TraceContext(context.trace_id, context.span_id, context.trace_flags, state.to_header() if state else "")
+
+
+def _active_mlflow_span_context() -> SpanContext | None:
+    """Return the active MLflow span's context; ``None`` where MLflow is not imported or has no active span.
+
+    The one place that touches MLflow's tracing internals on the client: its public ``get_current_active_span()`` does
+    not show a span that is not sampled.
+    """
+    provider = sys.modules.get("mlflow.tracing.provider")
+    if provider is None:
+        return None
+    try:
+        context: SpanContext = provider.get_current_otel_span().get_span_context()
+    except Exception as error:  # whatever MLflow does, the user's call goes on
+        warn_once(
+            "mlflow.tracing.provider",
+            "mlflow-tracing %s does not tell its active span the way this version of agent-gateway-client expects (%s); "
+            "only OpenTelemetry's current span is propagated. Upgrade agent-gateway-client.",
+            version_of("mlflow-tracing"),
+            type(error).__name__,
+        )
+        return None
+    return context if context.is_valid else None
+
+
+def extract(
+    headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]], *, strict: bool = False
+) -> TraceContext | None:
+    """Read the remote parent out of request headers.
+
+    Args:
+        headers: A mapping, or pairs of name and value, one for each header line (ASGI's ``scope["headers"]`` as it is).
+            Names are compared without regard to case.
+        strict: Whether a malformed, duplicated or oversized ``tracestate`` makes the whole context invalid. W3C lets a
+            participant drop just the ``tracestate`` then, which is what is done otherwise.
+
+    Returns:
+        The remote parent, or ``None`` where there is no ``traceparent``, more than one, or an invalid one.
+    """
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    parents: list[str] = []
+    states: list[str] = []
+    for raw_name, raw_value in pairs:
+        # Both names have the length 10 or 11: most headers are passed over without being decoded.
+        if len(raw_name) not in (10, 11):
+            continue
+        name = _text(raw_name).lower()
+        if name == TRACEPARENT:
+            parents.append(_text(raw_value))
+        elif name == TRACESTATE:
+            states.append(_text(raw_value))
+    if len(parents) != 1:
+        return None
+    parent = parents[0].strip(" \t")
+    match = (_VERSION_00 if parent.startswith("00") else _LATER_VERSION).match(parent)
+    if match is None:
+        return None
+    trace_id, span_id, flags = (int(group, 16) for group in match.groups())
+    if not trace_id or not span_id:
+        return None
+    tracestate = _valid_tracestate(states)
+    if tracestate is None:
+        if strict:
+            return None
+        tracestate = ""
+    return TraceContext(trace_id, span_id, flags, tracestate)
+
+
+def _valid_tracestate(lines: list[str]) -> str | None:
+    """Join the lines of a ``tracestate`` header into one value, or return ``None`` where they are invalid."""
+    if sum(map(len, lines)) > MAX_TRACESTATE_LENGTH:
+        return None
+    members = [member for line in lines for part in line.split(",") if (member := part.strip(" \t"))]
+    if len(members) > MAX_TRACESTATE_MEMBERS:
+        return None
+    keys = set()
+    for member in members:
+        match = _TRACESTATE_MEMBER.match(member)
+        if match is None or match[1] in keys:
+            return None
+        keys.add(match[1])
+    return ",".join(members)
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")

@@ -1,0 +1,28 @@
+"""The companion: what runs inside a gateway and adds payload-free mirror spans to the caller's trace.
+
+The flow is one line whatever the gateway: request headers → :class:`~agent_gateway_client.server.call.GatewayCall` →
+attempts are added as they become known → :func:`~agent_gateway_client.server.mirror.mirror` → exporter.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_gateway_client.server.asgi import GatewayTracingMiddleware
+    from agent_gateway_client.server.call import current_gateway_call
+
+__all__ = ["GatewayTracingMiddleware", "current_gateway_call"]
+
+_HOME = {"GatewayTracingMiddleware": "asgi", "current_gateway_call": "call"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

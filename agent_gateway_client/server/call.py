@@ -1,0 +1,165 @@
+"""All that may be known of a call through a gateway. No field can hold a payload.
+
+Fields are numbers, flags, and short names that come from the gateway's configuration or from closed sets; what a caller, a
+model or an error says has no place here. How the fields are named in a trace is decided in ``mirror.py``.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal
+
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+from agent_gateway_client._log import warn_once
+from agent_gateway_client.propagation import TraceContext
+
+MAX_ATTEMPTS = 64
+"""Attempts kept per call; a gateway that tries more often than this loses the later ones."""
+
+CLIENT_DISCONNECT = "client_disconnect"
+"""The ``error_type`` of a call whose client hung up before the response was complete."""
+
+Operation = Literal["chat", "text_completion", "embeddings", "generate_content", "other"]
+"""What was asked of the model, in the words of OpenTelemetry's ``gen_ai.operation.name``, and ``other``."""
+
+new_span_id = RandomIdGenerator().generate_span_id
+
+
+@dataclass(slots=True, frozen=True)
+class TokenUsage:
+    """Tokens as the provider reported them; ``None`` for what it did not report.
+
+    ``input_tokens`` contains the cached ones, as in MLflow and OpenTelemetry.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Cost:
+    """What the tokens cost, in USD."""
+
+    input_cost: float
+    output_cost: float
+    total_cost: float
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try at one provider.
+
+    Attributes:
+        provider: The provider's name in the gateway's configuration, like ``openai``.
+        model: The provider's name for the model, like ``gpt-4o-mini``.
+        start_time_ns: Nanoseconds since the epoch.
+        end_time_ns: Nanoseconds since the epoch; ``None`` while the attempt is under way.
+        error_type: ``None`` where it succeeded, else an exception's class or an HTTP status; never a message.
+        span_id: 64 bits; the gateway's own where it has a span for the attempt.
+    """
+
+    provider: str | None = None
+    model: str | None = None
+    start_time_ns: int = field(default_factory=time.time_ns)
+    end_time_ns: int | None = None
+    error_type: str | None = None
+    usage: TokenUsage | None = None
+    cost: Cost | None = None
+    finish_reason: str | None = None
+    span_id: int = field(default_factory=new_span_id)
+
+    def end(self, error: BaseException | str | None = None) -> None:
+        """Note that the attempt is over, with an exception or an error type where it failed. Only the first time counts."""
+        if self.end_time_ns is None:
+            self.end_time_ns = time.time_ns()
+            self.error_type = error_type(error)
+
+
+@dataclass(slots=True)
+class GatewayCall:
+    """One request to the gateway whose caller wants to see it in its trace.
+
+    Attributes:
+        parent: The caller's span.
+        endpoint: The endpoint's name in the gateway's configuration.
+        endpoint_id: The endpoint's id there, where it has one.
+        operation: What was asked of the model.
+        request_type: The gateway's own name for the route, from a closed set.
+        server_address: ``host:port`` at which the gateway was reached.
+        streaming: Whether the response was a stream; ``None`` where that is not known.
+        http_status: The response's status.
+        time_to_first_chunk_ns: From the start to the first byte of a streamed body, in nanoseconds.
+        cache_hit: Whether the gateway answered from its cache.
+        start_time_ns: Nanoseconds since the epoch.
+        end_time_ns: Nanoseconds since the epoch; ``None`` while the call is under way.
+        error_type: ``None`` where it succeeded, else an exception's class, an HTTP status or ``client_disconnect``.
+        linked: The gateway's own span for this call, in the gateway's own trace.
+        attempts: The tries at providers, in order.
+        span_id: 64 bits; the gateway's own where it has a span for the call.
+    """
+
+    parent: TraceContext
+    endpoint: str | None = None
+    endpoint_id: str | None = None
+    operation: Operation = "other"
+    request_type: str | None = None
+    server_address: str | None = None
+    streaming: bool | None = None
+    http_status: int | None = None
+    time_to_first_chunk_ns: int | None = None
+    cache_hit: bool | None = None
+    start_time_ns: int = field(default_factory=time.time_ns)
+    end_time_ns: int | None = None
+    error_type: str | None = None
+    linked: TraceContext | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    span_id: int = field(default_factory=new_span_id)
+
+    def add(self, attempt: Attempt) -> None:
+        """Add an attempt; beyond ``MAX_ATTEMPTS`` it is left out, and that is said once."""
+        if len(self.attempts) < MAX_ATTEMPTS:
+            self.attempts.append(attempt)
+        else:
+            warn_once(
+                "call.attempts",
+                "A gateway call has more than %d provider attempts; the rest are not mirrored.",
+                MAX_ATTEMPTS,
+            )
+
+    @contextmanager
+    def attempt(self, provider: str | None = None, model: str | None = None) -> Iterator[Attempt]:
+        """Time an attempt; an exception that passes through makes it a failed one."""
+        attempt = Attempt(provider=provider, model=model)
+        self.add(attempt)
+        try:
+            yield attempt
+        except BaseException as error:
+            attempt.end(error)
+            raise
+        attempt.end()
+
+    def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
+        """Note that the call is over, with an exception or an error type where it failed. Only the first time counts."""
+        if self.end_time_ns is None:
+            self.end_time_ns = end_time_ns or time.time_ns()
+            self.error_type = error_type(error)
+
+
+
+current_call: ContextVar[GatewayCall | None] = ContextVar("agent_gateway_client.call", default=None)
+
+
+def current_gateway_call() -> GatewayCall | None:
+    """Return the call that the running code serves; ``None`` where its caller is not tracing."""
+    return current_call.get()
+
+
+def error_type(error: BaseException | str | None) -> str | None:
+    """Return the short name of a failure: an exception's class, or the name as it is."""
+    return error if error is None or isinstance(error, str) else type(error).__name__

@@ -1,0 +1,111 @@
+"""The places that spans can be sent to: MLflow (its own store in process, or a server), or any OTLP back end."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
+from agent_gateway_client.server.export import Destination, Rejected
+from agent_gateway_client.server.mirror import Convention
+
+EXPORTER_VARIABLE = "AGENT_GATEWAY_EXPORTER"
+EXPERIMENT_VARIABLE = "AGENT_GATEWAY_EXPERIMENT_ID"
+
+_WORTH_ANOTHER_TRY = {401, 403, 404, 408, 409, 425, 429}
+"""Client errors that an operator or time can mend; any other 4xx is about the spans themselves."""
+
+LogSpans = Callable[[str, list[Any]], object]
+"""MLflow's ``log_spans(experiment_id, spans)``, of a store or of a tracing client."""
+
+
+class MlflowDestination:
+    """MLflow, through whatever can log spans: a tracking store, or ``TracingClient`` for a server.
+
+    A trace that MLflow does not know yet is begun in the given experiment, and moves to the caller's own experiment when the
+    caller's trace arrives.
+    """
+
+    convention = Convention.MLFLOW
+
+    def __init__(self, log_spans: LogSpans, experiment_id: str) -> None:
+        self._log_spans = log_spans
+        self._experiment_id = experiment_id
+
+    def send(self, spans: Sequence[ReadableSpan]) -> None:
+        """See :class:`~agent_gateway_client.server.export.Destination`."""
+        from mlflow.entities import Span
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._log_spans(self._experiment_id, [Span(span) for span in spans])
+        except NotImplementedError:
+            raise Rejected("this MLflow store keeps no spans; MLflow needs a database as its backend store") from None
+        except MlflowException as error:
+            status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+            if 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:
+                raise Rejected(f"MLflow answered {error.error_code}") from error
+            raise
+
+
+class OtlpDestination:
+    """An OpenTelemetry collector or back end; the standard ``OTEL_EXPORTER_OTLP_*`` variables say where and how."""
+
+    convention = Convention.OTEL
+
+    def __init__(self) -> None:
+        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+        if protocol not in (None, "", "http/protobuf"):
+            raise ConfigurationError(
+                f"The OTLP protocol {protocol!r} is not supported; set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and point "
+                "OTEL_EXPORTER_OTLP_ENDPOINT at the collector's HTTP port (4318 by default)."
+            )
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        except ModuleNotFoundError:
+            raise MissingDependencyError(
+                f"{EXPORTER_VARIABLE}=otlp needs OpenTelemetry's exporter: pip install 'agent-gateway-client[server]'"
+            ) from None
+        self._exporter = OTLPSpanExporter()
+
+    def send(self, spans: Sequence[ReadableSpan]) -> None:
+        """See :class:`~agent_gateway_client.server.export.Destination`."""
+        if self._exporter.export(spans) is not SpanExportResult.SUCCESS:
+            raise ConnectionError("the OTLP endpoint did not take the spans")
+
+
+def experiment_id_from_environment() -> str:
+    """Return the experiment in which MLflow keeps mirrors until the caller's trace arrives (``0`` by default).
+
+    Raises:
+        ConfigurationError: ``AGENT_GATEWAY_EXPERIMENT_ID`` is no number.
+    """
+    experiment_id = os.environ.get(EXPERIMENT_VARIABLE) or "0"
+    if not experiment_id.isdecimal():
+        raise ConfigurationError(f"{EXPERIMENT_VARIABLE} is {experiment_id!r}; give the id of an experiment, a number.")
+    return experiment_id
+
+
+def mlflow_tracking_server() -> Destination:
+    """Return the MLflow tracking server or store that ``MLFLOW_TRACKING_URI`` names."""
+    from mlflow.tracing.client import TracingClient
+
+    return MlflowDestination(TracingClient().log_spans, experiment_id_from_environment())
+
+
+def destination_from_environment(mlflow: Callable[[], Destination] = mlflow_tracking_server) -> Destination:
+    """Return the destination that ``AGENT_GATEWAY_EXPORTER`` names: ``mlflow`` (the default) or ``otlp``.
+
+    Args:
+        mlflow: Makes the destination for ``mlflow``.
+
+    Raises:
+        ConfigurationError: The variable has another value, or one that belongs to it is wrong.
+    """
+    makers: dict[str, Callable[[], Destination]] = {"mlflow": mlflow, "otlp": OtlpDestination}
+    name = os.environ.get(EXPORTER_VARIABLE) or "mlflow"
+    if name not in makers:
+        raise ConfigurationError(f"{EXPORTER_VARIABLE} is {name!r}; the exporters are: {', '.join(makers)}.")
+    return makers[name]()

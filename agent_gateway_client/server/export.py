@@ -1,0 +1,232 @@
+"""Where mirror spans go: off the request path, bounded, retried, counted.
+
+The request only puts its call into a queue. A thread makes the spans and sends them in batches; while the destination is
+away they wait and are tried again, and beyond the bound the oldest are dropped, counted, and logged once a minute. Sending
+a span twice is harmless, because its ids are fixed.
+"""
+
+import atexit
+import os
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client.server.call import GatewayCall
+from agent_gateway_client.server.mirror import Convention, mirror
+
+MAX_WAITING_CALLS = 10_000
+"""Calls that wait to be sent, in one process; about 2 KB each."""
+
+MAX_BATCH = 200
+"""Calls that are sent together."""
+
+_BATCH_SECONDS = 0.2
+_FIRST_RETRY_SECONDS = 0.5
+_LAST_RETRY_SECONDS = 15.0
+_SHUTDOWN_SECONDS = 10.0
+_LOG_SECONDS = 60.0
+
+Finish = Callable[[GatewayCall], None]
+"""Adds to a call what can be read after it has ended; runs in the exporter's thread."""
+
+
+class Rejected(Exception):
+    """The destination will never take these spans, however often they are sent."""
+
+
+class Destination(Protocol):
+    """Where spans are sent."""
+
+    convention: Convention
+
+    def send(self, spans: Sequence[ReadableSpan]) -> None:
+        """Store the spans.
+
+        Raises:
+            Rejected: They will never be taken.
+            Exception: Anything else: they may be taken later.
+        """
+
+
+class Exporter:
+    """A queue of calls and the thread that sends them."""
+
+    def __init__(self, destination: Destination, *, max_waiting_calls: int = MAX_WAITING_CALLS) -> None:
+        self.destination = destination
+        self.dropped = 0
+        self._max_waiting = max_waiting_calls
+        self._logged_dropped = 0
+        self._next_log = 0.0
+        self._start_afresh()
+        _exporters.add(self)
+
+    def submit(self, call: GatewayCall, finish: Finish | None = None) -> None:
+        """Take a call that has ended. Returns at once and never raises."""
+        if len(self._queue) >= self._max_waiting:
+            # deque's maxlen drops the oldest as the new one comes in.
+            self.dropped += 1
+        self._queue.append((call, finish))
+        if not self._wake.is_set():
+            self._wake.set()
+        if self._thread is None or not self._thread.is_alive():
+            self._start_thread()
+
+    def flush(self, timeout: float = _SHUTDOWN_SECONDS) -> bool:
+        """Wait until everything submitted so far has been sent or dropped.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether it has.
+        """
+        deadline = time.monotonic() + timeout
+        with self._idle:
+            self._flushing += 1
+            try:
+                self._wake.set()
+                return self._idle.wait_for(self._is_empty, max(0.0, deadline - time.monotonic()))
+            finally:
+                self._flushing -= 1
+
+    def shutdown(self, timeout: float = _SHUTDOWN_SECONDS) -> None:
+        """Send what waits, for at most ``timeout`` seconds; say how many calls could not be sent."""
+        if self._thread is not None and not self.flush(timeout):
+            left = len(self._queue) + len(self._pending)
+            logger.warning("%d mirrored calls could not be sent before the process ended and are lost.", left)
+            self._queue.clear()
+            self._pending.clear()
+
+    def _start_afresh(self) -> None:
+        self._queue: deque[tuple[GatewayCall, Finish | None]] = deque(maxlen=self._max_waiting)
+        self._pending: deque[list[ReadableSpan]] = deque(maxlen=self._max_waiting)
+        self._wake = threading.Event()
+        self._idle = threading.Condition()
+        self._flushing = 0
+        self._busy = False
+        self._thread: threading.Thread | None = None
+        self._thread_lock = threading.Lock()
+
+    def _start_thread(self) -> None:
+        with self._thread_lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="agent-gateway-exporter", daemon=True)
+                self._thread.start()
+
+    def _is_empty(self) -> bool:
+        return not (self._queue or self._pending or self._busy)
+
+    def _run(self) -> None:
+        delay = _FIRST_RETRY_SECONDS
+        while True:
+            self._wake.wait()
+            if not self._flushing:
+                time.sleep(_BATCH_SECONDS)
+            self._busy = True
+            self._wake.clear()
+            try:
+                self._make_spans()
+                self._send_pending()
+                delay = _FIRST_RETRY_SECONDS
+            except Exception as error:  # whatever the destination does, the thread goes on
+                self._log_trouble(f"the store cannot be reached ({type(error).__name__})")
+                logger.debug("Mirror spans could not be sent", exc_info=True)
+                self._pause(delay * random.uniform(0.5, 1.0))
+                delay = min(delay * 2, _LAST_RETRY_SECONDS)
+                self._wake.set()
+            if self.dropped > self._logged_dropped:
+                self._log_trouble("more calls came in than could be sent")
+            self._busy = False
+            with self._idle:
+                if self._is_empty():
+                    self._idle.notify_all()
+
+    def _make_spans(self) -> None:
+        while self._queue:
+            try:
+                call, finish = self._queue.popleft()
+            except IndexError:
+                return
+            if finish is not None:
+                self._finish(call, finish)
+            spans = mirror(call, self.destination.convention)
+            if len(self._pending) == self._max_waiting:
+                self.dropped += 1
+            self._pending.append(spans)
+
+    def _finish(self, call: GatewayCall, finish: Finish) -> None:
+        try:
+            finish(call)
+        except Exception as error:
+            logger.debug("A gateway call's details could not be read", exc_info=True)
+            warn_once(
+                "export.finish",
+                "The details of a gateway call could not be read (%s); its mirror says only what HTTP tells.",
+                type(error).__name__,
+            )
+
+    def _send_pending(self) -> None:
+        while self._pending:
+            size = min(len(self._pending), MAX_BATCH)
+            batch = [self._pending[index] for index in range(size)]
+            try:
+                self.destination.send([span for spans in batch for span in spans])
+            except Rejected:
+                self._send_one_by_one(batch)
+            for _ in range(size):
+                self._pending.popleft()
+
+    def _send_one_by_one(self, batch: list[list[ReadableSpan]]) -> None:
+        """Find the calls that the destination rejects, and drop only those."""
+        for spans in batch:
+            try:
+                self.destination.send(spans)
+            except Rejected as error:
+                self.dropped += 1
+                self._log_trouble(f"the store rejects them ({error})")
+
+    def _pause(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        time.sleep(min(seconds, _BATCH_SECONDS))
+        while time.monotonic() < deadline and not self._flushing:
+            # Meanwhile what comes in is made into spans: a call may hold on to more memory than its spans do.
+            self._make_spans()
+            time.sleep(_BATCH_SECONDS)
+
+    def _log_trouble(self, why: str) -> None:
+        now = time.monotonic()
+        if now >= self._next_log:
+            self._next_log = now + _LOG_SECONDS
+            self._logged_dropped = self.dropped
+            logger.warning(
+                "Mirror spans wait because %s: %d calls waiting, %d dropped so far. Requests are served as before.",
+                why,
+                len(self._queue) + len(self._pending),
+                self.dropped,
+            )
+
+
+_exporters: "weakref.WeakSet[Exporter]" = weakref.WeakSet()
+
+
+def _shutdown_all() -> None:
+    for exporter in list(_exporters):
+        exporter.shutdown()
+
+
+def _after_fork() -> None:
+    # The parent's thread does not live in the child, and what waits is the parent's to send.
+    for exporter in list(_exporters):
+        exporter._start_afresh()
+
+
+atexit.register(_shutdown_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,189 @@
+"""A gateway call to mirror spans. The only place that names span attributes.
+
+Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under it.
+The vocabulary is closed, and every text is cut to a bounded, printable name.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.call import Attempt, GatewayCall, new_span_id
+
+MAX_NAME_LENGTH = 200
+"""Characters of any text in a mirror span."""
+
+_UNPRINTABLE = re.compile(r"[^\x21-\x7e]+")
+
+
+class Convention(Enum):
+    """How facts are named: as MLflow stores and shows them, or by OpenTelemetry's semantic conventions (``gen_ai.*``)."""
+
+    MLFLOW = "mlflow"
+    OTEL = "otel"
+
+
+def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
+    """Make the mirror spans of a call that has ended.
+
+    Args:
+        call: What is known of the call.
+        convention: The names of the attributes. With ``MLFLOW`` their values are JSON, as MLflow keeps them.
+
+    Returns:
+        The gateway's span first, then one per attempt, all in the caller's trace. Parent contains child: an attempt that
+        seems to begin before its call or to end after it (clocks of two sources) is cut to the call's times.
+    """
+    end = call.end_time_ns or call.start_time_ns
+    taken = {call.parent.span_id, call.span_id}
+    spans = [
+        _span(
+            f"gateway/{_name(call.endpoint) or 'unknown'}",
+            call,
+            parent_id=call.parent.span_id,
+            span_id=call.span_id,
+            start=call.start_time_ns,
+            end=end,
+            error_type=call.error_type,
+            facts=_call_facts(call),
+            convention=convention,
+            kind=SpanKind.SERVER,
+        )
+    ]
+    for attempt in call.attempts:
+        start = min(max(attempt.start_time_ns, call.start_time_ns), end)
+        attempt_end = end if attempt.end_time_ns is None else attempt.end_time_ns
+        path = [name for name in (_name(attempt.provider), _name(attempt.model)) if name]
+        spans.append(
+            _span(
+                "/".join(["provider", *path]),
+                call,
+                parent_id=call.span_id,
+                span_id=_free(attempt.span_id, taken),
+                start=start,
+                end=min(max(attempt_end, start), end),
+                error_type=attempt.error_type,
+                facts=_attempt_facts(attempt, call),
+                convention=convention,
+                kind=SpanKind.CLIENT,
+            )
+        )
+    return spans
+
+
+def _free(span_id: int, taken: set[int]) -> int:
+    """Return an id that no other span of the mirror has. A span that is its own ancestor hangs MLflow 3.17's roll-up."""
+    while span_id in taken:
+        span_id = new_span_id()
+    taken.add(span_id)
+    return span_id
+
+
+Fact = tuple[str | None, str | None, Any]
+"""A fact's name for MLflow and for OpenTelemetry (``None``: not said there) and its value (``None``: not known)."""
+
+
+def _call_facts(call: GatewayCall) -> Iterator[Fact]:
+    host, _, port = (call.server_address or "").rpartition(":")
+    seconds = None if call.time_to_first_chunk_ns is None else call.time_to_first_chunk_ns / 1e9
+    linked = _mlflow_trace_id(call.linked) if call.linked else None
+    yield "endpoint_id", "agent_gateway.endpoint.id", _name(call.endpoint_id)
+    yield "endpoint_name", "agent_gateway.endpoint.name", _name(call.endpoint)
+    yield "server_url", None, _name(call.server_address)
+    yield None, "server.address", _name(host)
+    yield None, "server.port", int(port) if port.isdigit() else None
+    yield "mlflow.gateway.linkedTraceId", "mlflow.gateway.linkedTraceId", linked
+    yield "mlflow.gateway.requestType", "agent_gateway.request.type", _name(call.request_type)
+    yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation
+    yield "gen_ai.request.stream", "gen_ai.request.stream", call.streaming
+    yield "http.response.status_code", "http.response.status_code", call.http_status
+    yield "gen_ai.response.time_to_first_chunk", "gen_ai.response.time_to_first_chunk", seconds
+    yield "agent_gateway.cache.hit", "agent_gateway.cache.hit", call.cache_hit
+    yield "error.type", "error.type", _name(call.error_type)
+
+
+def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
+    usage, cost = attempt.usage, attempt.cost
+    finish_reason = _name(attempt.finish_reason)
+    yield "mlflow.llm.provider", "gen_ai.provider.name", _name(attempt.provider)
+    yield "mlflow.llm.model", "gen_ai.request.model", _name(attempt.model)
+    yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation
+    if usage is not None:
+        yield "mlflow.chat.tokenUsage", None, _known_fields(usage) or None
+        yield None, "gen_ai.usage.input_tokens", usage.input_tokens
+        yield None, "gen_ai.usage.output_tokens", usage.output_tokens
+        yield None, "gen_ai.usage.cache_read.input_tokens", usage.cache_read_input_tokens
+        yield None, "gen_ai.usage.cache_creation.input_tokens", usage.cache_creation_input_tokens
+    if cost is not None:
+        yield "mlflow.llm.cost", None, _known_fields(cost)
+        yield None, "agent_gateway.cost.total", cost.total_cost
+    yield "gen_ai.response.finish_reasons", "gen_ai.response.finish_reasons", [finish_reason] if finish_reason else None
+    yield "error.type", "error.type", _name(attempt.error_type)
+
+
+def _span(
+    name: str,
+    call: GatewayCall,
+    *,
+    parent_id: int,
+    span_id: int,
+    start: int,
+    end: int,
+    error_type: str | None,
+    facts: Iterator[Fact],
+    convention: Convention,
+    kind: SpanKind,
+) -> ReadableSpan:
+    attributes: dict[str, Any] = {}
+    if convention is Convention.MLFLOW:
+        facts_for_mlflow = [("mlflow.traceRequestId", _mlflow_trace_id(call.parent)), ("mlflow.spanType", "LLM")]
+        facts_for_mlflow += [(key, value) for key, _, value in facts if key is not None and value is not None]
+        attributes = {key: json.dumps(value) for key, value in facts_for_mlflow}
+    else:
+        attributes = {key: value for _, key, value in facts if key is not None and value is not None}
+    is_gateway_span = span_id == call.span_id
+    return ReadableSpan(
+        name=name,
+        context=_span_context(call.parent, span_id),
+        parent=_span_context(call.parent, parent_id, is_remote=is_gateway_span),
+        resource=_RESOURCE,
+        attributes=attributes,
+        links=[Link(_span_context(call.linked, call.linked.span_id))] if is_gateway_span and call.linked else (),
+        kind=kind,
+        status=Status(StatusCode.OK if error_type is None else StatusCode.ERROR),
+        start_time=start,
+        end_time=max(start, end),
+    )
+
+
+_RESOURCE = Resource({"service.name": "agent-gateway"})
+
+
+def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = False) -> SpanContext:
+    return SpanContext(
+        trace_id=context.trace_id,
+        span_id=span_id,
+        is_remote=is_remote,
+        trace_flags=TraceFlags(context.flags),
+        trace_state=TraceState.from_header([context.tracestate]) if context.tracestate else TraceState(),
+    )
+
+
+def _mlflow_trace_id(context: TraceContext) -> str:
+    return f"tr-{context.trace_id:032x}"
+
+
+def _name(text: str | None) -> str | None:
+    """Cut a text to a name: printable ASCII without spaces, bounded in length."""
+    return _UNPRINTABLE.sub("_", text)[:MAX_NAME_LENGTH] if text else None
+
+
+def _known_fields(facts: Any) -> dict[str, Any]:
+    return {name: value for name in facts.__slots__ if (value := getattr(facts, name)) is not None}

@@ -1,0 +1,325 @@
+"""The MLflow AI Gateway, as an ``mlflow.app`` plugin: ``mlflow server --app-name agent-gateway``.
+
+Two of MLflow's public extension points are enough. The plugin wraps MLflow's ASGI application, so it sees each request
+before MLflow does; and MLflow's tracer provider takes a span processor, which sees the gateway's own spans begin. What those
+spans know (endpoint, provider attempts, tokens) is read from them after the call, in the exporter's thread.
+
+MLflow never sees the caller's ``traceparent``: it would add a second, half-working mirror, and send the header on to the
+provider through its passthrough and proxy routes.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.tracing.constant import SpanAttributeKey
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import StatusCode
+
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.asgi import ASGIApp, GatewayTracingMiddleware, Scope
+from agent_gateway_client.server.call import (
+    CLIENT_DISCONNECT,
+    MAX_ATTEMPTS,
+    Attempt,
+    Cost,
+    GatewayCall,
+    Operation,
+    TokenUsage,
+)
+from agent_gateway_client.server.destinations import (
+    MlflowDestination,
+    destination_from_environment,
+    experiment_id_from_environment,
+)
+from agent_gateway_client.server.export import Destination, Exporter, Finish
+
+APP_VARIABLE = "AGENT_GATEWAY_MLFLOW_APP"
+"""Names the MLflow app to wrap, like ``basic-auth``; unset, MLflow's plain one."""
+
+CALLER_TRACE_ID = "agent_gateway.caller.traceId"
+CALLER_SPAN_ID = "agent_gateway.caller.spanId"
+"""Metadata of the gateway's own trace that point back at the caller."""
+
+_CALLERS_HEADERS = {b"traceparent", b"tracestate", b"baggage"}
+
+_ROUTES: tuple[tuple[str, str, Operation], ...] = (
+    (r"/mlflow/v1/chat/completions$", "unified/chat", "chat"),
+    (r"/[^/]+/mlflow/invocations$", "unified/invocations", "other"),
+    (r"/openai/v1/chat/completions$", "passthrough/model/openai-chat", "chat"),
+    (r"/openai/v1/embeddings$", "passthrough/model/openai-embeddings", "embeddings"),
+    (r"/openai/v1/responses", "passthrough/model/openai-responses", "chat"),
+    (r"/anthropic/v1/messages$", "passthrough/model/anthropic-messages", "chat"),
+    (r"/gemini/v1beta/models/", "passthrough/model/gemini-generateContent", "generate_content"),
+    (r"/typesafe/v1/systemone$", "passthrough/model/typesafe-systemone", "other"),
+    (r"/proxy/[^/]+/", "proxy/raw", "other"),
+)
+"""The gateway's routes below its prefix, MLflow's own names for them, and what they do."""
+
+_MAX_SPANS = MAX_ATTEMPTS * 4
+
+
+class _GatewaySpans:
+    """The gateway's own spans of one request, in the order in which they began."""
+
+    __slots__ = ("spans",)
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+
+_gateway_spans: ContextVar[_GatewaySpans | None] = ContextVar("agent_gateway_client.gateway_spans", default=None)
+
+
+class _SpanObserver(SpanProcessor):
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        observed = _gateway_spans.get()
+        if observed is not None and len(observed.spans) < _MAX_SPANS:
+            observed.spans.append(span)
+
+
+class MlflowGateway(GatewayTracingMiddleware):
+    """MLflow's ASGI application with the calls of its AI Gateway mirrored."""
+
+    def __init__(self, app: ASGIApp, exporter: Exporter) -> None:
+        super().__init__(app, exporter)
+        self._prefix = os.environ.get("_MLFLOW_STATIC_PREFIX", "").rstrip("/") + "/gateway"
+        self._observer = _SpanObserver()
+        self._observed_provider: object = None
+
+    def is_call(self, scope: Scope) -> bool:
+        """Tell whether a request goes to one of the gateway's routes."""
+        return super().is_call(scope) and str(scope["path"]).startswith(self._prefix + "/")
+
+    def application_scope(self, scope: Scope) -> Scope:
+        """Take the caller's trace context off the request: see the module's docstring."""
+        headers = [header for header in scope["headers"] if header[0].lower() not in _CALLERS_HEADERS]
+        # MLflow notes in the request's state which endpoint it chose, which is all there is without usage tracking.
+        return {**scope, "headers": headers, "state": {**scope.get("state", {})}}
+
+    def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
+        """Watch the gateway's own spans of this request, and let its trace point back at the caller's."""
+        self._keep_observing()
+        path = scope["path"][len(self._prefix) :]
+        for pattern, request_type, operation in _ROUTES:
+            if re.match(pattern, path):
+                call.request_type, call.operation = request_type, operation
+                break
+        observed = _GatewaySpans()
+        state = scope["state"]
+
+        def finish(call: GatewayCall) -> None:
+            _read_spans(call, observed.spans)
+            if call.linked is None:
+                _read_state(call, state)
+
+        return _Observation(call, observed), finish
+
+    def _keep_observing(self) -> None:
+        """Put the observer on MLflow's tracer provider, which MLflow replaces whenever its configuration changes."""
+        try:
+            provider = mlflow.tracing.get_bridged_tracer_provider()
+            if provider is not self._observed_provider and hasattr(provider, "add_span_processor"):
+                provider.add_span_processor(self._observer)
+                self._observed_provider = provider
+        except Exception:
+            logger.debug("MLflow's tracer provider cannot be observed", exc_info=True)
+            warn_once(
+                "mlflow_gateway.provider",
+                "mlflow %s does not let its spans be observed; mirrors have no provider attempts. Upgrade agent-gateway-client.",
+                version_of("mlflow"),
+            )
+
+
+class _Observation(AbstractContextManager[None]):
+    """The context that a request is served in."""
+
+    def __init__(self, call: GatewayCall, observed: _GatewaySpans) -> None:
+        self._observed = observed
+        self._caller = mlflow.tracing.context(
+            metadata={
+                CALLER_TRACE_ID: f"tr-{call.parent.trace_id:032x}",
+                CALLER_SPAN_ID: f"{call.parent.span_id:016x}",
+            }
+        )
+
+    def __enter__(self) -> None:
+        self._token = _gateway_spans.set(self._observed)
+        self._caller.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._caller.__exit__(*error)
+        _gateway_spans.reset(self._token)
+
+
+def _read_spans(call: GatewayCall, spans: list[Span]) -> None:
+    """Add to a call what the gateway's own spans of it know."""
+    abandoned = {id(span) for span in spans if span.end_time is None} if call.error_type == CLIENT_DISCONNECT else set()
+    if abandoned:
+        _end_abandoned([span for span in spans if id(span) in abandoned], call.end_time_ns)
+    latest = call.start_time_ns
+    # Without usage tracking MLflow makes no span for the gateway, yet on some routes one for the provider.
+    root = next((span for span in spans if span.name.startswith("gateway/")), None)
+    if root is not None:
+        _read_gateway_span(call, root)
+        latest = root.start_time or latest
+    for span in spans:
+        provider = _attribute(span, SpanAttributeKey.MODEL_PROVIDER)
+        if provider is None:
+            continue
+        # On its passthrough routes MLflow begins the provider's span only when the provider has answered.
+        is_late = bool(_attribute(span, "action") or _attribute(span, "proxy_path"))
+        call.add(
+            Attempt(
+                provider=provider,
+                model=_attribute(span, SpanAttributeKey.MODEL),
+                start_time_ns=latest if is_late else span.start_time or latest,
+                end_time_ns=span.end_time,
+                error_type=CLIENT_DISCONNECT if id(span) in abandoned else _error_type(span),
+                usage=_usage(_attribute(span, SpanAttributeKey.CHAT_USAGE)),
+                cost=_cost(_attribute(span, SpanAttributeKey.LLM_COST)),
+                span_id=span.get_span_context().span_id,
+            )
+        )
+        latest = span.end_time or latest
+
+
+def _read_gateway_span(call: GatewayCall, span: Span) -> None:
+    context = span.get_span_context()
+    call.span_id = context.span_id
+    call.linked = TraceContext(context.trace_id, context.span_id, context.trace_flags)
+    call.endpoint = _attribute(span, "endpoint_name")
+    call.endpoint_id = _attribute(span, "endpoint_id")
+    if call.error_type is None:
+        call.error_type = _error_type(span)
+
+
+def _end_abandoned(spans: list[Span], end_time_ns: int | None) -> None:
+    """End the spans that MLflow leaves open when a client hangs up mid-stream; it would never store their trace."""
+    client = MlflowClient()
+    for span in reversed(spans):
+        client.end_span(
+            _attribute(span, SpanAttributeKey.REQUEST_ID),
+            f"{span.get_span_context().span_id:016x}",
+            status="ERROR",
+            attributes={"error.type": CLIENT_DISCONNECT},
+            end_time_ns=end_time_ns,
+        )
+
+
+def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
+    """Add what MLflow notes of a request whose endpoint has usage tracking off, and so no spans."""
+    endpoint_id = state.get("endpoint_id")
+    if isinstance(endpoint_id, str):
+        call.endpoint_id = endpoint_id
+        call.endpoint = _server_store().get_gateway_endpoint(endpoint_id=endpoint_id).name
+
+
+def _attribute(span: ReadableSpan, key: str) -> Any:
+    """Return an attribute of an MLflow span, which keeps its values as JSON; ``None`` where there is none."""
+    value = (span.attributes or {}).get(key)
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _error_type(span: ReadableSpan) -> str | None:
+    """Return what a failed span failed of: the HTTP status where its exception has one, else the exception's class.
+
+    An exception's message may hold a prompt. Of FastAPI's ``HTTPException`` and MLflow's own it begins with the status, and
+    only that number is read.
+    """
+    if span.status.status_code is not StatusCode.ERROR:
+        return None
+    for event in reversed(span.events):
+        attributes = event.attributes or {}
+        name = str(attributes.get("exception.type", "")).rpartition(".")[2]
+        if name:
+            status = re.match(r"([45]\d\d)(?!\d)", str(attributes.get("exception.message", "")))
+            return status[1] if status and name in _EXCEPTIONS_WITH_STATUS else name
+    return "error"
+
+
+_EXCEPTIONS_WITH_STATUS = {"HTTPException", "AIGatewayException"}
+
+
+def _usage(usage: Any) -> TokenUsage | None:
+    if not isinstance(usage, dict):
+        return None
+    return TokenUsage(**{name: usage[name] for name in TokenUsage.__slots__ if isinstance(usage.get(name), int)})
+
+
+def _cost(cost: Any) -> Cost | None:
+    try:
+        return Cost(**{name: float(cost[name]) for name in Cost.__slots__})
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def _server_store() -> Any:
+    """Return the tracking store of the MLflow server that this runs in."""
+    # What MLflow's own OTLP endpoint uses; the public clients would open a second connection pool to the same database.
+    from mlflow.server.handlers import _get_tracking_store
+
+    return _get_tracking_store()
+
+
+def _own_store() -> Destination:
+    experiment_id = experiment_id_from_environment()
+    # Looked up at the first use: MLflow opens its store when the first request comes.
+    return MlflowDestination(
+        lambda experiment_id, spans: _server_store().log_spans(experiment_id, spans), experiment_id
+    )
+
+
+def create_app() -> ASGIApp:
+    """Make MLflow's application with the companion around it; what ``mlflow server --app-name agent-gateway`` runs.
+
+    Raises:
+        ConfigurationError: MLflow runs under another server than uvicorn, or a variable has a value that cannot work.
+    """
+    server = os.environ.get("_MLFLOW_SGI_NAME", "uvicorn")
+    if server != "uvicorn":
+        raise ConfigurationError(
+            f"The MLflow AI Gateway runs under uvicorn, not {server}; start mlflow server without --{server}-opts."
+        )
+    app = _wrapped_app()()
+    return MlflowGateway(app, Exporter(destination_from_environment(_own_store)))
+
+
+def _check_environment() -> None:
+    _wrapped_app()
+    destination_from_environment(_own_store)
+
+
+def _wrapped_app() -> Callable[[], ASGIApp]:
+    """Return what makes the MLflow application to wrap."""
+    name = os.environ.get(APP_VARIABLE)
+    if not name:
+
+        def plain_app() -> ASGIApp:
+            from mlflow.server.fastapi_app import app
+
+            return cast(ASGIApp, app)
+
+        return plain_app
+    apps = {point.name: point for point in entry_points(group="mlflow.app") if point.name != "agent-gateway"}
+    if name not in apps:
+        raise ConfigurationError(
+            f"{APP_VARIABLE} is {name!r}, and no such MLflow app is installed; there are: {', '.join(sorted(apps)) or 'none'}."
+        )
+    factory: Callable[[], ASGIApp] = apps[name].load()
+    return factory
+
+
+# MLflow imports this module once before it starts its workers. A value that cannot work ends `mlflow server` here, with one
+# error; in the workers, uvicorn would start them again and again.
+_check_environment()

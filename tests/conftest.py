@@ -1,0 +1,18 @@
+"""What holds for every test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Read when MLflow and LiteLLM are imported, here and in the servers that tests start: nothing leaves this machine.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+E2E = Path(__file__).parent / "e2e"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(E2E):
+            item.add_marker(pytest.mark.e2e)

@@ -1,0 +1,159 @@
+"""The package as it is installed: what importing it costs, its public names, its metadata, and what is pinned."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import agent_gateway_client
+
+ROOT = Path(__file__).parents[1]
+DISTRIBUTION = "agent-gateway-client"
+PUBLIC_NAMES = ["trace_headers", "unwrap", "wrap_httpx", "wrap_openai"]
+CLIENT_REQUIREMENTS = ["mlflow-tracing", "openai", "opentelemetry-api"]
+CONSTRAINTS = sorted(ROOT.glob("constraints*.txt"))
+
+
+def modules_loaded_by(code: str) -> set[str]:
+    """Return the top-level modules outside the standard library that a fresh interpreter loads for ``code``."""
+    program = (
+        "import json, sys\n"
+        "before = set(sys.modules)\n"
+        f"{code}\n"
+        "print(json.dumps([name.partition('.')[0] for name in set(sys.modules) - before]))\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
+    return set(json.loads(output)) - set(sys.stdlib_module_names)
+
+
+def pins(path: Path) -> dict[str, str]:
+    lines = (line.split("==") for line in path.read_text().splitlines())
+    return {canonicalize_name(name): version for name, version in lines}
+
+
+def requirements() -> dict[str, Requirement]:
+    """Return what this distribution requires, with all its extras, by name."""
+    found = (Requirement(text) for text in metadata.requires(DISTRIBUTION) or [])
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def test_importing_the_package_loads_nothing_else():
+    """import agent_gateway_client loads no MLflow, no OpenAI, no httpx and nothing else outside the standard library."""
+    assert modules_loaded_by("import agent_gateway_client") == {"agent_gateway_client"}
+    assert modules_loaded_by("import agent_gateway_client; dir(agent_gateway_client)") == {
+        "agent_gateway_client"
+    }
+
+
+def test_a_module_that_is_loaded_would_be_seen():
+    """The check above can fail: a public name loads what it needs, and that is seen."""
+    assert "openai" in modules_loaded_by("from agent_gateway_client import wrap_openai")
+
+
+def test_wrapping_any_other_client_loads_no_openai_and_no_mlflow():
+    """What does not need OpenAI's SDK or MLflow works without them."""
+    loaded = modules_loaded_by("from agent_gateway_client import trace_headers, unwrap, wrap_httpx")
+    assert loaded.isdisjoint({"openai", "mlflow", "httpx", "httpx2"})
+
+
+def test_the_public_names_are_these():
+    """__all__ and dir() are the public contract, and nothing else."""
+    assert sorted(agent_gateway_client.__all__) == ["__version__", *PUBLIC_NAMES]
+    assert dir(agent_gateway_client) == ["__version__", *PUBLIC_NAMES]
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_a_public_name_can_be_imported(name):
+    """Each public name is there under that name, documented."""
+    value = getattr(agent_gateway_client, name)
+    assert value.__name__ == name
+    assert value.__doc__
+
+
+def test_any_other_name_is_an_attribute_error():
+    """A name that is not there is an AttributeError that says so, so that hasattr() and import say the usual."""
+    with pytest.raises(
+        AttributeError, match=r"module 'agent_gateway_client' has no attribute 'wrap_everything'"
+    ):
+        _ = agent_gateway_client.wrap_everything
+
+
+def test_the_version_is_that_of_the_distribution():
+    """__version__ and the installed metadata agree."""
+    assert agent_gateway_client.__version__ == metadata.version(DISTRIBUTION)
+
+
+@pytest.mark.parametrize(
+    ("group", "value"),
+    [
+        ("console_scripts", "agent_gateway_client.cli:main"),
+        ("mlflow.app", "agent_gateway_client.server.mlflow_gateway:create_app"),
+    ],
+)
+def test_an_entry_point_is_registered(group, value):
+    """pip gives the command agent-gateway, and mlflow server --app-name agent-gateway finds the companion."""
+    [entry_point] = metadata.entry_points(group=group, name="agent-gateway")
+    assert entry_point.value == value
+    path = ROOT.joinpath(*entry_point.module.split("."))
+    assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    """A wheel has the typing marker and the licence, and no top-level package but this one."""
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    info = f"agent_gateway_client-{agent_gateway_client.__version__}.dist-info"
+    assert {name.partition("/")[0] for name in names} == {"agent_gateway_client", info}
+    assert {"agent_gateway_client/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
+
+
+@pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.name)
+def test_constraints_are_names_and_versions(path):
+    """A constraints file pins versions and says nothing of where they come from: no host, path, hash or option."""
+    lines = path.read_text().splitlines()
+    assert lines
+    line_form = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_]*")
+    assert [line for line in lines if not line_form.fullmatch(line)] == []
+    assert len(pins(path)) == len(lines)
+
+
+def test_the_lowest_versions_that_are_promised_are_those_that_are_tested():
+    """constraints-lowest.txt pins the lower bound of each of the client's requirements."""
+    lowest = pins(ROOT / "constraints-lowest.txt")
+    for name in CLIENT_REQUIREMENTS:
+        [bound] = [item.version for item in requirements()[name].specifier if item.operator == ">="]
+        assert Version(lowest[name]) == Version(bound), name
+
+
+def test_the_openai_3_environment_has_no_httpx():
+    """constraints-openai3.txt pins an openai 3 that stands on httpx2 alone."""
+    pinned = pins(ROOT / "constraints-openai3.txt")
+    assert Version(pinned["openai"]).major == 3
+    assert "httpx2" in pinned
+    assert "httpx" not in pinned
+
+
+@pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.name)
+def test_a_known_good_version_is_one_that_is_allowed(path):
+    """What a constraints file pins lies in the range that pyproject.toml gives."""
+    pinned = pins(path)
+    allowed = requirements()
+    outside = {
+        name: version
+        for name, version in pinned.items()
+        if name in allowed and version not in allowed[name].specifier
+    }
+    assert outside == {}
+    assert {"mlflow-tracing", "opentelemetry-api"} <= pinned.keys()

@@ -1,0 +1,36 @@
+"""What a user's type checker sees of this package. The files in cases/ are checked, not run."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from mypy import api
+
+CASES = Path(__file__).parent / "cases"
+HTTP_STACKS = [name for name in ("httpx", "httpx2") if find_spec(name)]
+
+
+@pytest.mark.parametrize("case", ["openai_clients", *(f"{name}_clients" for name in HTTP_STACKS)])
+def test_a_strict_type_checker_agrees_with(case):
+    """mypy --strict reports nothing: the types that a case asserts are there, and so is each error that it expects."""
+    # No configuration of this project, as a user has none of it; a cache for each environment, which differ in openai.
+    cache = f"--cache-dir={sys.prefix}/.mypy_cache"
+    report, errors, _ = api.run(["--strict", "--config-file=", cache, str(CASES / f"{case}.py")])
+    assert (report.strip(), errors) == ("Success: no issues found in 1 source file", "")
+
+
+def test_a_wrong_case_would_be_reported(tmp_path):
+    """The check above can fail: a type that is not kept, and an error that is not there, are reported."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from openai import AsyncOpenAI, OpenAI\n"
+        "from typing_extensions import assert_type\n"
+        "from agent_gateway_client import wrap_openai\n"
+        "def f(client: OpenAI) -> None:\n"
+        "    assert_type(wrap_openai(client), AsyncOpenAI)\n"
+        "    wrap_openai(client)  # type: ignore[type-var]\n"
+    )
+    report, _, _ = api.run(["--strict", "--config-file=", f"--cache-dir={sys.prefix}/.mypy_cache", str(wrong)])
+    assert "wrong.py:5: error: Expression is of type" in report
+    assert 'wrong.py:6: error: Unused "type: ignore" comment' in report
