@@ -138,9 +138,9 @@ def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gatewa
     own = Gateways([base_url])
     if vendor := _vendor_host(base_url):
         raise ConfigurationError(
-            f"The client talks to {vendor}, a model vendor's public API, and not to a gateway; the trace context would be "
-            "sent to the vendor. Give the client the gateway's URL as base_url, or, if a gateway really answers there, "
-            f"name it: gateways=[{base_url!r}]."
+            f"The client talks to {vendor}, a model vendor's public API, and not to a gateway; the trace context would "
+            "be sent to the vendor. Give the client the gateway's URL as base_url, or, if a gateway really answers "
+            f"there, name it: gateways=[{base_url!r}]."
         )
     return own | Gateways.from_environment()
 

@@ -38,8 +38,8 @@ def wrap_httpx(client: ClientT, gateways: Iterable[str] | None = None) -> Client
     """
     if not _takes_hooks(client):
         raise ConfigurationError(
-            f"wrap_httpx() takes an httpx or httpx2 client, not {type(client).__qualname__}. For an OpenAI client there is "
-            "wrap_openai(); for anything else, trace_headers(url)."
+            f"wrap_httpx() takes an httpx or httpx2 client, not {type(client).__qualname__}. For an OpenAI client "
+            "there is wrap_openai(); for anything else, trace_headers(url)."
         )
     base_url = str(getattr(client, "base_url", ""))
     add_hook(client, gateways_for_client(base_url, gateways))

@@ -36,23 +36,23 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
         The same object.
 
     Raises:
-        ConfigurationError: ``client`` is no OpenAI client, its ``base_url`` is a model vendor's public API, or a gateway
-            is no URL.
+        ConfigurationError: ``client`` is no OpenAI client, its ``base_url`` is a model vendor's public API, or a
+            gateway is no URL.
     """
     given: object = client
     if not isinstance(given, OpenAI | AsyncOpenAI):
         name = given.__name__ if isinstance(given, type) else type(given).__qualname__
         raise ConfigurationError(
-            f"wrap_openai() takes an OpenAI client like OpenAI(base_url='http://localhost:5000/gateway/openai/v1'), not "
-            f"{name}. For an httpx client there is wrap_httpx(); for anything else, trace_headers(url)."
+            f"wrap_openai() takes an OpenAI client like OpenAI(base_url='http://localhost:5000/gateway/openai/v1'), "
+            f"not {name}. For an httpx client there is wrap_httpx(); for anything else, trace_headers(url)."
         )
     known = gateways_for_client(str(client.base_url), gateways)
     http_client: Any = getattr(client, "_client", None)
     if not hasattr(http_client, "event_hooks"):
         warn_once(
             "openai._client",
-            "openai %s keeps its HTTP client where this version of agent-gateway-client does not find it; no trace context "
-            "is sent. Upgrade agent-gateway-client.",
+            "openai %s keeps its HTTP client where this version of agent-gateway-client does not find it; no trace "
+            "context is sent. Upgrade agent-gateway-client.",
             version_of("openai"),
         )
         return client

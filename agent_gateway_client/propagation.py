@@ -1,7 +1,7 @@
 """W3C Trace Context: the innermost active span to headers, and headers to the remote parent.
 
-Source of the rules: https://www.w3.org/TR/trace-context-2/. Pure functions, but for :func:`current_trace_context`, which
-reads the context of the running code.
+Source of the rules: https://www.w3.org/TR/trace-context-2/. Pure functions, but for :func:`current_trace_context`,
+which reads the context of the running code.
 """
 
 import re
@@ -89,8 +89,8 @@ def _active_mlflow_span_context() -> SpanContext | None:
     except Exception as error:  # whatever MLflow does, the user's call goes on
         warn_once(
             "mlflow.tracing.provider",
-            "mlflow-tracing %s does not tell its active span the way this version of agent-gateway-client expects (%s); "
-            "only OpenTelemetry's current span is propagated. Upgrade agent-gateway-client.",
+            "mlflow-tracing %s does not tell its active span the way this version of agent-gateway-client expects "
+            "(%s); only OpenTelemetry's current span is propagated. Upgrade agent-gateway-client.",
             version_of("mlflow-tracing"),
             type(error).__name__,
         )

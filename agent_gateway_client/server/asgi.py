@@ -20,8 +20,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 class GatewayTracingMiddleware:
     """Mirrors the calls of an ASGI gateway into their callers' traces.
 
-    A request without a valid, sampled ``traceparent`` costs one look at its headers. The bytes of request and response are
-    passed on as they are, at once.
+    A request without a valid, sampled ``traceparent`` costs one look at its headers. The bytes of request and response
+    are passed on as they are, at once.
     """
 
     def __init__(self, app: ASGIApp, exporter: Exporter) -> None:
@@ -54,8 +54,8 @@ class GatewayTracingMiddleware:
         """Prepare to learn more of a call than HTTP tells. To be overridden.
 
         Returns:
-            A context to run the application in, and what adds to the call after it has ended. The latter runs outside the
-            request, in the exporter's thread.
+            A context to run the application in, and what adds to the call after it has ended. The latter runs outside
+            the request, in the exporter's thread.
         """
         return nullcontext(), None
 

@@ -1,7 +1,7 @@
 """All that may be known of a call through a gateway. No field can hold a payload.
 
-Fields are numbers, flags, and short names that come from the gateway's configuration or from closed sets; what a caller, a
-model or an error says has no place here. How the fields are named in a trace is decided in ``mirror.py``.
+Fields are numbers, flags, and short names that come from the gateway's configuration or from closed sets; what a
+caller, a model or an error says has no place here. How the fields are named in a trace is decided in ``mirror.py``.
 """
 
 import time
@@ -75,7 +75,7 @@ class Attempt:
     span_id: int = field(default_factory=new_span_id)
 
     def end(self, error: BaseException | str | None = None) -> None:
-        """Note that the attempt is over, with an exception or an error type where it failed. Only the first time counts."""
+        """Note that the attempt is over, and what it failed of if it did. Only the first time counts."""
         if self.end_time_ns is None:
             self.end_time_ns = time.time_ns()
             self.error_type = error_type(error)
@@ -145,11 +145,10 @@ class GatewayCall:
         attempt.end()
 
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
-        """Note that the call is over, with an exception or an error type where it failed. Only the first time counts."""
+        """Note that the call is over, and what it failed of if it did. Only the first time counts."""
         if self.end_time_ns is None:
             self.end_time_ns = end_time_ns or time.time_ns()
             self.error_type = error_type(error)
-
 
 
 current_call: ContextVar[GatewayCall | None] = ContextVar("agent_gateway_client.call", default=None)

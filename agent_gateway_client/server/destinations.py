@@ -24,8 +24,8 @@ LogSpans = Callable[[str, list[Any]], object]
 class MlflowDestination:
     """MLflow, through whatever can log spans: a tracking store, or ``TracingClient`` for a server.
 
-    A trace that MLflow does not know yet is begun in the given experiment, and moves to the caller's own experiment when the
-    caller's trace arrives.
+    A trace that MLflow does not know yet is begun in the given experiment, and moves to the caller's own experiment
+    when the caller's trace arrives.
     """
 
     convention = Convention.MLFLOW
@@ -59,8 +59,8 @@ class OtlpDestination:
         protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
         if protocol not in (None, "", "http/protobuf"):
             raise ConfigurationError(
-                f"The OTLP protocol {protocol!r} is not supported; set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and point "
-                "OTEL_EXPORTER_OTLP_ENDPOINT at the collector's HTTP port (4318 by default)."
+                f"The OTLP protocol {protocol!r} is not supported; set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and "
+                "point OTEL_EXPORTER_OTLP_ENDPOINT at the collector's HTTP port (4318 by default)."
             )
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

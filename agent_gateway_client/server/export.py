@@ -1,8 +1,8 @@
 """Where mirror spans go: off the request path, bounded, retried, counted.
 
-The request only puts its call into a queue. A thread makes the spans and sends them in batches; while the destination is
-away they wait and are tried again, and beyond the bound the oldest are dropped, counted, and logged once a minute. Sending
-a span twice is harmless, because its ids are fixed.
+The request only puts its call into a queue. A thread makes the spans and sends them in batches; while the destination
+is away they wait and are tried again, and beyond the bound the oldest are dropped, counted, and logged once a minute.
+Sending a span twice is harmless, because its ids are fixed.
 """
 
 import atexit

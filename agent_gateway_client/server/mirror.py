@@ -1,7 +1,7 @@
 """A gateway call to mirror spans. The only place that names span attributes.
 
-Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under it.
-The vocabulary is closed, and every text is cut to a bounded, printable name.
+Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under
+it. The vocabulary is closed, and every text is cut to a bounded, printable name.
 """
 
 import json
@@ -24,7 +24,7 @@ _UNPRINTABLE = re.compile(r"[^\x21-\x7e]+")
 
 
 class Convention(Enum):
-    """How facts are named: as MLflow stores and shows them, or by OpenTelemetry's semantic conventions (``gen_ai.*``)."""
+    """How facts are named: as MLflow shows them, or by OpenTelemetry's semantic conventions (``gen_ai.*``)."""
 
     MLFLOW = "mlflow"
     OTEL = "otel"
@@ -38,8 +38,8 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
         convention: The names of the attributes. With ``MLFLOW`` their values are JSON, as MLflow keeps them.
 
     Returns:
-        The gateway's span first, then one per attempt, all in the caller's trace. Parent contains child: an attempt that
-        seems to begin before its call or to end after it (clocks of two sources) is cut to the call's times.
+        The gateway's span first, then one per attempt, all in the caller's trace. Parent contains child: an attempt
+        that seems to begin before its call or to end after it (clocks of two sources) is cut to the call's times.
     """
     end = call.end_time_ns or call.start_time_ns
     taken = {call.parent.span_id, call.span_id}
@@ -79,7 +79,7 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
 
 
 def _free(span_id: int, taken: set[int]) -> int:
-    """Return an id that no other span of the mirror has. A span that is its own ancestor hangs MLflow 3.17's roll-up."""
+    """Return an id no other span of the mirror has: a span that is its own ancestor hangs MLflow 3.17's roll-up."""
     while span_id in taken:
         span_id = new_span_id()
     taken.add(span_id)

@@ -1,11 +1,11 @@
 """The MLflow AI Gateway, as an ``mlflow.app`` plugin: ``mlflow server --app-name agent-gateway``.
 
 Two of MLflow's public extension points are enough. The plugin wraps MLflow's ASGI application, so it sees each request
-before MLflow does; and MLflow's tracer provider takes a span processor, which sees the gateway's own spans begin. What those
-spans know (endpoint, provider attempts, tokens) is read from them after the call, in the exporter's thread.
+before MLflow does; and MLflow's tracer provider takes a span processor, which sees the gateway's own spans begin. What
+those spans know (endpoint, provider attempts, tokens) is read from them after the call, in the exporter's thread.
 
-MLflow never sees the caller's ``traceparent``: it would add a second, half-working mirror, and send the header on to the
-provider through its passthrough and proxy routes.
+MLflow never sees the caller's ``traceparent``: it would add a second, half-working mirror, and send the header on to
+the provider through its passthrough and proxy routes.
 """
 
 import json
@@ -136,7 +136,8 @@ class MlflowGateway(GatewayTracingMiddleware):
             logger.debug("MLflow's tracer provider cannot be observed", exc_info=True)
             warn_once(
                 "mlflow_gateway.provider",
-                "mlflow %s does not let its spans be observed; mirrors have no provider attempts. Upgrade agent-gateway-client.",
+                "mlflow %s does not let its spans be observed; mirrors have no provider attempts. "
+                "Upgrade agent-gateway-client.",
                 version_of("mlflow"),
             )
 
@@ -234,8 +235,8 @@ def _attribute(span: ReadableSpan, key: str) -> Any:
 def _error_type(span: ReadableSpan) -> str | None:
     """Return what a failed span failed of: the HTTP status where its exception has one, else the exception's class.
 
-    An exception's message may hold a prompt. Of FastAPI's ``HTTPException`` and MLflow's own it begins with the status, and
-    only that number is read.
+    An exception's message may hold a prompt. Of FastAPI's ``HTTPException`` and MLflow's own it begins with the status,
+    and only that number is read.
     """
     if span.status.status_code is not StatusCode.ERROR:
         return None
@@ -314,12 +315,12 @@ def _wrapped_app() -> Callable[[], ASGIApp]:
     apps = {point.name: point for point in entry_points(group="mlflow.app") if point.name != "agent-gateway"}
     if name not in apps:
         raise ConfigurationError(
-            f"{APP_VARIABLE} is {name!r}, and no such MLflow app is installed; there are: {', '.join(sorted(apps)) or 'none'}."
+            f"{APP_VARIABLE} is {name!r}, and no such MLflow app is installed; there are: {', '.join(sorted(apps))}."
         )
     factory: Callable[[], ASGIApp] = apps[name].load()
     return factory
 
 
-# MLflow imports this module once before it starts its workers. A value that cannot work ends `mlflow server` here, with one
-# error; in the workers, uvicorn would start them again and again.
+# MLflow imports this module once before it starts its workers. A value that cannot work ends `mlflow server` here, with
+# one error; in the workers, uvicorn would start them again and again.
 _check_environment()
