@@ -10,6 +10,7 @@ from client_support import (
     Wire,
     isolated,  # noqa: F401
     named_by,
+    named_by_otel,
 )
 from openai_support import CALLS, CLIENTS, answer, make_client
 
@@ -67,7 +68,7 @@ async def test_autologs_own_span_stays_named(kind: str, name: str, first: str):
         await CALLS[name](client)
     (own,) = ended("agent")
     assert f"{own.parent.span_id:016x}" == agent.span_id
-    assert wire.sent() == [[f"00-{own.context.trace_id:032x}-{own.context.span_id:016x}-03"]]
+    assert wire.sent() == [[named_by_otel(own)]]
 
 
 @each_client
@@ -91,4 +92,4 @@ async def test_autolog_alone_is_enough_of_a_span(kind: str):
     mlflow.openai.autolog()
     await CALLS["chat"](wrap_openai(make_client(kind, wire)))
     (own,) = ended()
-    assert wire.sent() == [[f"00-{own.context.trace_id:032x}-{own.context.span_id:016x}-03"]] * 2
+    assert wire.sent() == [[named_by_otel(own)]] * 2

@@ -30,9 +30,7 @@ def modules_loaded_by(code: str) -> set[str]:
         f"{code}\n"
         "print(json.dumps([name.partition('.')[0] for name in set(sys.modules) - before]))\n"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     return set(json.loads(output)) - set(sys.stdlib_module_names)
 
 
@@ -48,11 +46,9 @@ def requirements() -> dict[str, Requirement]:
 
 
 def test_importing_the_package_loads_nothing_else():
-    """import agent_gateway_client loads no MLflow, no OpenAI, no httpx and nothing else outside the standard library."""
+    """import agent_gateway_client loads no MLflow, no OpenAI, no httpx: nothing outside the standard library."""
     assert modules_loaded_by("import agent_gateway_client") == {"agent_gateway_client"}
-    assert modules_loaded_by("import agent_gateway_client; dir(agent_gateway_client)") == {
-        "agent_gateway_client"
-    }
+    assert modules_loaded_by("import agent_gateway_client; dir(agent_gateway_client)") == {"agent_gateway_client"}
 
 
 def test_a_module_that_is_loaded_would_be_seen():
@@ -82,9 +78,7 @@ def test_a_public_name_can_be_imported(name):
 
 def test_any_other_name_is_an_attribute_error():
     """A name that is not there is an AttributeError that says so, so that hasattr() and import say the usual."""
-    with pytest.raises(
-        AttributeError, match=r"module 'agent_gateway_client' has no attribute 'wrap_everything'"
-    ):
+    with pytest.raises(AttributeError, match=r"module 'agent_gateway_client' has no attribute 'wrap_everything'"):
         _ = agent_gateway_client.wrap_everything
 
 
@@ -147,13 +141,7 @@ def test_the_openai_3_environment_has_no_httpx():
 
 @pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.name)
 def test_a_known_good_version_is_one_that_is_allowed(path):
-    """What a constraints file pins lies in the range that pyproject.toml gives."""
+    """What a constraints file pins lies in the ranges that pyproject.toml gives for the client."""
     pinned = pins(path)
-    allowed = requirements()
-    outside = {
-        name: version
-        for name, version in pinned.items()
-        if name in allowed and version not in allowed[name].specifier
-    }
-    assert outside == {}
-    assert {"mlflow-tracing", "opentelemetry-api"} <= pinned.keys()
+    for name in CLIENT_REQUIREMENTS:
+        assert pinned[name] in requirements()[name].specifier, name

@@ -70,8 +70,11 @@ class Endpoints:
         return str(endpoint.endpoint_id)
 
     def delete(self, endpoint_id: str) -> None:
-        """Delete an endpoint."""
+        """Delete an endpoint and its model definitions; the experiment with its traces stays."""
+        endpoint = self._store.get_gateway_endpoint(endpoint_id=endpoint_id)
         self._store.delete_gateway_endpoint(endpoint_id)
+        for mapping in endpoint.model_mappings:
+            self._store.delete_gateway_model_definition(mapping.model_definition_id)
 
     def names(self) -> set[str]:
         """Names of the endpoints there are."""

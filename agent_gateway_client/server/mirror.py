@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from agent_gateway_client.propagation import TraceContext
@@ -149,12 +149,15 @@ def _span(
     else:
         attributes = {key: value for _, key, value in facts if key is not None and value is not None}
     is_gateway_span = span_id == call.span_id
+    failure = _name(error_type)
     return ReadableSpan(
         name=name,
         context=_span_context(call.parent, span_id),
         parent=_span_context(call.parent, parent_id, is_remote=is_gateway_span),
         resource=_RESOURCE,
         attributes=attributes,
+        # MLflow's UI marks a span as failed by an event of this name; it holds the type and no message.
+        events=[Event("exception", {"exception.type": failure}, timestamp=max(start, end))] if failure else (),
         links=[Link(_span_context(call.linked, call.linked.span_id))] if is_gateway_span and call.linked else (),
         kind=kind,
         status=Status(StatusCode.OK if error_type is None else StatusCode.ERROR),
