@@ -1,8 +1,10 @@
 """Which URLs are gateways."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import SplitResult, urlsplit
+from fnmatch import fnmatchcase
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from agent_gateway_client.errors import ConfigurationError
 
@@ -13,13 +15,18 @@ _WEBSOCKET_SCHEMES = {"ws": "http", "wss": "https"}
 
 _VENDORS = (
     "api.openai.com",
-    ".openai.azure.com",
-    ".cognitiveservices.azure.com",
-    ".services.ai.azure.com",
+    "*.api.openai.com",
+    "*.openai.azure.com",
+    "*.openai.azure.us",
+    "*.openai.azure.cn",
+    "*.cognitiveservices.azure.com",
+    "*.services.ai.azure.com",
     "api.anthropic.com",
     "generativelanguage.googleapis.com",
     "aiplatform.googleapis.com",
-    "-aiplatform.googleapis.com",
+    "*-aiplatform.googleapis.com",
+    "bedrock*.amazonaws.com",
+    "bedrock*.api.aws",
     "api.mistral.ai",
     "api.groq.com",
     "api.deepseek.com",
@@ -34,9 +41,8 @@ _VENDORS = (
     "openrouter.ai",
     "router.huggingface.co",
     "integrate.api.nvidia.com",
-    ".amazonaws.com",
 )
-"""Hosts of model vendors' public APIs; one that starts with a dot or a hyphen is a suffix."""
+"""Hosts of model vendors' public APIs; ``*`` stands for any characters."""
 
 Origin = tuple[str, str, int]
 """Scheme (http or https), host (see ``_plain_host``) and port."""
@@ -58,12 +64,18 @@ class Gateways:
             ConfigurationError: A value has no scheme or host, another scheme than http or https, or a bad port.
         """
         if isinstance(urls, str):
-            raise ConfigurationError(f"gateways must be a list of URLs, not one string; write gateways=[{urls!r}].")
-        self.urls: tuple[str, ...] = tuple(dict.fromkeys(urls))
+            raise ConfigurationError(
+                f"gateways must be a list of URLs, not one string; write gateways=[{_without_credentials(urls)}]."
+            )
+        if not isinstance(urls, Iterable):
+            raise ConfigurationError(f"gateways must be a list of URLs, not {type(urls).__qualname__}.")
         self._prefixes: dict[Origin, tuple[str, ...]] = {}
-        for url in self.urls:
+        kept: dict[str, None] = {}
+        for url in urls:
             origin, prefix = _read(url)
             self._prefixes[origin] = (*self._prefixes.get(origin, ()), prefix)
+            kept[url] = None
+        self.urls: tuple[str, ...] = tuple(kept)
 
     @classmethod
     def from_environment(cls) -> "Gateways":
@@ -109,7 +121,7 @@ class Gateways:
         return bool(self.urls)
 
     def __repr__(self) -> str:
-        return f"Gateways({list(self.urls)!r})"
+        return f"Gateways([{', '.join(map(_without_credentials, self.urls))}])"
 
 
 def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gateways:
@@ -140,7 +152,7 @@ def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gatewa
         raise ConfigurationError(
             f"The client talks to {vendor}, a model vendor's public API, and not to a gateway; the trace context would "
             "be sent to the vendor. Give the client the gateway's URL as base_url, or, if a gateway really answers "
-            f"there, name it: gateways=[{base_url!r}]."
+            f"there, name it: gateways=[{_without_credentials(base_url)}]."
         )
     return own | Gateways.from_environment()
 
@@ -149,43 +161,57 @@ def _read(url: str) -> tuple[Origin, str]:
     hint = "a gateway is scheme://host[:port][/prefix], like http://localhost:5000/gateway"
     if not isinstance(url, str):
         raise ConfigurationError(f"{url!r} is no gateway URL: {hint}.")
+    shown = _without_credentials(url)
     try:
         parts: SplitResult = urlsplit(url.strip())
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{url!r} is no gateway URL ({error}): {hint}.") from None
+        raise ConfigurationError(f"{shown} is no gateway URL ({error}): {hint}.") from None
     if parts.scheme not in _DEFAULT_PORTS:
         problem = f"has the scheme {parts.scheme!r}" if "://" in url else "has no scheme"
-        raise ConfigurationError(f"{url!r} {problem}: {hint}.")
-    if not host or any(character.isspace() for character in host):
-        raise ConfigurationError(f"{url!r} has no host: {hint}.")
+        raise ConfigurationError(f"{shown} {problem}: {hint}.")
+    if not host or not host.strip(".") or any(character.isspace() for character in host):
+        raise ConfigurationError(f"{shown} has no host: {hint}.")
     if parts.query or parts.fragment:
-        raise ConfigurationError(f"{url!r} has a query or a fragment: {hint}.")
+        raise ConfigurationError(f"{shown} has a query or a fragment: {hint}.")
+    if port == 0:
+        raise ConfigurationError(f"{shown} has the port 0: {hint}.")
+    prefix = unquote(parts.path).rstrip("/")
+    if ".." in prefix.split("/"):
+        raise ConfigurationError(f"{shown} has a path with '..': {hint}.")
     try:
         host = _plain_host(host)
     except UnicodeError:
-        raise ConfigurationError(f"{url!r} has a host that is no name or address: {hint}.") from None
-    return (parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), parts.path.rstrip("/")
+        raise ConfigurationError(f"{shown} has a host that is no name or address: {hint}.") from None
+    return (parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), prefix
 
 
 def _plain_host(host: str) -> str:
     """Return the one spelling of a host: lower case, no trailing dot, international names in their ASCII form."""
     host = host.lower().rstrip(".")
-    return host if host.isascii() else host.encode("idna").decode()
+    if host.isascii():
+        return host
+    # Every HTTP client brings it, and mlflow-tracing does; Python's own codec has the rules of 2003.
+    import idna
+
+    return idna.encode(host, uts46=True).decode()
 
 
 def _is_below(path: str, prefix: str) -> bool:
     if not prefix:
         return True
+    path = unquote(path)
     if not path.startswith(prefix) or (len(path) > len(prefix) and path[len(prefix)] != "/"):
         return False
     # A server resolves dot segments, so a path with one may lie anywhere.
-    return ".." not in path and "%2e" not in path.lower()
+    return ".." not in unquote(path).replace("\\", "/").split("/")
 
 
 def _vendor_host(url: str) -> str | None:
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    for vendor in _VENDORS:
-        if host == vendor or (vendor[0] in ".-" and host.endswith(vendor)):
-            return host
-    return None
+    host = _plain_host(urlsplit(url).hostname or "")
+    return host if any(fnmatchcase(host, vendor) for vendor in _VENDORS) else None
+
+
+def _without_credentials(url: str) -> str:
+    """Return a URL as it may be shown, in quotes: messages end up in logs."""
+    return repr(re.sub(r"//[^/@]*@", "//***@", url))

@@ -87,7 +87,11 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
             return {}
     if url not in known:
         return {}
-    context = current_trace_context()
+    try:
+        context = current_trace_context()
+    except Exception as error:
+        warn_once("trace_headers", "No trace context is sent: %r", error)
+        return {}
     return context.to_headers() if context else {}
 
 
@@ -109,19 +113,18 @@ def propagate(request: Any, gateways: Gateways) -> None:
     try:
         url = request.url
         headers = request.headers
-        if gateways.covers(url.scheme, url.host, url.port, url.path):
-            if TRACEPARENT in headers:
-                return
-            context = current_trace_context()
-            if context is None:
-                return
+        # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.
+        for name, value in request.extensions.pop(_SENT_BY_US, {}).items():
+            if headers.get(name) == value:
+                del headers[name]
+        path = url.raw_path.partition(b"?")[0].decode("ascii")
+        if TRACEPARENT in headers or not gateways.covers(url.scheme, url.raw_host.decode("ascii"), url.port, path):
+            return
+        context = current_trace_context()
+        if context is not None:
             sent = context.to_headers()
             headers.update(sent)
             request.extensions[_SENT_BY_US] = sent
-        elif sent := request.extensions.get(_SENT_BY_US):
-            for name, value in sent.items():
-                if headers.get(name) == value:
-                    del headers[name]
     except Exception:
         logger.debug("The trace context was not put on a request", exc_info=True)
         warn_once(
@@ -147,7 +150,7 @@ class _AsyncRequestHook(_RequestHook):
 
 
 def _takes_hooks(client: Any) -> bool:
-    return hasattr(client, "event_hooks") and hasattr(client, "base_url")
+    return not isinstance(client, type) and hasattr(client, "event_hooks") and hasattr(client, "base_url")
 
 
 def _hook_of(client: Any) -> _RequestHook | None:

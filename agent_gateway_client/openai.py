@@ -1,5 +1,6 @@
 """OpenAI's SDK, 2.x (httpx) and 3.x (httpx2)."""
 
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ from agent_gateway_client.gateways import gateways_for_client
 from agent_gateway_client.http import add_hook
 
 try:
-    from openai import AsyncOpenAI, OpenAI
+    from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 except ModuleNotFoundError as error:
     if error.name != "openai":
         raise
@@ -46,7 +47,11 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
             f"wrap_openai() takes an OpenAI client like OpenAI(base_url='http://localhost:5000/gateway/openai/v1'), "
             f"not {name}. For an httpx client there is wrap_httpx(); for anything else, trace_headers(url)."
         )
-    known = gateways_for_client(str(client.base_url), gateways)
+    base_url = str(client.base_url)
+    if isinstance(client, AzureOpenAI | AsyncAzureOpenAI):
+        # With azure_deployment only some calls go below the deployment, the others beside it.
+        base_url = re.sub(r"/deployments/[^/]+/?$", "/", base_url)
+    known = gateways_for_client(base_url, gateways)
     http_client: Any = getattr(client, "_client", None)
     if not hasattr(http_client, "event_hooks"):
         warn_once(

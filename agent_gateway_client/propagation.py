@@ -69,7 +69,8 @@ def current_trace_context() -> TraceContext | None:
     that is not sampled is returned with its flags as they are.
     """
     context = _active_mlflow_span_context() or trace.get_current_span().get_span_context()
-    if not context.is_valid:
+    # MLflow's no-op span, which it hands out when it could not make one, has no context at all.
+    if context is None or not context.is_valid:
         return None
     state = context.trace_state
     return TraceContext(context.trace_id, context.span_id, context.trace_flags, state.to_header() if state else "")
@@ -85,7 +86,7 @@ def _active_mlflow_span_context() -> SpanContext | None:
     if provider is None:
         return None
     try:
-        context: SpanContext = provider.get_current_otel_span().get_span_context()
+        context: SpanContext | None = provider.get_current_otel_span().get_span_context()
     except Exception as error:  # whatever MLflow does, the user's call goes on
         warn_once(
             "mlflow.tracing.provider",
@@ -95,7 +96,7 @@ def _active_mlflow_span_context() -> SpanContext | None:
             type(error).__name__,
         )
         return None
-    return context if context.is_valid else None
+    return context if context is not None and context.is_valid else None
 
 
 def extract(

@@ -321,3 +321,17 @@ def test_a_vendors_public_api_is_refused_unless_it_is_named(url: str):
 def test_a_host_that_only_looks_like_a_vendors_is_trusted(url: str):
     """Only the host decides, and only the whole of it."""
     assert list(gateways_for_client(url, None)) == [url]
+
+
+@pytest.mark.parametrize("url", ["ftp://user:secret@gw", "http://user:secret@gw:x", "http://user:secret@gw?a=b"])
+def test_a_password_in_a_url_is_not_repeated_in_an_error(url):
+    """What a configuration error says ends up in logs, so it shows a URL without its credentials."""
+    with pytest.raises(ConfigurationError) as raised:
+        Gateways([url])
+    assert "secret" not in str(raised.value)
+    assert "secret" not in repr(Gateways(["http://user:secret@gw"]))
+
+
+def test_a_gateway_behind_a_load_balancer_of_amazon_is_no_vendor():
+    """Hosts that anybody can rent are not taken for a model vendor's API."""
+    assert gateways_for_client("http://my-lb-123.eu-west-1.elb.amazonaws.com/v1", None)

@@ -14,7 +14,9 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -117,14 +119,12 @@ class Provider:
             target=_serve, args=(self._server, listener), name="local-model-provider", daemon=True
         )
         self._thread.start()
-        deadline = threading.Event()
-        waited = 0.0
+        deadline = time.monotonic() + _START_DEADLINE_S
         while not self._server.started:
-            if not self._thread.is_alive() or waited > _START_DEADLINE_S:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
                 self.stop()
                 raise StartError("The local model provider did not start.")
-            deadline.wait(0.01)
-            waited += 0.01
+            time.sleep(0.01)
         return self
 
     def stop(self) -> None:
@@ -197,7 +197,7 @@ def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
 class _Recorder:
     """ASGI middleware that hands on what came in; requests to the provider's own ``/_requests`` excepted."""
 
-    def __init__(self, app: ASGIApp, record: Any) -> None:
+    def __init__(self, app: ASGIApp, record: Callable[[RecordedRequest], None]) -> None:
         self._app = app
         self._record = record
 

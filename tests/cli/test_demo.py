@@ -16,7 +16,7 @@ import pytest
 
 pytestmark = pytest.mark.e2e
 
-COMMAND = [sys.executable, "-c", "from agent_gateway_client.cli import main; main()"]
+COMMAND = str(Path(sys.executable).parent / "agent-gateway")
 DEADLINE_S = 300
 
 
@@ -24,7 +24,7 @@ DEADLINE_S = 300
 def running(*arguments: str, directory: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
     """The command, with its temporary files below `directory`."""
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

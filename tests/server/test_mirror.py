@@ -1,0 +1,343 @@
+"""mirror.py: what a call's mirror spans are."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanKind, StatusCode
+from server_support import PARENT, SPAN_ID, TRACE_ID, full_call, small_call
+
+from agent_gateway_client import server
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
+from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
+
+VOCABULARY = {
+    Convention.MLFLOW: {
+        "mlflow.traceRequestId",
+        "mlflow.spanType",
+        "endpoint_id",
+        "endpoint_name",
+        "server_url",
+        "mlflow.gateway.linkedTraceId",
+        "mlflow.gateway.requestType",
+        "gen_ai.request.stream",
+        "http.response.status_code",
+        "gen_ai.response.time_to_first_chunk",
+        "agent_gateway.cache.hit",
+        "error.type",
+        "mlflow.llm.provider",
+        "mlflow.llm.model",
+        "mlflow.chat.tokenUsage",
+        "mlflow.llm.cost",
+        "gen_ai.response.finish_reasons",
+    },
+    Convention.OTEL: {
+        "agent_gateway.endpoint.id",
+        "agent_gateway.endpoint.name",
+        "server.address",
+        "server.port",
+        "mlflow.gateway.linkedTraceId",
+        "agent_gateway.request.type",
+        "gen_ai.operation.name",
+        "gen_ai.request.stream",
+        "http.response.status_code",
+        "gen_ai.response.time_to_first_chunk",
+        "agent_gateway.cache.hit",
+        "error.type",
+        "gen_ai.provider.name",
+        "gen_ai.request.model",
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+        "gen_ai.usage.cache_read.input_tokens",
+        "gen_ai.usage.cache_creation.input_tokens",
+        "agent_gateway.cost.total",
+        "gen_ai.response.finish_reasons",
+    },
+}
+"""All keys a mirror span may have. What is not in here does not get into a caller's trace."""
+
+READ_ELSEWHERE = {
+    # Read from MLflow's own gateway span and request state; the error type of the gateway's own, abandoned span is set.
+    "mlflow_gateway.py": {"endpoint_id", "endpoint_name", "error.type"},
+}
+"""Keys that a file of the companion names for another purpose than a mirror span."""
+
+each_convention = pytest.mark.parametrize("convention", Convention)
+
+
+def attributes_of(span: ReadableSpan) -> dict[str, Any]:
+    """Return a span's attributes; MLflow's JSON as it is."""
+    return dict(span.attributes or {})
+
+
+def facts_of(span: ReadableSpan) -> dict[str, Any]:
+    """Return the attributes of a span in MLflow's convention, read from their JSON."""
+    return {key: json.loads(value) for key, value in attributes_of(span).items()}
+
+
+def ids_of(span: ReadableSpan) -> tuple[int, int]:
+    """Return a span's id and its parent's."""
+    assert span.context is not None
+    assert span.parent is not None
+    return span.context.span_id, span.parent.span_id
+
+
+@each_convention
+def test_the_vocabulary_is_all_used_and_no_more(convention: Convention):
+    """A call of which everything is known is told with exactly the keys of the closed vocabulary."""
+    keys = {key for span in mirror(full_call(), convention) for key in attributes_of(span)}
+    assert keys == VOCABULARY[convention]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(server.__path__[0]).glob("**/*.py")), ids=lambda path: path.name
+)
+def test_attributes_are_named_in_one_place(path: Path):
+    """Only mirror.py spells the key of a span attribute, so that the vocabulary can be read and checked in one place."""
+    if path.name == "mirror.py":
+        return
+    keys = VOCABULARY[Convention.MLFLOW] | VOCABULARY[Convention.OTEL]
+    tree = ast.parse(path.read_text())
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    prefixes = ("gen_ai.", "mlflow.llm", "mlflow.gateway", "mlflow.chat", "mlflow.span", "mlflow.trace", "http.response.s")
+    named = {text for text in texts if text in keys or (text.startswith(prefixes) and " " not in text)}
+    assert named == READ_ELSEWHERE.get(path.name, set())
+    makers = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & {"Resource", "Link", "Status"}
+    assert not makers, "spans are made in mirror.py"
+
+
+text = st.none() | st.text(max_size=500)
+number = st.integers(0, 2**62)
+usages = st.none() | st.builds(TokenUsage, number, st.none() | number, st.none() | number, st.none() | number)
+attempts = st.builds(
+    Attempt,
+    provider=text,
+    model=text,
+    start_time_ns=number,
+    end_time_ns=st.none() | number,
+    error_type=text,
+    usage=usages,
+    cost=st.none() | st.builds(Cost, *[st.floats(0, 1e6)] * 3),
+    finish_reason=text,
+    span_id=st.integers(1, 5),
+)
+contexts = st.builds(TraceContext, st.integers(1, 2**128 - 1), st.integers(1, 5), st.just(1), st.sampled_from(["", "a=1"]))
+calls = st.builds(
+    GatewayCall,
+    parent=contexts,
+    endpoint=text,
+    endpoint_id=text,
+    operation=st.sampled_from(["chat", "embeddings", "other"]),
+    request_type=text,
+    server_address=text,
+    streaming=st.none() | st.booleans(),
+    http_status=st.none() | st.integers(100, 599),
+    time_to_first_chunk_ns=st.none() | number,
+    cache_hit=st.none() | st.booleans(),
+    start_time_ns=number,
+    end_time_ns=st.none() | number,
+    error_type=text,
+    linked=st.none() | contexts,
+    attempts=st.lists(attempts, max_size=5),
+    span_id=st.integers(1, 5),
+)
+"""Calls with any facts; ids from a small set, so that they collide often."""
+
+
+@given(calls, st.sampled_from(Convention))
+def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):
+    """Keys are of the vocabulary, texts bounded and printable, ids unique, parents contain children, statuses are set."""
+    spans = mirror(call, convention)
+    root, children = spans[0], spans[1:]
+    assert len(children) == len(call.attempts)
+
+    ids = [ids_of(span)[0] for span in spans]
+    assert len(set(ids)) == len(ids)
+    assert call.parent.span_id not in ids
+    assert ids_of(root)[1] == call.parent.span_id
+    assert {ids_of(span)[1] for span in children} <= {ids[0]}
+    assert {span.context.trace_id for span in spans if span.context} == {call.parent.trace_id}
+
+    for span in spans:
+        assert set(attributes_of(span)) <= VOCABULARY[convention]
+        assert len(span.name) <= len("provider//") + 2 * MAX_NAME_LENGTH
+        for value in [span.name, *attributes_of(span).values()]:
+            if isinstance(value, str):
+                assert value.isascii()
+                assert value.isprintable()
+                assert len(value) <= 2 * MAX_NAME_LENGTH + 100
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert root.start_time is not None
+        assert root.end_time is not None
+        assert root.start_time <= span.start_time <= span.end_time <= root.end_time
+        assert span.status.description is None
+        assert not span.events
+    failed = [call.error_type is not None, *(attempt.error_type is not None for attempt in call.attempts)]
+    assert [span.status.status_code is StatusCode.ERROR for span in spans] == failed
+
+
+def test_what_mlflow_is_told():
+    """The names and values in MLflow's convention, as its UI and its roll-up of tokens and cost read them."""
+    gateway, failed, answered = mirror(full_call(), Convention.MLFLOW)
+    trace_id = f"tr-{TRACE_ID:032x}"
+    assert gateway.name == "gateway/chat"
+    assert facts_of(gateway) == {
+        "mlflow.traceRequestId": trace_id,
+        "mlflow.spanType": "LLM",
+        "endpoint_id": "e-1",
+        "endpoint_name": "chat",
+        "server_url": "127.0.0.1:5000",
+        "mlflow.gateway.linkedTraceId": "tr-0000000000000000000000000000000b",
+        "mlflow.gateway.requestType": "unified/chat",
+        "gen_ai.request.stream": True,
+        "http.response.status_code": 200,
+        "gen_ai.response.time_to_first_chunk": 1.5,
+        "agent_gateway.cache.hit": False,
+        "error.type": "ClientPayloadError",
+    }
+    assert failed.name == "provider/openai/gpt-4o"
+    assert facts_of(failed) == {
+        "mlflow.traceRequestId": trace_id,
+        "mlflow.spanType": "LLM",
+        "mlflow.llm.provider": "openai",
+        "mlflow.llm.model": "gpt-4o",
+        "error.type": "503",
+    }
+    assert answered.name == "provider/anthropic/claude-3-5-haiku"
+    assert facts_of(answered) == {
+        "mlflow.traceRequestId": trace_id,
+        "mlflow.spanType": "LLM",
+        "mlflow.llm.provider": "anthropic",
+        "mlflow.llm.model": "claude-3-5-haiku",
+        "mlflow.chat.tokenUsage": {
+            "input_tokens": 10,
+            "output_tokens": 5,
+            "total_tokens": 15,
+            "cache_read_input_tokens": 4,
+            "cache_creation_input_tokens": 2,
+        },
+        "mlflow.llm.cost": {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3},
+        "gen_ai.response.finish_reasons": ["stop"],
+    }
+
+
+def test_what_opentelemetry_is_told():
+    """The names and values by the semantic conventions: plain values, the address in two parts, seconds."""
+    gateway, failed, answered = mirror(full_call(), Convention.OTEL)
+    assert attributes_of(gateway) == {
+        "agent_gateway.endpoint.id": "e-1",
+        "agent_gateway.endpoint.name": "chat",
+        "server.address": "127.0.0.1",
+        "server.port": 5000,
+        "mlflow.gateway.linkedTraceId": "tr-0000000000000000000000000000000b",
+        "agent_gateway.request.type": "unified/chat",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.stream": True,
+        "http.response.status_code": 200,
+        "gen_ai.response.time_to_first_chunk": 1.5,
+        "agent_gateway.cache.hit": False,
+        "error.type": "ClientPayloadError",
+    }
+    assert attributes_of(failed) == {
+        "gen_ai.provider.name": "openai",
+        "gen_ai.request.model": "gpt-4o",
+        "gen_ai.operation.name": "chat",
+        "error.type": "503",
+    }
+    answered_facts = attributes_of(answered)
+    assert list(answered_facts.pop("gen_ai.response.finish_reasons")) == ["stop"]
+    assert answered_facts == {
+        "gen_ai.provider.name": "anthropic",
+        "gen_ai.request.model": "claude-3-5-haiku",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.usage.input_tokens": 10,
+        "gen_ai.usage.output_tokens": 5,
+        "gen_ai.usage.cache_read.input_tokens": 4,
+        "gen_ai.usage.cache_creation.input_tokens": 2,
+        "agent_gateway.cost.total": 0.3,
+    }
+
+
+@each_convention
+def test_what_is_not_known_is_not_said(convention: Convention):
+    """A fact that is None has no key, and a call without a name still has one."""
+    (span,) = mirror(GatewayCall(PARENT, start_time_ns=1, end_time_ns=2), convention)
+    assert span.name == "gateway/unknown"
+    always = {"mlflow.traceRequestId", "mlflow.spanType"} if convention is Convention.MLFLOW else set()
+    assert set(attributes_of(span)) == always
+    assert span.status.status_code is StatusCode.OK
+
+
+@each_convention
+def test_the_link_leads_to_the_gateways_own_span(convention: Convention):
+    """The gateway's span, and no other, has an OpenTelemetry link to the gateway's own trace."""
+    gateway, *provider_spans = mirror(full_call(), convention)
+    assert [(link.context.trace_id, link.context.span_id) for link in gateway.links] == [(0xB, 0xC)]
+    assert [span.links for span in provider_spans] == [(), ()]
+    assert mirror(full_call(linked=None), convention)[0].links == ()
+
+
+def test_spans_are_the_callers_own():
+    """Trace id, flags and tracestate are the caller's; the parent is remote; the kinds are server and client."""
+    parent = TraceContext(TRACE_ID, SPAN_ID, 3, "a=1,b=2")
+    gateway, *provider_spans = mirror(full_call(parent=parent), Convention.OTEL)
+    for span in (gateway, *provider_spans):
+        assert span.context is not None
+        assert (span.context.trace_id, span.context.trace_flags) == (TRACE_ID, 3)
+        assert span.context.trace_state.to_header() == "a=1,b=2"
+    assert gateway.parent is not None
+    assert (gateway.parent.span_id, gateway.parent.is_remote) == (SPAN_ID, True)
+    assert [span.parent.is_remote for span in provider_spans if span.parent] == [False, False]
+    assert [span.kind for span in (gateway, *provider_spans)] == [SpanKind.SERVER, SpanKind.CLIENT, SpanKind.CLIENT]
+
+
+def test_the_same_call_has_the_same_ids():
+    """Made again, the spans have the same ids, so that sending them twice is harmless."""
+    call = full_call()
+    once, again = mirror(call, Convention.MLFLOW), mirror(call, Convention.MLFLOW)
+    assert [ids_of(span) for span in once] == [ids_of(span) for span in again]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("gpt-4o", "gpt-4o"),
+        ("two words\nand a line", "two_words_and_a_line"),
+        ("naïve", "na_ve"),
+        ("x" * 5000, "x" * MAX_NAME_LENGTH),
+        ("\x00\x1b[31m", "_[31m"),
+    ],
+)
+def test_texts_are_cut_to_names(text: str, name: str):
+    """Every text becomes printable ASCII without spaces, at most 200 characters long."""
+    facts = facts_of(mirror(small_call(text), Convention.MLFLOW)[0])
+    assert facts["endpoint_name"] == name
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("gw.example:5000", {"server.address": "gw.example", "server.port": 5000}),
+        ("::1:5000", {"server.address": "::1", "server.port": 5000}),
+        ("/run/gateway.sock:None", {"server.address": "/run/gateway.sock"}),
+        (None, {}),
+    ],
+)
+def test_addresses(address: str | None, expected: dict[str, Any]):
+    """OpenTelemetry is told host and port apart; a port that is none is left out."""
+    facts = attributes_of(mirror(GatewayCall(PARENT, server_address=address), Convention.OTEL)[0])
+    assert {key: value for key, value in facts.items() if key.startswith("server.")} == expected
+
+
+def test_an_attempt_that_did_not_end_ends_with_its_call():
+    """A provider's span that the gateway left open ends when the call does."""
+    attempt = Attempt(start_time_ns=2_000)
+    _, span = mirror(full_call(attempts=[attempt]), Convention.OTEL)
+    assert (span.start_time, span.end_time) == (2_000, 9_000)

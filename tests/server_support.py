@@ -1,0 +1,94 @@
+"""What the companion's tests share: calls that are full of facts, and a destination that keeps what it is sent."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
+from agent_gateway_client.server.mirror import Convention
+
+TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
+SPAN_ID = 0xB7AD6B7169203331
+PARENT = TraceContext(TRACE_ID, SPAN_ID, 1)
+TRACEPARENT = PARENT.traceparent
+
+DEADLINE_S = 60.0
+"""How long a test waits for something that takes milliseconds on an idle machine."""
+
+
+def full_call(**facts: Any) -> GatewayCall:
+    """Return an ended call of which everything is known, with a failed and a successful attempt."""
+    known: dict[str, Any] = {
+        "parent": PARENT,
+        "endpoint": "chat",
+        "endpoint_id": "e-1",
+        "operation": "chat",
+        "request_type": "unified/chat",
+        "server_address": "127.0.0.1:5000",
+        "streaming": True,
+        "http_status": 200,
+        "time_to_first_chunk_ns": 1_500_000_000,
+        "cache_hit": False,
+        "start_time_ns": 1_000,
+        "end_time_ns": 9_000,
+        "error_type": "ClientPayloadError",
+        "linked": TraceContext(0xB, 0xC, 1),
+        "attempts": [
+            Attempt(provider="openai", model="gpt-4o", start_time_ns=2_000, end_time_ns=3_000, error_type="503"),
+            Attempt(
+                provider="anthropic",
+                model="claude-3-5-haiku",
+                start_time_ns=4_000,
+                end_time_ns=8_000,
+                usage=TokenUsage(10, 5, 15, 4, 2),
+                cost=Cost(0.1, 0.2, 0.3),
+                finish_reason="stop",
+            ),
+        ],
+    }
+    return GatewayCall(**{**known, **facts})
+
+
+def small_call(endpoint: str) -> GatewayCall:
+    """Return an ended call of which little more than a name is known."""
+    return GatewayCall(PARENT, endpoint=endpoint, start_time_ns=1, end_time_ns=2)
+
+
+class MemoryDestination:
+    """Keeps what it is sent, batch by batch; ``on_send`` may raise first, as a store that is away does."""
+
+    def __init__(
+        self,
+        on_send: Callable[[list[str]], object] = lambda names: None,
+        convention: Convention = Convention.MLFLOW,
+    ) -> None:
+        self.convention = convention
+        self.batches: list[list[ReadableSpan]] = []
+        self.tries: list[list[str]] = []
+        self._on_send = on_send
+        self._changed = threading.Condition()
+
+    def send(self, spans: Sequence[ReadableSpan]) -> None:
+        names = [span.name for span in spans]
+        with self._changed:
+            self.tries.append(names)
+            self._changed.notify_all()
+        self._on_send(names)
+        with self._changed:
+            self.batches.append(list(spans))
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        return [span for batch in self.batches for span in batch]
+
+    @property
+    def names(self) -> list[str]:
+        return [span.name for span in self.spans]
+
+    def wait_for_tries(self, count: int) -> None:
+        """Wait until spans were sent to it this often, taken or not."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.tries) >= count, DEADLINE_S)
