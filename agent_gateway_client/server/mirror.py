@@ -41,14 +41,15 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
         The gateway's span first, then one per attempt, all in the caller's trace. Parent contains child: an attempt
         that seems to begin before its call or to end after it (clocks of two sources) is cut to the call's times.
     """
-    end = call.end_time_ns or call.start_time_ns
-    taken = {call.parent.span_id, call.span_id}
+    end = max(call.start_time_ns, call.end_time_ns or 0)
+    taken = {call.parent.span_id}
+    gateway_id = _free(call.span_id, taken)
     spans = [
         _span(
             f"gateway/{_name(call.endpoint) or 'unknown'}",
             call,
             parent_id=call.parent.span_id,
-            span_id=call.span_id,
+            span_id=gateway_id,
             start=call.start_time_ns,
             end=end,
             error_type=call.error_type,
@@ -65,7 +66,7 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
             _span(
                 "/".join(["provider", *path]),
                 call,
-                parent_id=call.span_id,
+                parent_id=gateway_id,
                 span_id=_free(attempt.span_id, taken),
                 start=start,
                 end=min(max(attempt_end, start), end),
@@ -148,7 +149,7 @@ def _span(
         attributes = {key: json.dumps(value) for key, value in facts_for_mlflow}
     else:
         attributes = {key: value for _, key, value in facts if key is not None and value is not None}
-    is_gateway_span = span_id == call.span_id
+    is_gateway_span = kind is SpanKind.SERVER
     failure = _name(error_type)
     return ReadableSpan(
         name=name,
@@ -157,12 +158,12 @@ def _span(
         resource=_RESOURCE,
         attributes=attributes,
         # MLflow's UI marks a span as failed by an event of this name; it holds the type and no message.
-        events=[Event("exception", {"exception.type": failure}, timestamp=max(start, end))] if failure else (),
+        events=[Event("exception", {"exception.type": failure}, timestamp=end)] if failure else (),
         links=[Link(_span_context(call.linked, call.linked.span_id))] if is_gateway_span and call.linked else (),
         kind=kind,
         status=Status(StatusCode.OK if error_type is None else StatusCode.ERROR),
         start_time=start,
-        end_time=max(start, end),
+        end_time=end,
     )
 
 

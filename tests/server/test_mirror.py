@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -63,8 +63,8 @@ VOCABULARY = {
 """All keys a mirror span may have. What is not in here does not get into a caller's trace."""
 
 READ_ELSEWHERE = {
-    # Read from MLflow's own gateway span and request state; the error type of the gateway's own, abandoned span is set.
-    "mlflow_gateway.py": {"endpoint_id", "endpoint_name", "error.type"},
+    # Read from the gateway's own spans and MLflow's request state; an abandoned one of them gets its error type.
+    "mlflow_gateway.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
 }
 """Keys that a file of the companion names for another purpose than a mirror span."""
 
@@ -105,8 +105,8 @@ def test_attributes_are_named_in_one_place(path: Path):
     keys = VOCABULARY[Convention.MLFLOW] | VOCABULARY[Convention.OTEL]
     tree = ast.parse(path.read_text())
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    prefixes = ("gen_ai.", "mlflow.llm", "mlflow.gateway", "mlflow.chat", "mlflow.span", "mlflow.trace", "http.response.s")
-    named = {text for text in texts if text in keys or (text.startswith(prefixes) and " " not in text)}
+    namespaces = ("gen_ai.", "mlflow.llm.", "mlflow.gateway.", "mlflow.chat.", "exception.")
+    named = {text for text in texts if text in keys or (text.startswith(namespaces) and " " not in text)}
     assert named == READ_ELSEWHERE.get(path.name, set())
     makers = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & {"Resource", "Link", "Status"}
     assert not makers, "spans are made in mirror.py"
@@ -150,9 +150,10 @@ calls = st.builds(
 """Calls with any facts; ids from a small set, so that they collide often."""
 
 
+@settings(deadline=None)
 @given(calls, st.sampled_from(Convention))
 def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):
-    """Keys are of the vocabulary, texts bounded and printable, ids unique, parents contain children, statuses are set."""
+    """Keys are of the vocabulary, texts bounded, ids unique and none its own parent, parents contain children."""
     spans = mirror(call, convention)
     root, children = spans[0], spans[1:]
     assert len(children) == len(call.attempts)
@@ -178,7 +179,8 @@ def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):
         assert root.end_time is not None
         assert root.start_time <= span.start_time <= span.end_time <= root.end_time
         assert span.status.description is None
-        assert not span.events
+        for event in span.events:
+            assert (event.name, set(event.attributes or {})) == ("exception", {"exception.type"})
     failed = [call.error_type is not None, *(attempt.error_type is not None for attempt in call.attempts)]
     assert [span.status.status_code is StatusCode.ERROR for span in spans] == failed
 
@@ -273,6 +275,20 @@ def test_what_is_not_known_is_not_said(convention: Convention):
     always = {"mlflow.traceRequestId", "mlflow.spanType"} if convention is Convention.MLFLOW else set()
     assert set(attributes_of(span)) == always
     assert span.status.status_code is StatusCode.OK
+
+
+@each_convention
+def test_a_failure_is_told_by_its_type(convention: Convention):
+    """A failed span has the status ERROR without a description, and one event with the type of the failure alone."""
+    spans = mirror(full_call(), convention)
+    assert [span.status.status_code for span in spans] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.OK]
+    assert [span.status.description for span in spans] == [None] * 3
+    events = [[(event.name, dict(event.attributes or {})) for event in span.events] for span in spans]
+    assert events == [
+        [("exception", {"exception.type": "ClientPayloadError"})],
+        [("exception", {"exception.type": "503"})],
+        [],
+    ]
 
 
 @each_convention
