@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -12,6 +13,8 @@ from types import FrameType, TracebackType
 from typing import NoReturn, TypeVar
 
 _T = TypeVar("_T")
+
+_WAKE_S = 0.2
 
 
 class Signals:
@@ -63,16 +66,24 @@ class Signals:
                 self._events.put(0)
 
         threading.Thread(target=worker, name="demo", daemon=True).start()
-        if number := self._events.get():
+        if number := self.wait():
             clean_up()
             _end(128 + number)
         if errors:
             raise errors[0]
         return results[0]
 
-    def wait(self) -> None:
-        """Wait until a signal comes."""
-        self._events.get()
+    def wait(self) -> int:
+        """Wait until a signal comes, or the work is done.
+
+        Returns:
+            The signal's number, or 0.
+        """
+        while True:
+            # The system may hand a signal to any thread. That does not wake the main thread, where Python's handlers
+            # run; so it wakes by itself.
+            with contextlib.suppress(queue.Empty):
+                return self._events.get(timeout=_WAKE_S)
 
 
 def _end(status: int) -> NoReturn:

@@ -98,7 +98,7 @@ def demo(json_output: bool, keep: bool, port: int | None) -> None:
                 console.print(Text(f"MLflow's UI is up until you press Ctrl-C: {url}"), soft_wrap=True)
                 signals.wait()
             elif not json_output:
-                console.print("With --keep, MLflow's UI stays up to look at the traces.")
+                console.print(Text(f"MLflow's UI was at {url}; with --keep it stays up."), soft_wrap=True)
         finally:
             clean_up()
     raise SystemExit(0 if outcome.all_closed else 1)

@@ -41,7 +41,8 @@ def _grow(branch: Tree, parent_id: str | None, children: dict[str | None, list[S
 def _label(span: Span) -> Text:
     is_error = span.status.status_code == SpanStatusCode.ERROR
     is_mirror = bool(span.get_attribute(SpanAttributeKey.LINKED_GATEWAY_TRACE_ID))
-    label = Text(span.name, style="bold cyan" if is_mirror else "bold")
+    label = Text()
+    label.append(span.name, style="bold cyan" if is_mirror else "bold")
     label.append(f"  {_duration(span)}", style="dim")
     label.append("  ERROR" if is_error else "  OK", style="red" if is_error else "green")
     if kind := span.get_attribute("error.type"):

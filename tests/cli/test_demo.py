@@ -106,6 +106,7 @@ def test_the_trees_show_the_gateway_below_the_agent(tmp_path: Path):
     assert "Traceback" not in err
     assert "Warming up" in out
     assert "22 of 22 calls are closed." in out
+    assert re.search(r"MLflow's UI was at http://127\.0\.0\.1:\d+/#/experiments/\d+/traces; with --keep", out)
     assert out.count("trip agent") == 2
     # With autolog the client's own span is in between.
     below = r"choose a tool .*\n.*Completions .*\n.*gateway/chat .*-> tr-[0-9a-f]{32}\n.*provider/openai/gpt-4o-mini "

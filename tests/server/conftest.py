@@ -1,0 +1,25 @@
+"""What holds for every test of the companion."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from agent_gateway_client import _log
+from agent_gateway_client.server import export
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the exporter's pauses; what it does is the same."""
+    monkeypatch.setattr(export, "_BATCH_SECONDS", 0.001)
+    monkeypatch.setattr(export, "_FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(export, "_LAST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(_log, "_said", set())
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the companion logs as a warning or worse."""
+    with caplog.at_level(logging.WARNING, logger="agent_gateway_client"):
+        yield caplog

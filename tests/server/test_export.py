@@ -1,0 +1,220 @@
+"""export.py: calls leave the request path, and reach the destination or are counted."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from server_support import DEADLINE_S, MemoryDestination, Store, full_call, gateways, small_call, submit
+
+from agent_gateway_client.server import export
+from agent_gateway_client.server.export import MAX_BATCH, Exporter, Rejected
+from agent_gateway_client.server.mirror import Convention
+
+
+def test_calls_arrive_in_order_and_once():
+    """What is submitted is sent, each call's spans together, in the order of the calls."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    exporter.submit(full_call())
+    submit(exporter, "ab")
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == [
+        "gateway/chat",
+        "provider/openai/gpt-4o",
+        "provider/anthropic/claude-3-5-haiku",
+        *gateways("ab"),
+    ]
+    assert exporter.dropped == 0
+
+
+def test_calls_that_come_together_are_sent_together():
+    """While one batch is under way the next one gathers, up to a bounded number of calls."""
+    store = Store(blocked=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    submit(exporter, "b" * (2 * MAX_BATCH + 50))
+    store.open.set()
+    assert exporter.flush(DEADLINE_S)
+    assert [len(batch) for batch in destination.batches] == [1, MAX_BATCH, MAX_BATCH, 50]
+
+
+def test_the_destinations_convention_is_used():
+    """The spans are made in the convention that the destination asks for."""
+    destination = MemoryDestination(convention=Convention.OTEL)
+    exporter = Exporter(destination)
+    exporter.submit(small_call("a"))
+    assert exporter.flush(DEADLINE_S)
+    assert dict(destination.spans[0].attributes or {}) == {"agent_gateway.endpoint.name": "a"}
+
+
+def test_submitting_does_not_wait_for_the_store():
+    """A call is taken while the store hangs, in the thread of the request, without a word to the store."""
+    store = Store(blocked=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    submit(exporter, "bcd")
+    assert destination.tries == [gateways("a")]
+    store.open.set()
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("abcd")
+
+
+def test_many_threads_submit():
+    """Calls of many threads at once all arrive, each once."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    start = threading.Barrier(20)
+
+    def work(number: int) -> None:
+        start.wait(DEADLINE_S)
+        for index in range(50):
+            exporter.submit(small_call(f"{number}-{index}"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert exporter.flush(DEADLINE_S)
+    expected = [f"gateway/{number}-{index}" for number in range(20) for index in range(50)]
+    assert sorted(destination.names) == sorted(expected)
+
+
+def test_a_store_that_is_away_is_tried_until_it_is_back():
+    """Mirrors wait while the store is away, and arrive once when it is back."""
+    store = Store(away=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(5)
+    submit(exporter, "b")
+    store.away = False
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("ab")
+    assert exporter.dropped == 0
+
+
+def test_only_what_the_store_rejects_is_dropped(logged: pytest.LogCaptureFixture):
+    """Of a batch that the store rejects only the bad calls are lost; that is counted and said."""
+    store = Store(blocked=True, rejected=("b", "d"))
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    submit(exporter, "bcde")
+    store.open.set()
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("ace")
+    assert exporter.dropped == 2
+    assert "rejects" in logged.messages[0]
+
+
+def test_a_rejected_call_is_counted_once():
+    """A store that goes away between a rejected call and a good one does not make the bad one count twice."""
+    destination = MemoryDestination()
+    away = iter([True])
+
+    def on_send(names: list[str]) -> None:
+        if "gateway/bad" in names:
+            raise Rejected("it was told to")
+        if next(away, False):
+            raise ConnectionError
+
+    destination = MemoryDestination(on_send)
+    exporter = Exporter(destination)
+    exporter.submit(small_call("bad"))
+    exporter.submit(small_call("good"))
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == ["gateway/good"]
+    assert exporter.dropped == 1
+
+
+def test_too_many_calls_drop_the_oldest():
+    """Beyond the bound the oldest that wait are dropped, and counted; the newest arrive."""
+    store = Store(blocked=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination, max_waiting_calls=3)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    submit(exporter, "bcdef")
+    assert exporter.dropped == 2
+    store.open.set()
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("adef")
+
+
+def test_a_long_absence_keeps_the_newest():
+    """While the store is away for long, each call is in the end either sent, in order, or counted as dropped."""
+    store = Store(away=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination, max_waiting_calls=3)
+    names = [str(number) for number in range(100)]
+    for name in names:
+        exporter.submit(small_call(name))
+        destination.wait_for_tries(int(name) // 10)
+    store.away = False
+    assert exporter.flush(DEADLINE_S)
+    assert 0 < len(destination.names) <= 6
+    assert destination.names == [f"gateway/{name}" for name in names[-len(destination.names) :]]
+    assert exporter.dropped == len(names) - len(destination.names)
+
+
+def test_calls_are_read_while_the_store_is_away():
+    """What a call holds on to is let go of as it comes in, not when the store is back."""
+    store = Store(away=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(2)
+    finished = threading.Event()
+    exporter.submit(small_call("b"), lambda call: finished.set())
+    assert finished.wait(DEADLINE_S)
+    assert destination.batches == []
+    store.away = False
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("ab")
+
+
+@pytest.mark.parametrize("cause", ["away", "overflow", "rejected"])
+def test_trouble_is_logged_once_a_minute(cause: str, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """However often a store fails, there is one warning a minute, and it quotes nothing that was sent."""
+    now = 1000.0
+    monkeypatch.setattr(export, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    monkeypatch.setattr(export, "_FIRST_RETRY_SECONDS", 0)
+    monkeypatch.setattr(export, "_LAST_RETRY_SECONDS", 0)
+    store = Store(away=cause == "away", rejected=("a",) if cause == "rejected" else (), blocked=cause == "overflow")
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination, max_waiting_calls=1 if cause == "overflow" else 100)
+
+    def make_trouble() -> None:
+        tries = len(destination.tries)
+        submit(exporter, "a")
+        if cause == "overflow":
+            destination.wait_for_tries(tries + 1)
+            submit(exporter, "aaa")
+            store.open.set()
+        if cause == "away":
+            destination.wait_for_tries(tries + 4)
+        else:
+            assert exporter.flush(DEADLINE_S)
+        if cause == "overflow":
+            store.open.clear()
+
+    make_trouble()
+    make_trouble()
+    assert len(logged.messages) == 1
+    now += 59.9
+    make_trouble()
+    assert len(logged.messages) == 1
+    now += 0.2
+    make_trouble()
+    assert len(logged.messages) == 2
+    assert "canary" not in logged.text
+    store.away = False
+    store.open.set()
+    assert exporter.flush(DEADLINE_S)

@@ -1,0 +1,123 @@
+"""export.py: flushing, ending, and what a call that is finished in the exporter's thread may do to it."""
+
+import threading
+
+import pytest
+from server_support import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
+
+from agent_gateway_client.server.call import Attempt, GatewayCall
+from agent_gateway_client.server.export import Exporter
+
+
+def test_flushing_nothing_needs_no_thread():
+    """An exporter that was given nothing is flushed at once, and starts no thread."""
+    before = threading.active_count()
+    exporter = Exporter(MemoryDestination())
+    assert exporter.flush(0)
+    exporter.shutdown(0)
+    assert threading.active_count() == before
+
+
+def test_flush_tells_that_it_did_not_succeed():
+    """flush() returns False when the time is up, and what waits stays."""
+    store = Store(away=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    assert not exporter.flush(0.01)
+    store.away = False
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("a")
+
+
+def test_shutdown_sends_what_waits(logged: pytest.LogCaptureFixture):
+    """After a clean stop nothing waits, nothing was lost, and nothing is said."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    submit(exporter, "abc")
+    exporter.shutdown(DEADLINE_S)
+    assert destination.names == gateways("abc")
+    assert logged.messages == []
+
+
+def test_shutdown_says_what_is_lost(logged: pytest.LogCaptureFixture):
+    """A stop while the store is away ends, and says how many calls are lost."""
+    destination = MemoryDestination(Store(away=True))
+    exporter = Exporter(destination)
+    submit(exporter, "abc")
+    destination.wait_for_tries(1)
+    exporter.shutdown(0.01)
+    assert "3 mirrored calls could not be sent" in logged.messages[-1]
+
+
+def test_finish_adds_to_the_call_outside_the_request():
+    """finish() runs in the exporter's thread, after the call has ended, and what it adds is mirrored."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    threads: list[threading.Thread] = []
+
+    def finish(call: GatewayCall) -> None:
+        threads.append(threading.current_thread())
+        call.add(Attempt(provider="openai", model="gpt-4o-mini"))
+
+    exporter.submit(small_call("a"), finish)
+    assert exporter.flush(DEADLINE_S)
+    assert threads[0] is not threading.current_thread()
+    assert destination.names == ["gateway/a", "provider/openai/gpt-4o-mini"]
+
+
+def test_a_finish_that_raises_costs_only_its_details(logged: pytest.LogCaptureFixture):
+    """A call whose details cannot be read is mirrored without them; that is said once, without the error's message."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+
+    def finish(call: GatewayCall) -> None:
+        raise KeyError("canary")
+
+    for name in "abc":
+        exporter.submit(small_call(name), finish)
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("abc")
+    assert exporter.dropped == 0
+    assert ["KeyError" in message for message in logged.messages] == [True]
+    assert "canary" not in logged.text
+
+
+@pytest.mark.parametrize("where", ["submitted", "finished"])
+def test_a_call_of_which_no_spans_can_be_made_is_dropped(where: str):
+    """A gateway's code may put anything into a call; then that call is counted as dropped, and all others arrive."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    bad = small_call("bad")
+
+    def spoil(call: GatewayCall) -> None:
+        call.endpoint = 5  # type: ignore[assignment]
+
+    if where == "submitted":
+        spoil(bad)
+    exporter.submit(small_call("a"))
+    exporter.submit(bad, spoil if where == "finished" else None)
+    exporter.submit(small_call("b"))
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("ab")
+    assert exporter.dropped == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_thread_is_replaced():
+    """When the exporter's thread has died, the next call starts another, which also sends what was left."""
+
+    def die(names: list[str]) -> None:
+        if len(destination.tries) == 1:
+            raise SystemExit
+
+    others = set(threading.enumerate())
+    destination = MemoryDestination(die)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(DEADLINE_S)
+    submit(exporter, "b")
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("ab")

@@ -1,0 +1,165 @@
+"""mirror.py: the closed vocabulary, and what holds for the spans of any call."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.trace import StatusCode
+from server_support import attributes_of, full_call, ids_of
+
+from agent_gateway_client import server
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
+from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
+
+VOCABULARY = {
+    Convention.MLFLOW: {
+        "mlflow.traceRequestId",
+        "mlflow.spanType",
+        "endpoint_id",
+        "endpoint_name",
+        "server_url",
+        "mlflow.gateway.linkedTraceId",
+        "mlflow.gateway.requestType",
+        "gen_ai.request.stream",
+        "http.response.status_code",
+        "gen_ai.response.time_to_first_chunk",
+        "agent_gateway.cache.hit",
+        "error.type",
+        "mlflow.llm.provider",
+        "mlflow.llm.model",
+        "mlflow.chat.tokenUsage",
+        "mlflow.llm.cost",
+        "gen_ai.response.finish_reasons",
+    },
+    Convention.OTEL: {
+        "agent_gateway.endpoint.id",
+        "agent_gateway.endpoint.name",
+        "server.address",
+        "server.port",
+        "mlflow.gateway.linkedTraceId",
+        "agent_gateway.request.type",
+        "gen_ai.operation.name",
+        "gen_ai.request.stream",
+        "http.response.status_code",
+        "gen_ai.response.time_to_first_chunk",
+        "agent_gateway.cache.hit",
+        "error.type",
+        "gen_ai.provider.name",
+        "gen_ai.request.model",
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+        "gen_ai.usage.cache_read.input_tokens",
+        "gen_ai.usage.cache_creation.input_tokens",
+        "agent_gateway.cost.total",
+        "gen_ai.response.finish_reasons",
+    },
+}
+"""All keys a mirror span may have. What is not in here does not get into a caller's trace."""
+
+READ_ELSEWHERE = {
+    # Read from the gateway's own spans and MLflow's request state; an abandoned one of them gets its error type.
+    "mlflow_gateway.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
+}
+"""Keys that a file of the companion names for another purpose than a mirror span."""
+
+each_convention = pytest.mark.parametrize("convention", Convention)
+
+
+@each_convention
+def test_the_vocabulary_is_all_used_and_no_more(convention: Convention):
+    """A call of which everything is known is told with exactly the keys of the closed vocabulary."""
+    keys = {key for span in mirror(full_call(), convention) for key in attributes_of(span)}
+    assert keys == VOCABULARY[convention]
+
+
+@pytest.mark.parametrize("path", sorted(Path(server.__path__[0]).glob("**/*.py")), ids=lambda path: path.name)
+def test_attributes_are_named_in_one_place(path: Path):
+    """Only mirror.py spells the key of a span attribute: the vocabulary can be read and checked in one place."""
+    if path.name == "mirror.py":
+        return
+    keys = VOCABULARY[Convention.MLFLOW] | VOCABULARY[Convention.OTEL]
+    tree = ast.parse(path.read_text())
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    namespaces = ("gen_ai.", "mlflow.llm.", "mlflow.gateway.", "mlflow.chat.", "exception.")
+    named = {text for text in texts if text in keys or (text.startswith(namespaces) and " " not in text)}
+    assert named == READ_ELSEWHERE.get(path.name, set())
+    makers = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & {"Resource", "Link", "Status"}
+    assert not makers, "spans are made in mirror.py"
+
+
+text = st.none() | st.text(max_size=500)
+number = st.integers(0, 2**62)
+usages = st.none() | st.builds(TokenUsage, number, st.none() | number, st.none() | number, st.none() | number)
+attempts = st.builds(
+    Attempt,
+    provider=text,
+    model=text,
+    start_time_ns=number,
+    end_time_ns=st.none() | number,
+    error_type=text,
+    usage=usages,
+    cost=st.none() | st.builds(Cost, *[st.floats(0, 1e6)] * 3),
+    finish_reason=text,
+    span_id=st.integers(1, 5),
+)
+contexts = st.builds(
+    TraceContext, st.integers(1, 2**128 - 1), st.integers(1, 5), st.just(1), st.sampled_from(["", "a=1"])
+)
+calls = st.builds(
+    GatewayCall,
+    parent=contexts,
+    endpoint=text,
+    endpoint_id=text,
+    operation=st.sampled_from(["chat", "embeddings", "other"]),
+    request_type=text,
+    server_address=text,
+    streaming=st.none() | st.booleans(),
+    http_status=st.none() | st.integers(100, 599),
+    time_to_first_chunk_ns=st.none() | number,
+    cache_hit=st.none() | st.booleans(),
+    start_time_ns=number,
+    end_time_ns=st.none() | number,
+    error_type=text,
+    linked=st.none() | contexts,
+    attempts=st.lists(attempts, max_size=5),
+    span_id=st.integers(1, 5),
+)
+"""Calls with any facts; ids from a small set, so that they collide often."""
+
+
+@settings(deadline=None)
+@given(calls, st.sampled_from(Convention))
+def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):
+    """Keys are of the vocabulary, texts bounded, ids unique and none its own parent, parents contain children."""
+    spans = mirror(call, convention)
+    root, children = spans[0], spans[1:]
+    assert len(children) == len(call.attempts)
+
+    ids = [ids_of(span)[0] for span in spans]
+    assert len(set(ids)) == len(ids)
+    assert call.parent.span_id not in ids
+    assert ids_of(root)[1] == call.parent.span_id
+    assert {ids_of(span)[1] for span in children} <= {ids[0]}
+    assert {span.context.trace_id for span in spans if span.context} == {call.parent.trace_id}
+
+    for span in spans:
+        assert set(attributes_of(span)) <= VOCABULARY[convention]
+        assert len(span.name) <= len("provider//") + 2 * MAX_NAME_LENGTH
+        for value in [span.name, *attributes_of(span).values()]:
+            if isinstance(value, str):
+                assert value.isascii()
+                assert value.isprintable()
+                assert len(value) <= 2 * MAX_NAME_LENGTH + 100
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert root.start_time is not None
+        assert root.end_time is not None
+        assert root.start_time <= span.start_time <= span.end_time <= root.end_time
+        assert span.status.description is None
+        for event in span.events:
+            assert (event.name, set(event.attributes or {})) == ("exception", {"exception.type"})
+    failed = [call.error_type is not None, *(attempt.error_type is not None for attempt in call.attempts)]
+    assert [span.status.status_code is StatusCode.ERROR for span in spans] == failed
