@@ -1,5 +1,6 @@
 """What the companion's tests share: calls that are full of facts, and a destination that keeps what it is sent."""
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
+from agent_gateway_client.server.export import Exporter, Rejected
 from agent_gateway_client.server.mirror import Convention
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -92,3 +94,49 @@ class MemoryDestination:
         """Wait until spans were sent to it this often, taken or not."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.tries) >= count, DEADLINE_S)
+
+
+class Store:
+    """A destination's ``on_send``: blocks, is away, or rejects names, until told otherwise."""
+
+    def __init__(self, *, away: bool = False, blocked: bool = False, rejected: tuple[str, ...] = ()) -> None:
+        self.away = away
+        self.open = threading.Event()
+        if not blocked:
+            self.open.set()
+        self.rejected = {f"gateway/{name}" for name in rejected}
+
+    def __call__(self, names: list[str]) -> None:
+        assert self.open.wait(DEADLINE_S)
+        if self.away:
+            raise ConnectionError("canary: the store's address and what was sent to it")
+        if self.rejected & set(names):
+            raise Rejected("it was told to")
+
+
+def gateways(names: str) -> list[str]:
+    """Return the names of the gateway spans of calls named by one letter each."""
+    return [f"gateway/{name}" for name in names]
+
+
+def submit(exporter: Exporter, names: str) -> None:
+    """Submit a call for each letter."""
+    for name in names:
+        exporter.submit(small_call(name))
+
+
+def attributes_of(span: ReadableSpan) -> dict[str, Any]:
+    """Return a span's attributes; MLflow's JSON as it is."""
+    return dict(span.attributes or {})
+
+
+def facts_of(span: ReadableSpan) -> dict[str, Any]:
+    """Return the attributes of a span in MLflow's convention, read from their JSON."""
+    return {key: json.loads(value) for key, value in attributes_of(span).items()}
+
+
+def ids_of(span: ReadableSpan) -> tuple[int, int]:
+    """Return a span's id and its parent's."""
+    assert span.context is not None
+    assert span.parent is not None
+    return span.context.span_id, span.parent.span_id

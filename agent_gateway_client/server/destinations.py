@@ -1,8 +1,11 @@
 """The places that spans can be sent to: MLflow (its own store in process, or a server), or any OTLP back end."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
@@ -45,7 +48,7 @@ class MlflowDestination:
             raise Rejected("this MLflow store keeps no spans; MLflow needs a database as its backend store") from None
         except MlflowException as error:
             status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-            if 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:
+            if _is_final(status):
                 raise Rejected(f"MLflow answered {error.error_code}") from error
             raise
 
@@ -62,18 +65,60 @@ class OtlpDestination:
                 f"The OTLP protocol {protocol!r} is not supported; set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and "
                 "point OTEL_EXPORTER_OTLP_ENDPOINT at the collector's HTTP port (4318 by default)."
             )
+        for variable in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+            _check_endpoint(variable)
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         except ModuleNotFoundError:
             raise MissingDependencyError(
                 f"{EXPORTER_VARIABLE}=otlp needs OpenTelemetry's exporter: pip install 'agent-gateway-client[server]'"
             ) from None
-        self._exporter = OTLPSpanExporter()
+        from requests import Response, Session
+
+        # The exporter itself does not tell why it failed.
+        self._status: int | None = None
+
+        def note_status(response: Response, *_: Any, **__: Any) -> None:
+            self._status = response.status_code
+
+        session = Session()
+        session.hooks["response"].append(note_status)
+        self._exporter = OTLPSpanExporter(session=session)
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_is_not_ours)
 
     def send(self, spans: Sequence[ReadableSpan]) -> None:
         """See :class:`~agent_gateway_client.server.export.Destination`."""
-        if self._exporter.export(spans) is not SpanExportResult.SUCCESS:
-            raise ConnectionError("the OTLP endpoint did not take the spans")
+        self._status = None
+        token = _sending.set(True)
+        try:
+            result = self._exporter.export(spans)
+        finally:
+            _sending.reset(token)
+        if result is SpanExportResult.SUCCESS:
+            return
+        if _is_final(self._status):
+            raise Rejected(f"the OTLP endpoint answered {self._status}")
+        raise ConnectionError("the OTLP endpoint did not take the spans")
+
+
+def _check_endpoint(variable: str) -> None:
+    endpoint = os.environ.get(variable, "")
+    parts = urlsplit(endpoint)
+    if endpoint and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise ConfigurationError(f"{variable} is {endpoint!r}; give a URL like http://localhost:4318.")
+
+
+_sending: ContextVar[bool] = ContextVar("agent_gateway_client.sending", default=False)
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Keep OpenTelemetry from logging each try of ours, which are many while an endpoint is away; ours logs a summary."""
+    return not _sending.get()
+
+
+def _is_final(status: int | None) -> bool:
+    """Tell whether an HTTP status says that the same spans will never be taken."""
+    return status is not None and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY
 
 
 def experiment_id_from_environment() -> str:
@@ -89,10 +134,22 @@ def experiment_id_from_environment() -> str:
 
 
 def mlflow_tracking_server() -> Destination:
-    """Return the MLflow tracking server or store that ``MLFLOW_TRACKING_URI`` names."""
+    """Return the MLflow tracking server or store that ``MLFLOW_TRACKING_URI`` names.
+
+    Raises:
+        ConfigurationError: MLflow knows no such kind of store, or cannot open it.
+    """
+    from mlflow.exceptions import MlflowException
     from mlflow.tracing.client import TracingClient
 
-    return MlflowDestination(TracingClient().log_spans, experiment_id_from_environment())
+    try:
+        client = TracingClient()
+    except MlflowException as error:
+        raise ConfigurationError(
+            f"MLFLOW_TRACKING_URI is {os.environ.get('MLFLOW_TRACKING_URI')!r}, which MLflow cannot use "
+            f"({type(error).__name__}); give the tracking server's URL, like http://localhost:5000."
+        ) from error
+    return MlflowDestination(client.log_spans, experiment_id_from_environment())
 
 
 def destination_from_environment(mlflow: Callable[[], Destination] = mlflow_tracking_server) -> Destination:

@@ -156,7 +156,17 @@ class Exporter:
                 return
             if finish is not None:
                 self._finish(call, finish)
-            spans = mirror(call, self.destination.convention)
+            try:
+                spans = mirror(call, self.destination.convention)
+            except Exception as error:
+                self.dropped += 1
+                logger.debug("No spans could be made of a gateway call", exc_info=True)
+                warn_once(
+                    "export.mirror",
+                    "A gateway call could not be mirrored (%s): one of its fields holds what it must not.",
+                    type(error).__name__,
+                )
+                continue
             if len(self._pending) == self._max_waiting:
                 self.dropped += 1
             self._pending.append(spans)
@@ -179,18 +189,20 @@ class Exporter:
             try:
                 self.destination.send([span for spans in batch for span in spans])
             except Rejected:
-                self._send_one_by_one(batch)
-            for _ in range(size):
-                self._pending.popleft()
+                self._send_one_by_one(size)
+            else:
+                for _ in range(size):
+                    self._pending.popleft()
 
-    def _send_one_by_one(self, batch: list[list[ReadableSpan]]) -> None:
+    def _send_one_by_one(self, size: int) -> None:
         """Find the calls that the destination rejects, and drop only those."""
-        for spans in batch:
+        for _ in range(size):
             try:
-                self.destination.send(spans)
+                self.destination.send(self._pending[0])
             except Rejected as error:
                 self.dropped += 1
                 self._log_trouble(f"the store rejects them ({error})")
+            self._pending.popleft()
 
     def _pause(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
