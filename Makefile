@@ -14,16 +14,19 @@ LOWEST := .venv-lowest
 
 # Some of the releases in constraints.txt need Python 3.11.
 MAIN_CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "constraints-py310.txt")' 2>/dev/null)
+# One for every Python, so from the oldest: see PYTHON_LOWEST.
 OPENAI3_CONSTRAINTS := constraints-openai3.txt
 LOWEST_CONSTRAINTS := constraints-lowest.txt
 
-# What runs without a server: the client's tests, in every environment.
-CLIENT_TESTS = $(wildcard tests/test_*.py) tests/typing
+# What runs without a server and with no framework but openai: the client's tests, in every environment.
+CLIENT_TESTS = $(filter-out tests/test_langchain% tests/test_litellm%,$(wildcard tests/test_*.py)) tests/typing
 
 # Modules are compiled when they are first imported: compiling all that MLflow brings takes longer than installing it.
 INSTALL := -m pip install --no-compile --no-build-isolation
 # What is fetched is named while it is; errors and warnings are shown as they are.
 PROGRESS := awk '/^Collecting / { print "    " $$2; fflush() } /^Installing / { print "    unpacking ..."; fflush() }'
+
+FREEZE := -m pip freeze --all --exclude setuptools --exclude-editable
 
 SHELL := /usr/bin/env bash
 
@@ -70,9 +73,10 @@ venv: $(MAIN)/.installed ## Only set up .venv
 	@echo "==> Ready: . $(MAIN)/bin/activate"
 
 update: clean ## Take the newest versions of everything into the constraints files (not the lowest ones)
-	@$(MAKE) $(MAIN)/.installed $(OPENAI3)/.installed MAIN_CONSTRAINTS=/dev/null OPENAI3_CONSTRAINTS=/dev/null
-	@$(MAIN)/bin/python -m pip freeze --all --exclude setuptools --exclude-editable > $(MAIN_CONSTRAINTS)
-	@$(OPENAI3)/bin/python -m pip freeze --all --exclude setuptools --exclude-editable > $(OPENAI3_CONSTRAINTS)
+	@$(MAKE) $(MAIN)/.installed MAIN_CONSTRAINTS=/dev/null
+	@$(MAKE) $(OPENAI3)/.installed OPENAI3_CONSTRAINTS=/dev/null PYTHON=$(PYTHON_LOWEST)
+	@$(MAIN)/bin/python $(FREEZE) > $(MAIN_CONSTRAINTS)
+	@$(OPENAI3)/bin/python $(FREEZE) > $(OPENAI3_CONSTRAINTS)
 
 clean: ## Remove the environments and all that was built
 	@echo "==> Removing environments, builds and caches"

@@ -12,12 +12,29 @@ from agent_gateway_client._version import __version__
 
 if TYPE_CHECKING:
     from agent_gateway_client.http import trace_headers, unwrap, wrap_httpx
+    from agent_gateway_client.instrumentation import instrument, uninstrument
+    from agent_gateway_client.langchain import GatewayCallbackHandler
+    from agent_gateway_client.litellm import instrument_litellm
     from agent_gateway_client.openai import wrap_openai
 
-__all__ = ["__version__", "trace_headers", "unwrap", "wrap_httpx", "wrap_openai"]
+__all__ = [
+    "GatewayCallbackHandler",
+    "__version__",
+    "instrument",
+    "instrument_litellm",
+    "trace_headers",
+    "uninstrument",
+    "unwrap",
+    "wrap_httpx",
+    "wrap_openai",
+]
 
 _HOME = {
+    "GatewayCallbackHandler": "langchain",
+    "instrument": "instrumentation",
+    "instrument_litellm": "litellm",
     "trace_headers": "http",
+    "uninstrument": "instrumentation",
     "unwrap": "http",
     "wrap_httpx": "http",
     "wrap_openai": "openai",

@@ -6,20 +6,32 @@ headers off again where a redirect leaves the gateway.
 """
 
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import Gateways, gateways_for_client
+from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways, gateways_for_client
 from agent_gateway_client.propagation import TRACEPARENT, current_trace_context
 
 ClientT = TypeVar("ClientT")
+
+
+class _TakesHooks(Protocol):
+    """What the clients of httpx and httpx2, sync and async, have in common as far as it matters here."""
+
+    event_hooks: Any
+
+    @property
+    def base_url(self) -> object: ...
+
+
+HTTPXClientT = TypeVar("HTTPXClientT", bound=_TakesHooks)
 
 _SENT_BY_US = "agent_gateway_client.headers"
 """The key in a request's extensions that holds the headers this package has set on it."""
 
 
-def wrap_httpx(client: ClientT, gateways: Iterable[str] | None = None) -> ClientT:
+def wrap_httpx(client: HTTPXClientT, gateways: Iterable[str] | None = None) -> HTTPXClientT:
     """Make a client put the trace context on every request that it sends to a gateway.
 
     The context is that of the innermost active span at the time of the request. A ``traceparent`` that the request
@@ -56,7 +68,7 @@ def unwrap(client: ClientT) -> ClientT:
         The same object.
     """
     http_client: Any = client if _takes_hooks(client) else getattr(client, "_client", None)
-    if _takes_hooks(http_client) and _hook_of(http_client) is not None:
+    if _takes_hooks(http_client) and hook_of(http_client) is not None:
         hooks = http_client.event_hooks
         kept = [hook for hook in hooks["request"] if not isinstance(hook, _RequestHook)]
         http_client.event_hooks = {**hooks, "request": kept}
@@ -68,7 +80,8 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
 
     Args:
         url: Where the request goes; ``ws://`` and ``wss://`` count as the HTTP they start from.
-        gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+        gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``, and those of every
+            ``instrument()`` that is in force.
 
     Returns:
         ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is no gateway or no span is
@@ -77,14 +90,7 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
     Raises:
         ConfigurationError: ``gateways`` was given and holds what is no URL.
     """
-    if gateways is not None:
-        known = Gateways(gateways)
-    else:
-        try:
-            known = Gateways.from_environment()
-        except ConfigurationError as error:
-            warn_once("trace_headers.environment", "No trace context is sent: %s", error)
-            return {}
+    known = Gateways(gateways) if gateways is not None else _known_gateways()
     if url not in known:
         return {}
     try:
@@ -95,9 +101,20 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
     return context.to_headers() if context else {}
 
 
+def _known_gateways() -> Gateways:
+    # It stands on this module.
+    from agent_gateway_client.instrumentation import instrumented_gateways
+
+    try:
+        return Gateways.from_environment() | instrumented_gateways()
+    except ConfigurationError as error:
+        warn_once("trace_headers.environment", "%s is left out: %s", GATEWAY_URLS_VARIABLE, error)
+        return instrumented_gateways()
+
+
 def add_hook(client: Any, gateways: Gateways) -> None:
     """Add the hook to a client that takes event hooks, or the gateways to the hook that it has."""
-    hook = _hook_of(client)
+    hook = hook_of(client)
     if hook is not None:
         hook.gateways |= gateways
         return
@@ -108,7 +125,14 @@ def add_hook(client: Any, gateways: Gateways) -> None:
     client.event_hooks = {**hooks, "request": [*hooks["request"], hook]}
 
 
-def propagate(request: Any, gateways: Gateways) -> None:
+class KnowsGateways(Protocol):
+    """One or more sets of gateways."""
+
+    def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
+        """Tell what :meth:`Gateways.covers` does."""
+
+
+def propagate(request: Any, gateways: KnowsGateways) -> None:
     """Put the current trace context on an httpx request to a gateway; take ours off one that leaves. Never raises."""
     try:
         url = request.url
@@ -153,5 +177,6 @@ def _takes_hooks(client: Any) -> bool:
     return not isinstance(client, type) and hasattr(client, "event_hooks") and hasattr(client, "base_url")
 
 
-def _hook_of(client: Any) -> _RequestHook | None:
+def hook_of(client: Any) -> _RequestHook | None:
+    """Return the hook of a client that takes event hooks; ``None`` where it is not wrapped."""
     return next((hook for hook in client.event_hooks["request"] if isinstance(hook, _RequestHook)), None)

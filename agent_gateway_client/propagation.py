@@ -7,12 +7,14 @@ which reads the context of the running code.
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import NamedTuple, Protocol
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
 from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client.gateways import Gateways
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -62,13 +64,41 @@ class TraceContext(NamedTuple):
         return {TRACEPARENT: self.traceparent}
 
 
+class ModelCall(Protocol):
+    """A framework's call of a model, which may know a better parent for its requests than the active span.
+
+    Attributes:
+        gateways: Where the call's requests may carry trace context to, beside the gateways named elsewhere.
+    """
+
+    gateways: Gateways
+
+    def trace_context(self, active: TraceContext | None) -> TraceContext | None:
+        """Return the parent of a request that is sent now, given what it would be without this call. Never raises."""
+
+
+model_call: ContextVar[ModelCall | None] = ContextVar("agent_gateway_client.model_call", default=None)
+"""The call of a model whose own code is running now; set by a framework's adapter, and only for that long."""
+
+
 def current_trace_context() -> TraceContext | None:
     """Return the innermost active MLflow span's context, else OpenTelemetry's current span's, else ``None``.
 
     MLflow keeps its active span in a context of its own by default, which OpenTelemetry's functions do not see. A span
-    that is not sampled is returned with its flags as they are.
+    that is not sampled is returned with its flags as they are. The span of :data:`model_call` goes first.
     """
-    context = _active_mlflow_span_context() or trace.get_current_span().get_span_context()
+    active = active_trace_context()
+    call = model_call.get()
+    return call.trace_context(active) if call else active
+
+
+def active_trace_context() -> TraceContext | None:
+    """Return what :func:`current_trace_context` does where there is no :data:`model_call`."""
+    return as_trace_context(_active_mlflow_span_context() or trace.get_current_span().get_span_context())
+
+
+def as_trace_context(context: SpanContext | None) -> TraceContext | None:
+    """Return an OpenTelemetry span's context as a :class:`TraceContext`; ``None`` where it is not valid."""
     # MLflow's no-op span, which it hands out when it could not make one, has no context at all.
     if context is None or not context.is_valid:
         return None

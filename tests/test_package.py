@@ -1,5 +1,6 @@
 """The package as it is installed: what importing it costs, its public names, its metadata, and what is pinned."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -14,10 +15,21 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import agent_gateway_client
+from agent_gateway_client.errors import MissingDependencyError
 
 ROOT = Path(__file__).parents[1]
 DISTRIBUTION = "agent-gateway-client"
-PUBLIC_NAMES = ["trace_headers", "unwrap", "wrap_httpx", "wrap_openai"]
+PUBLIC_NAMES = [
+    "GatewayCallbackHandler",
+    "instrument",
+    "instrument_litellm",
+    "trace_headers",
+    "uninstrument",
+    "unwrap",
+    "wrap_httpx",
+    "wrap_openai",
+]
+NEEDED_BY = {"GatewayCallbackHandler": "langchain_core", "instrument_litellm": "litellm"}
 CLIENT_REQUIREMENTS = ["mlflow-tracing", "openai", "opentelemetry-api"]
 CONSTRAINTS = sorted(ROOT.glob("constraints*.txt"))
 
@@ -64,13 +76,17 @@ def test_wrapping_any_other_client_loads_no_openai_and_no_mlflow():
 
 def test_the_public_names_are_these():
     """__all__ and dir() are the public contract, and nothing else."""
-    assert sorted(agent_gateway_client.__all__) == ["__version__", *PUBLIC_NAMES]
-    assert dir(agent_gateway_client) == ["__version__", *PUBLIC_NAMES]
+    assert sorted(agent_gateway_client.__all__) == sorted(["__version__", *PUBLIC_NAMES])
+    assert dir(agent_gateway_client) == sorted(["__version__", *PUBLIC_NAMES])
 
 
 @pytest.mark.parametrize("name", PUBLIC_NAMES)
 def test_a_public_name_can_be_imported(name):
-    """Each public name is there under that name, documented."""
+    """Each public name is there under that name, documented; without its framework, the extra to install is named."""
+    if name in NEEDED_BY and importlib.util.find_spec(NEEDED_BY[name]) is None:
+        with pytest.raises(MissingDependencyError, match="pip install 'agent-gateway-client"):
+            getattr(agent_gateway_client, name)
+        return
     value = getattr(agent_gateway_client, name)
     assert value.__name__ == name
     assert value.__doc__

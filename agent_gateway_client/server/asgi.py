@@ -1,14 +1,20 @@
 """Any ASGI gateway: one call per request, timed and told by what passes through the middleware."""
 
+import re
+import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.propagation import extract
+from agent_gateway_client.server.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
+from agent_gateway_client.server.details import Details, is_success
 from agent_gateway_client.server.export import Exporter, Finish
+from agent_gateway_client.server.routes import is_model_call
+from agent_gateway_client.server.shared import shared_exporter
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -16,124 +22,253 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_TRACE_HEADERS = {b"traceparent", b"tracestate", b"baggage"}
+
 
 class GatewayTracingMiddleware:
     """Mirrors the calls of an ASGI gateway into their callers' traces.
 
     A request without a valid, sampled ``traceparent`` costs one look at its headers. The bytes of request and response
-    are passed on as they are, at once.
+    are passed on as they are, at once; references to their beginning and their end are kept, and read when the call is
+    over: tokens, model and finish reason are in there. The application may add what it knows better, above all its
+    provider attempts, to :func:`~agent_gateway_client.server.current_gateway_call`; without them, the mirror has one
+    attempt, of which the response tells.
+
+    Example:
+        app = FastAPI()
+        app.add_middleware(GatewayTracingMiddleware)
+
+    Args:
+        app: The gateway.
+        exporter: Where the calls are sent to; by default as the environment says, through one exporter per process. An
+            environment that cannot work makes the application's start fail.
+        is_call: Which requests are calls of a model, by ASGI scope; by default the POSTs to the routes of the OpenAI,
+            Anthropic and Gemini APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`). A
+            gateway for several tenants says here too which of them may join a trace.
+        endpoint: The endpoint's name, or what returns it for an ASGI scope after the request was served. By default
+            the ``model`` that the request asks for, if the gateway's answer was a success; else the caller could write
+            into the trace what it likes, and the call is named after its route.
+        provider: The provider's name for the attempt of which only the response tells.
+        strip_trace_context: Whether ``traceparent``, ``tracestate`` and ``baggage`` are taken off all requests to
+            ``is_call``, for a gateway that hands its callers' headers on to providers.
     """
 
-    def __init__(self, app: ASGIApp, exporter: Exporter) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        exporter: Exporter | None = None,
+        *,
+        is_call: Callable[[Scope], bool] | None = None,
+        endpoint: str | Callable[[Scope], str | None] | None = None,
+        provider: str | None = None,
+        strip_trace_context: bool = False,
+    ) -> None:
         self.app = app
         self.exporter = exporter
+        self._is_call = is_call
+        self._endpoint = endpoint
+        self._provider = provider
+        self._strip_trace_context = strip_trace_context
+        self._problem: Exception | None = None
+        if exporter is None:
+            try:
+                self.exporter = shared_exporter()
+            except Exception as problem:
+                # Frameworks make their middleware when the first request comes, if the server tells no lifespan. An
+                # exception now would fail that request and all others; in the lifespan it fails the start.
+                self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's lifespan."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-        elif scope["type"] != "http" or not self.is_call(scope):
-            await self.app(scope, receive, send)
-        else:
+        if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
             parent = extract(scope["headers"], strict=True)
             scope = self.application_scope(scope)
-            if parent is None or not parent.sampled:
-                await self.app(scope, receive, send)
-            else:
-                await self._mirrored(GatewayCall(parent, server_address=_address(scope)), scope, receive, send)
+            if parent is not None and parent.sampled:
+                call = GatewayCall(parent, server_address=_address(scope))
+                await self._mirrored(call, self.exporter, scope, receive, send)
+                return
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        elif self._problem is not None:
+            self._warn_of_problem(self._problem)
+        await self.app(scope, receive, send)
 
     def is_call(self, scope: Scope) -> bool:
-        """Tell whether a request is a call of a model. To be overridden; here, every POST."""
-        return bool(scope["method"] == "POST")
+        """Tell whether a request is a call of a model. May be overridden."""
+        if self._is_call is None:
+            return is_model_call(scope)
+        try:
+            return self._is_call(scope)
+        except Exception as error:
+            warn_once("asgi.is_call", "is_call() raised %s; such requests are not mirrored.", type(error).__name__)
+            return False
 
     def application_scope(self, scope: Scope) -> Scope:
-        """Return the scope that the application gets. To be overridden; here, the same."""
-        return scope
+        """Return the scope that the application gets. May be overridden."""
+        if not self._strip_trace_context:
+            return scope
+        return {**scope, "headers": [header for header in scope["headers"] if header[0].lower() not in _TRACE_HEADERS]}
 
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
         """Prepare to learn more of a call than HTTP tells. To be overridden.
 
         Returns:
             A context to run the application in, and what adds to the call after it has ended. The latter runs outside
-            the request, in the exporter's thread.
+            the request, in the exporter's thread, and what it says goes before what the bodies say.
         """
-        return nullcontext(), None
+        return _NO_CONTEXT, None
 
-    async def _mirrored(self, call: GatewayCall, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _mirrored(
+        self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         complete = False
         last_chunk_ns: int | None = None
-        last_chunks: deque[bytes] = deque(maxlen=_LAST_CHUNKS)
+        request = KeptBody() if self._endpoint is None else None
+        response: KeptBody | CompressedBody | None = None
 
         async def watched_receive() -> Message:
             message = await receive()
-            if message["type"] == "http.disconnect" and not (complete or _is_last_event(last_chunks)):
-                call.end(CLIENT_DISCONNECT)
+            if message["type"] == "http.disconnect":
+                if not (complete or _has_last_event(call, response)):
+                    call.end(CLIENT_DISCONNECT)
+            elif request is not None and (chunk := message.get("body")):
+                request.add(chunk)
             return message
 
-        async def watched_send(message: Message) -> None:
-            nonlocal complete, last_chunk_ns
-            if message["type"] == "http.response.start":
-                call.http_status = message["status"]
-                call.streaming = _is_stream(message.get("headers", ()))
-            elif message["type"] == "http.response.body":
+        # Not a coroutine function: a stream may have many thousand chunks, and each would pay for one more coroutine.
+        def watched_send(message: Message) -> Awaitable[None]:
+            nonlocal complete, last_chunk_ns, response
+            if message["type"] == "http.response.body":
                 complete = not message.get("more_body", False)
                 if chunk := message.get("body"):
                     # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
-                    last_chunk_ns = time.time_ns()
-                    if call.streaming:
-                        last_chunks.append(chunk)
-                        if call.time_to_first_chunk_ns is None:
-                            call.time_to_first_chunk_ns = last_chunk_ns - call.start_time_ns
-            await send(message)
+                    now = time.time_ns()
+                    if last_chunk_ns is None and call.streaming:
+                        call.time_to_first_chunk_ns = now - call.start_time_ns
+                    last_chunk_ns = now
+                    if response is not None:
+                        response.add(chunk)
+            elif message["type"] == "http.response.start":
+                headers = message.get("headers", ())
+                if not isinstance(headers, (list, tuple)):
+                    # ASGI allows any iterable, and some can be read only once.
+                    headers = list(headers)
+                    message = {**message, "headers": headers}
+                call.http_status = message["status"]
+                response = _body_to_keep(call, headers)
+            return send(message)
 
-        context, finish = self.observe(call, scope)
+        context, finish = self._observed(call, scope)
         token = current_call.set(call)
         try:
-            with context:
-                await self.app(scope, watched_receive, watched_send)
+            await self.app(scope, watched_receive, watched_send)
         except BaseException as error:
-            if not (complete or _is_last_event(last_chunks)):
+            if not (complete or _has_last_event(call, response)):
                 # Some servers tell a client that has gone by an OSError from send().
                 call.end(CLIENT_DISCONNECT if isinstance(error, OSError) and call.http_status else error)
             raise
         finally:
             current_call.reset(token)
+            if context is not None:
+                _leave(context)
             status = call.http_status or 500
             call.end(str(status) if status >= 400 else None, last_chunk_ns)
-            self.exporter.submit(call, finish)
+            if self._endpoint is not None and call.endpoint is None:
+                call.endpoint = self._endpoint_of(scope)
+            details = Details(finish, scope, request=request, response=response, provider=self._provider)
+            exporter.submit(call, details)
+
+    def _observed(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
+        """Enter the context of ``observe()``; what goes wrong in there costs the mirror's details and not the call."""
+        finish = None
+        try:
+            context, finish = self.observe(call, scope)
+            context.__enter__()
+        except Exception as error:
+            _warn_of_observer(error)
+            return None, finish
+        return context, finish
+
+    def _endpoint_of(self, scope: Scope) -> str | None:
+        if not callable(self._endpoint):
+            return self._endpoint
+        try:
+            name = self._endpoint(scope)
+            return None if name is None else str(name)
+        except Exception as error:
+            warn_once("asgi.endpoint", "endpoint() raised %s; such calls have no name.", type(error).__name__)
+            return None
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._problem is not None:
+            await receive()
+            reason = f"{type(self._problem).__name__}: {self._problem}"
+            await send({"type": "lifespan.startup.failed", "message": f"agent-gateway-client cannot work: {reason}"})
+            return
         try:
             await self.app(scope, receive, send)
         finally:
-            self.exporter.shutdown()
+            if self.exporter is not None:
+                self.exporter.shutdown()
+
+    def _warn_of_problem(self, problem: Exception) -> None:
+        warn_once("asgi.problem", "Gateway calls are not mirrored: %s: %s", type(problem).__name__, problem)
+
+
+_NO_CONTEXT = nullcontext()
+
+
+def _leave(context: AbstractContextManager[Any]) -> None:
+    try:
+        context.__exit__(*sys.exc_info())
+    except Exception as error:
+        _warn_of_observer(error)
+
+
+def _warn_of_observer(error: Exception) -> None:
+    logger.debug("A gateway call could not be observed", exc_info=error)
+    warn_once(
+        "asgi.observe",
+        "A gateway call could not be observed (%s); its mirror says only what HTTP tells.",
+        type(error).__name__,
+    )
 
 
 _LAST_CHUNKS = 4
-"""Chunks of a stream that are kept to tell whether it is complete: a server may split its last event."""
+"""Chunks of a stream that are looked at to tell whether it is complete: a server may split its last event."""
 
-_LAST_EVENTS = (
-    b"[DONE]",
-    b"message_stop",
-    b"response.completed",
-    b"response.incomplete",
-    b"response.failed",
-    b'"finishReason"',
+_LAST_EVENT = re.compile(
+    rb"(?:\A|\n)data: ?\[DONE\]"
+    rb'|(?<!\\)"type"\s*:\s*"(?:message_stop|response\.(?:completed|incomplete|failed))"'
+    rb'|(?<!\\)"finishReason"\s*:'
 )
-"""How the streams of OpenAI's chat, Anthropic, OpenAI's responses and Gemini end."""
+"""How the streams of OpenAI's chat, Anthropic and OpenAI's responses, and Gemini end. An answer that speaks of these
+events is within a JSON string, where quotes are escaped and lines do not begin."""
 
 
-def _is_last_event(chunks: Iterable[bytes]) -> bool:
+def _has_last_event(call: GatewayCall, body: KeptBody | CompressedBody | None) -> bool:
     """Tell whether a stream's last event was sent. Many clients hang up as soon as they have it."""
-    tail = b"".join(chunks)
-    return any(event in tail for event in _LAST_EVENTS)
+    if body is None or not call.streaming:
+        return False
+    return _LAST_EVENT.search(body.last_chunks(_LAST_CHUNKS)) is not None
 
 
-def _is_stream(headers: Any) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith((b"text/event-stream", b"application/x-ndjson"))
-        for name, value in headers
-    )
+def _body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
+    """Note whether the response is a stream, and make what is to keep its body, if that can be read later."""
+    content_type = encoding = b""
+    for name, value in headers:
+        if len(name) == 12 and name.lower() == b"content-type":
+            content_type = value.partition(b";")[0].strip().lower()
+        elif len(name) == 16 and name.lower() == b"content-encoding":
+            encoding = value.strip().lower()
+    call.streaming = content_type in (b"text/event-stream", b"application/x-ndjson")
+    is_json = content_type == b"application/json" or content_type.endswith(b"+json")
+    if not (call.streaming or (is_json and is_success(call))):
+        return None
+    if encoding in (b"", b"identity"):
+        return KeptBody()
+    return CompressedBody() if encoding in (b"gzip", b"x-gzip", b"deflate") else None
 
 
 def _address(scope: Scope) -> str | None:

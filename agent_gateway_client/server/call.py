@@ -5,8 +5,6 @@ caller, a model or an error says has no place here. How the fields are named in 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
@@ -53,13 +51,14 @@ class Cost:
 
 @dataclass(slots=True)
 class Attempt:
-    """One try at one provider.
+    """One try at one provider. As a context manager it ends with the block, and an exception makes it a failed one.
 
     Attributes:
         provider: The provider's name in the gateway's configuration, like ``openai``.
         model: The provider's name for the model, like ``gpt-4o-mini``.
         start_time_ns: Nanoseconds since the epoch.
-        end_time_ns: Nanoseconds since the epoch; ``None`` while the attempt is under way.
+        end_time_ns: Nanoseconds since the epoch; ``None`` while the attempt is under way. One that is never ended
+            lasts as long as its call.
         error_type: ``None`` where it succeeded, else an exception's class or an HTTP status; never a message.
         span_id: 64 bits; the gateway's own where it has a span for the attempt.
     """
@@ -74,11 +73,17 @@ class Attempt:
     finish_reason: str | None = None
     span_id: int = field(default_factory=new_span_id)
 
-    def end(self, error: BaseException | str | None = None) -> None:
+    def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
         """Note that the attempt is over, and what it failed of if it did. Only the first time counts."""
         if self.end_time_ns is None:
-            self.end_time_ns = time.time_ns()
-            self.error_type = error_type(error)
+            self.end_time_ns = end_time_ns or time.time_ns()
+            self.error_type = self.error_type or error_type(error)
+
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.end(error)
 
 
 @dataclass(slots=True)
@@ -132,23 +137,22 @@ class GatewayCall:
                 MAX_ATTEMPTS,
             )
 
-    @contextmanager
-    def attempt(self, provider: str | None = None, model: str | None = None) -> Iterator[Attempt]:
-        """Time an attempt; an exception that passes through makes it a failed one."""
+    def attempt(self, provider: str | None = None, model: str | None = None) -> Attempt:
+        """Begin an attempt: ``with call.attempt(…)``, or without ``with`` for one that outlives the block it is in."""
         attempt = Attempt(provider=provider, model=model)
         self.add(attempt)
-        try:
-            yield attempt
-        except BaseException as error:
-            attempt.end(error)
-            raise
-        attempt.end()
+        return attempt
 
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
-        """Note that the call is over, and what it failed of if it did. Only the first time counts."""
+        """Note that the call is over, and what it failed of if it did. Only the first time counts.
+
+        Attempts that are still under way end with it, of the same failure.
+        """
         if self.end_time_ns is None:
             self.end_time_ns = end_time_ns or time.time_ns()
-            self.error_type = error_type(error)
+            self.error_type = self.error_type or error_type(error)
+            for attempt in self.attempts:
+                attempt.end(self.error_type, self.end_time_ns)
 
 
 current_call: ContextVar[GatewayCall | None] = ContextVar("agent_gateway_client.call", default=None)
@@ -157,6 +161,15 @@ current_call: ContextVar[GatewayCall | None] = ContextVar("agent_gateway_client.
 def current_gateway_call() -> GatewayCall | None:
     """Return the call that the running code serves; ``None`` where its caller is not tracing."""
     return current_call.get()
+
+
+def gateway_attempt(provider: str | None = None, model: str | None = None) -> Attempt:
+    """Begin an attempt of the call that the running code serves; see :meth:`GatewayCall.attempt`.
+
+    Where the caller is not tracing, the attempt takes everything and goes nowhere.
+    """
+    call = current_call.get()
+    return Attempt(provider=provider, model=model) if call is None else call.attempt(provider, model)
 
 
 def error_type(error: BaseException | str | None) -> str | None:

@@ -112,7 +112,7 @@ _sending: ContextVar[bool] = ContextVar("agent_gateway_client.sending", default=
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:
-    """Keep OpenTelemetry from logging each try of ours, which are many while an endpoint is away; ours logs a summary."""
+    """Keep OpenTelemetry from logging each try of ours: many, while an endpoint is away. We log a summary."""
     return not _sending.get()
 
 

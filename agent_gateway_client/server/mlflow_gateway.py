@@ -42,6 +42,7 @@ from agent_gateway_client.server.destinations import (
     destination_from_environment,
     experiment_id_from_environment,
 )
+from agent_gateway_client.server.details import is_success
 from agent_gateway_client.server.export import Destination, Exporter, Finish
 
 APP_VARIABLE = "AGENT_GATEWAY_MLFLOW_APP"
@@ -50,8 +51,6 @@ APP_VARIABLE = "AGENT_GATEWAY_MLFLOW_APP"
 CALLER_TRACE_ID = "agent_gateway.caller.traceId"
 CALLER_SPAN_ID = "agent_gateway.caller.spanId"
 """Metadata of the gateway's own trace that point back at the caller."""
-
-_CALLERS_HEADERS = {b"traceparent", b"tracestate", b"baggage"}
 
 _ROUTES: tuple[tuple[str, str, Operation], ...] = (
     (r"/mlflow/v1/chat/completions$", "unified/chat", "chat"),
@@ -92,20 +91,20 @@ class MlflowGateway(GatewayTracingMiddleware):
     """MLflow's ASGI application with the calls of its AI Gateway mirrored."""
 
     def __init__(self, app: ASGIApp, exporter: Exporter) -> None:
-        super().__init__(app, exporter)
+        # MLflow's spans and its request's state name the endpoint, and the request's body need not.
+        super().__init__(app, exporter, endpoint=lambda scope: None, strip_trace_context=True)
         self._prefix = os.environ.get("_MLFLOW_STATIC_PREFIX", "").rstrip("/") + "/gateway"
         self._observer = _SpanObserver()
         self._observed_provider: object = None
 
     def is_call(self, scope: Scope) -> bool:
         """Tell whether a request goes to one of the gateway's routes."""
-        return super().is_call(scope) and str(scope["path"]).startswith(self._prefix + "/")
+        return bool(scope["method"] == "POST" and scope["path"].startswith(self._prefix + "/"))
 
     def application_scope(self, scope: Scope) -> Scope:
         """Take the caller's trace context off the request: see the module's docstring."""
-        headers = [header for header in scope["headers"] if header[0].lower() not in _CALLERS_HEADERS]
         # MLflow notes in the request's state which endpoint it chose, which is all there is without usage tracking.
-        return {**scope, "headers": headers, "state": {**scope.get("state", {})}}
+        return {**super().application_scope(scope), "state": {**scope.get("state", {})}}
 
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
         """Watch the gateway's own spans of this request, and let its trace point back at the caller's."""
@@ -165,9 +164,10 @@ class _Observation(AbstractContextManager[None]):
 
 def _read_spans(call: GatewayCall, spans: list[Span]) -> None:
     """Add to a call what the gateway's own spans of it know."""
-    abandoned = {id(span) for span in spans if span.end_time is None} if call.error_type == CLIENT_DISCONNECT else set()
-    if abandoned:
-        _end_abandoned([span for span in spans if id(span) in abandoned], call.end_time_ns)
+    left_open = [span for span in spans if span.end_time is None]
+    if left_open:
+        _end(left_open, call)
+    abandoned = {id(span) for span in left_open} if call.error_type == CLIENT_DISCONNECT else set()
     latest = call.start_time_ns
     # Without usage tracking MLflow makes no span for the gateway, yet on some routes one for the provider.
     root = next((span for span in spans if span.name.startswith("gateway/")), None)
@@ -205,16 +205,19 @@ def _read_gateway_span(call: GatewayCall, span: Span) -> None:
         call.error_type = _error_type(span)
 
 
-def _end_abandoned(spans: list[Span], end_time_ns: int | None) -> None:
-    """End the spans that MLflow leaves open when a client hangs up mid-stream; it would never store their trace."""
+def _end(spans: list[Span], call: GatewayCall) -> None:
+    """End the spans that MLflow leaves open: it would never store their trace.
+
+    It does so when a client hangs up mid-stream, and for its raw proxy when the answer is no stream.
+    """
     client = MlflowClient()
     for span in reversed(spans):
         client.end_span(
             _attribute(span, SpanAttributeKey.REQUEST_ID),
             f"{span.get_span_context().span_id:016x}",
-            status="ERROR",
-            attributes={"error.type": CLIENT_DISCONNECT},
-            end_time_ns=end_time_ns,
+            status="ERROR" if call.error_type else "OK",
+            attributes={"error.type": call.error_type} if call.error_type else None,
+            end_time_ns=call.end_time_ns,
         )
 
 
@@ -222,8 +225,12 @@ def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
     """Add what MLflow notes of a request whose endpoint has usage tracking off, and so no spans."""
     endpoint_id = state.get("endpoint_id")
     if isinstance(endpoint_id, str):
-        call.endpoint_id = endpoint_id
-        call.endpoint = _server_store().get_gateway_endpoint(endpoint_id=endpoint_id).name
+        endpoint = _server_store().get_gateway_endpoint(endpoint_id=endpoint_id)
+        call.endpoint_id, call.endpoint = endpoint_id, endpoint.name
+        providers = {mapping.model_definition.provider for mapping in endpoint.model_mappings}
+        if is_success(call) and not call.attempts and len(providers) == 1:
+            # The response tells the rest of the attempt that succeeded.
+            call.add(Attempt(providers.pop(), start_time_ns=call.start_time_ns, end_time_ns=call.end_time_ns))
 
 
 def _attribute(span: ReadableSpan, key: str) -> Any:

@@ -89,11 +89,17 @@ async def test_a_call_is_told(mirrors: Mirrors):
         http_scope(), client.receive, client.send
     )
     (span,) = mirrors.spans
-    assert (span.name, span.context.trace_id, span.parent.span_id) == ("gateway/unknown", TRACE_ID, SPAN_ID)
+    assert (span.name, span.context.trace_id, span.parent.span_id) == (
+        "gateway/chat/completions",
+        TRACE_ID,
+        SPAN_ID,
+    )
     assert span.start_time <= span.end_time
     assert mirrors.only == {
         "mlflow.traceRequestId": f"tr-{TRACE_ID:032x}",
         "mlflow.spanType": "LLM",
+        "endpoint_name": "chat/completions",
+        "mlflow.gateway.requestType": "chat/completions",
         "server_url": "127.0.0.1:5000",
         "gen_ai.request.stream": False,
         "http.response.status_code": 200,
@@ -225,7 +231,7 @@ async def test_many_calls_at_once(mirrors: Mirrors):
         call.endpoint = scope["path"]
         await answering(*ANSWERS["chunks"])(scope, receive, send)
 
-    middleware = GatewayTracingMiddleware(app, mirrors.exporter)
+    middleware = GatewayTracingMiddleware(app, mirrors.exporter, is_call=lambda scope: True)
     parents = [TraceContext(TRACE_ID, number, 1) for number in range(1, 51)]
     parents += [TraceContext(number, number, 1) for number in range(1000, 1020)]
 
@@ -255,7 +261,7 @@ async def test_under_a_real_application_and_client(mirrors: Mirrors):
 
     app = Starlette(routes=[Route("/plain", plain, methods=["POST"]), Route("/stream", stream, methods=["POST"])])
     answers = []
-    for served in (app, GatewayTracingMiddleware(app, mirrors.exporter)):
+    for served in (app, GatewayTracingMiddleware(app, mirrors.exporter, is_call=lambda scope: True)):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://gw:5000") as client:
             for path in ("/plain", "/stream"):
                 answer = await client.post(path, json={"a": 1}, headers={"traceparent": TRACEPARENT})

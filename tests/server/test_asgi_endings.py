@@ -252,4 +252,4 @@ async def test_a_refused_lifespan_does_not_hold_up_the_start():
     client = Client()
     await middleware(http_scope(), client.receive, client.send)
     assert exporter.flush(DEADLINE_S)
-    assert destination.names == ["gateway/unknown"]
+    assert destination.names == ["gateway/chat/completions"]

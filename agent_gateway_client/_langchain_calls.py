@@ -1,0 +1,144 @@
+"""Which LangChain call of a model is being made here and now, and which span is its own.
+
+A call is the current one while the model's own code runs, and no longer: not while a stream waits for its reader, and
+not after an error or a cancellation.
+"""
+
+from collections.abc import Callable, Sequence
+from contextvars import Token
+from types import TracebackType
+from typing import Any, TypeVar
+
+from langchain_core.callbacks import BaseCallbackHandler
+
+from agent_gateway_client._langchain_mlflow import activate, active_context, span_of_run
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client.gateways import Gateways
+from agent_gateway_client.propagation import ModelCall, TraceContext, active_trace_context, model_call
+
+NO_GATEWAYS = Gateways(())
+
+T = TypeVar("T")
+
+
+class GatewaysHandler(BaseCallbackHandler):
+    """A handler that says where the runs it is given to may send trace context.
+
+    LangChain hands it on to every run below the one it was given to; that is all it is for.
+
+    Attributes:
+        gateways: No gateways once the handler is closed.
+    """
+
+    gateways = NO_GATEWAYS
+    # In place, at the cost of a function call; LangChain would send it to a thread otherwise.
+    run_inline = True
+
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing. The inherited method makes LangChain render all messages as text and try again."""
+
+
+class LangChainCall:
+    """A call of a model, as a context manager: within it, it is the current one.
+
+    Leaving it brings back what was active before. MLflow makes the call's own span active for its reader too, in all
+    synchronous code and, with ``run_tracer_inline=True``, in async code, where it often stays so: LangChain tells of
+    the end in another context, or, when the call was cancelled, not at all. What the reader does next would be recorded
+    as done inside the call, and its tokens not be counted.
+
+    Attributes:
+        gateways: Those of the handlers of the call's run; none before the run has begun and after the call is over.
+        has_begun: Whether it is known which run this is.
+    """
+
+    __slots__ = ("_inside", "_manager", "_outer", "_outside", "_token", "gateways", "has_begun")
+
+    def __init__(self) -> None:
+        self.gateways = NO_GATEWAYS
+        self.has_begun = False
+        self._manager: Any = None
+        self._outer: TraceContext | None = None
+        self._inside: Any = None
+        self._outside: Any = None
+        self._token: Token[ModelCall | None] | None = None
+
+    def begin(self, managers: Sequence[Any], outer: TraceContext | None) -> None:
+        """Say which run this call is. The first to say so is right; what begins later is somebody else's.
+
+        Args:
+            managers: LangChain's run managers, which have a ``run_id`` and all ``handlers``. With more than one, no run
+                is known to be the one that a request belongs to.
+            outer: The active span when the model's code began. One that is active later is one that the user opened.
+        """
+        if self.has_begun or not managers:
+            return
+        self.has_begun = True
+        self._outer = outer
+        self._manager = managers[0] if len(managers) == 1 else None
+        for handler in managers[0].handlers:
+            if isinstance(handler, GatewaysHandler):
+                self.gateways = self.gateways | handler.gateways if self.gateways else handler.gateways
+
+    def end(self) -> None:
+        """Be nothing from now on, wherever the context in which this was the current call has been copied to."""
+        self.has_begun = True
+        self._manager = None
+        self.gateways = NO_GATEWAYS
+
+    def trace_context(self, active: TraceContext | None) -> TraceContext | None:
+        """Return the run's own span, or ``active`` where there is none or the user has opened another one since."""
+        own = span_of_run(self._manager) if self._manager else None
+        return own if own and active in (own, self._outer) else active
+
+    def __enter__(self) -> "LangChainCall":
+        self._token = model_call.set(self)
+        self._outside = active_context()
+        if self._inside is not None:
+            activate(self._inside)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is None:
+            return
+        try:
+            model_call.reset(self._token)
+        except ValueError:
+            # Left by the garbage collector, which closes what nobody finished, in a context that never entered.
+            return
+        inside = active_context()
+        if self.gateways and self._outside is not None and inside is not self._outside:
+            self._inside = inside
+            activate(self._outside)
+
+
+def awaits_its_run(call: ModelCall | None) -> bool:
+    """Tell whether a call is one of LangChain's that has not begun."""
+    return isinstance(call, LangChainCall) and not call.has_begun
+
+
+def begin(call: Any, managers: Sequence[Any], outer: TraceContext | None) -> None:
+    """Begin a call, if it is one of LangChain's. Never raises."""
+    if isinstance(call, LangChainCall):
+        guarded(lambda: call.begin(managers, outer))
+
+
+def outer_span() -> TraceContext | None:
+    """Return the active span, whatever call is the current one. Never raises."""
+    return guarded(active_trace_context)
+
+
+def guarded(do: Callable[[], T]) -> T | None:
+    """Do something for a call, which goes on whatever happens."""
+    try:
+        return do()
+    except Exception:
+        logger.debug("A LangChain run was not seen", exc_info=True)
+        warn_once(
+            "langchain.run",
+            "A run of langchain-core %s could not be seen; its requests are sent without trace context. Details are "
+            "logged at level DEBUG.",
+            version_of("langchain-core"),
+        )
+        return None

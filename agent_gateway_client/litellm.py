@@ -1,0 +1,274 @@
+"""LiteLLM's SDK.
+
+Its requests go through httpx and aiohttp, whatever the kind of call, and are reached by :func:`instrument`. What is
+particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``, which goes round Python's clients.
+"""
+
+import inspect
+import os
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._patch import Patch, Replace, Switch, find_patch
+from agent_gateway_client.errors import MissingDependencyError
+from agent_gateway_client.gateways import Gateways
+from agent_gateway_client.http import trace_headers
+from agent_gateway_client.instrumentation import Instrumentation, gateways_for_process, instrumented_gateways
+from agent_gateway_client.propagation import TRACEPARENT, model_call
+
+try:
+    import litellm
+except ModuleNotFoundError as error:
+    if error.name != "litellm":
+        raise
+    raise MissingDependencyError(
+        "instrument_litellm() needs the package litellm: pip install 'agent-gateway-client[litellm]'"
+    ) from None
+
+from agent_gateway_client._litellm_calls import LiteLLMCall, is_autolog, is_autologged
+
+_lock = threading.RLock()
+_handles: list["LiteLLMInstrumentation"] = []
+_patches: dict[str, Patch] = {}
+
+
+class LiteLLMInstrumentation(Instrumentation):
+    """What :func:`instrument_litellm` has switched on. As a context manager, it is switched off at the end."""
+
+    def __init__(self, gateways: Gateways) -> None:
+        super().__init__(gateways, for_adapter=True)
+        with _lock:
+            _handles.append(self)
+            for path, replace in _replacements().items():
+                patch = _patches.get(path) or find_patch(path, replace, _CONSEQUENCE)
+                if patch is not None:
+                    _patches[path] = patch
+                    patch.put_on()
+
+    def uninstrument(self) -> None:
+        """Switch this one off; others stay in force. The second time does nothing."""
+        super().uninstrument()
+        with _lock:
+            if self in _handles:
+                _handles.remove(self)
+            if not _handles:
+                for patch in _patches.values():
+                    patch.take_off()
+
+
+def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
+    """Make LiteLLM put the trace context on every request that it sends to a gateway.
+
+    Every kind of call is covered, sync, async and streamed, with the router's retries and fallbacks, on each of
+    LiteLLM's transports. With ``mlflow.litellm.autolog()``, switched on before or after, the mirror is below the span
+    that it makes for the call, so that tokens are counted once; without it, below the innermost active span.
+
+    LiteLLM talks through the HTTP clients that other libraries use too: their requests to the gateways are reached as
+    with :func:`agent_gateway_client.instrument`.
+
+    Args:
+        *gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+
+    Returns:
+        A handle that undoes this call, and a context manager that does so at its end.
+
+    Raises:
+        ConfigurationError: No gateway is named, or a name is no URL.
+
+    Example:
+        >>> from agent_gateway_client import instrument_litellm
+        >>> with instrument_litellm("http://localhost:5000/gateway"):
+        ...     pass  # litellm.completion(..., api_base="http://localhost:5000/gateway/openai/v1")
+    """
+    return LiteLLMInstrumentation(gateways_for_process(gateways, "instrument_litellm"))
+
+
+def _begins(original: Callable[..., Any], switch: Switch) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if switch.is_on:
+            _guarded(_begin, self)
+
+    return __init__
+
+
+def _ends_before(original: Callable[..., Any], switch: Switch) -> Any:
+    """End a call when its logging is only asked for: it is done later, when the caller's own span may be over."""
+
+    def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if call := _call_of(self, switch):
+            _guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+        return original(self, *args, **kwargs)
+
+    signature = inspect.signature(original)
+    return handler
+
+
+def _ends_after(original: Callable[..., Any], switch: Switch) -> Any:
+    """End a call after it was logged, here and now, which has ended it already unless something went wrong."""
+
+    def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            if call := _call_of(self, switch):
+                _guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+
+    signature = inspect.signature(original)
+    return handler
+
+
+def _calls_back(original: Callable[..., Any], switch: Switch) -> Any:
+    def get_combined_callback_list(self: Any, *args: Any, **kwargs: Any) -> Any:
+        callbacks = original(self, *args, **kwargs)
+        call = _call_of(self, switch)
+        if call is None or not call.has_span:
+            return callbacks
+        return [call.logger if is_autolog(callback) else callback for callback in callbacks]
+
+    return get_combined_callback_list
+
+
+def _streams(original: Callable[..., Any], switch: Switch) -> Any:
+    def __next__(self: Any) -> Any:
+        try:
+            return original(self)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            if call := _call_of(getattr(self, "logging_obj", None), switch):
+                call.end(error=error)
+            raise
+
+    return __next__
+
+
+def _async_streams(original: Callable[..., Any], switch: Switch) -> Any:
+    async def __anext__(self: Any) -> Any:
+        try:
+            return await original(self)
+        except StopAsyncIteration:
+            raise
+        except BaseException as error:
+            if call := _call_of(getattr(self, "logging_obj", None), switch):
+                call.end(error=error)
+            raise
+
+    return __anext__
+
+
+def _returns(original: Callable[..., Any], switch: Switch) -> Any:
+    def update_response_metadata(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        if call := _call_of(arguments.get("logging_obj"), switch):
+            _guarded(call.returned, arguments.get("result"))
+        return original(*args, **kwargs)
+
+    signature = inspect.signature(original)
+    return update_response_metadata
+
+
+def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
+    def setup(*args: Any, **kwargs: Any) -> Any:
+        prepared = original(*args, **kwargs)
+        if switch.is_on:
+            _guarded(_add_headers, prepared.kwargs)
+        return prepared
+
+    return setup
+
+
+def _streams_round_python(original: Callable[..., Any], switch: Switch) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        call = model_call.get()
+        if switch.is_on and isinstance(call, LiteLLMCall):
+            _guarded(call.returned, self)
+
+    return __init__
+
+
+_LOGGING = "litellm.litellm_core_utils.litellm_logging:Logging"
+_STREAM = "litellm.litellm_core_utils.streaming_handler:CustomStreamWrapper"
+_RUST = "litellm.rust_bridge"
+_CONSEQUENCE = "with mlflow.litellm.autolog() on, tokens of some calls may be counted twice"
+
+
+def _replacements() -> dict[str, Replace]:
+    """Return what is replaced: in LiteLLM, the object that every call has, and that knows when it begins and ends."""
+    replacements: dict[str, Replace] = {
+        f"{_LOGGING}.__init__": _begins,
+        f"{_LOGGING}.success_handler": _ends_after,
+        f"{_LOGGING}.failure_handler": _ends_after,
+        f"{_LOGGING}.async_success_handler": _ends_before,
+        f"{_LOGGING}.async_failure_handler": _ends_before,
+        f"{_LOGGING}.handle_sync_success_callbacks_for_async_calls": _ends_before,
+        f"{_LOGGING}.get_combined_callback_list": _calls_back,
+        "litellm.utils:update_response_metadata": _returns,
+        f"{_STREAM}.__next__": _streams,
+        f"{_STREAM}.__anext__": _async_streams,
+    }
+    logging = litellm.litellm_core_utils.litellm_logging.Logging
+    # What only newer versions have.
+    for name in ("dispatch_success_handlers", "dispatch_failure_handlers"):
+        if hasattr(logging, name):
+            replacements[f"{_LOGGING}.{name}"] = _ends_before
+    if find_spec(_RUST):
+        replacements[f"{_RUST}.callbacks_legacy_python:setup"] = _goes_round_python
+        replacements[f"{_RUST}.streams:Stream.__init__"] = _streams_round_python
+        replacements[f"{_RUST}.streams:SyncStream.__init__"] = _streams_round_python
+    return replacements
+
+
+def _begin(logging: Any) -> None:
+    if is_autologged():
+        call = LiteLLMCall(logging)
+        logging._agent_gateway_call = call
+        model_call.set(call)
+
+
+def _call_of(logging: Any, switch: Switch) -> LiteLLMCall | None:
+    return getattr(logging, "_agent_gateway_call", None) if switch.is_on else None
+
+
+def _end(call: LiteLLMCall, logged: dict[str, Any]) -> None:
+    if "exception" in logged:
+        call.end(error=logged["exception"], end_time=logged.get("end_time"))
+    elif not isinstance(logged.get("result"), litellm.ModelResponseStream):
+        call.end(logged.get("result"), start_time=logged.get("start_time"), end_time=logged.get("end_time"))
+
+
+def _add_headers(kwargs: dict[str, Any]) -> None:
+    """Put the trace context into a call that Rust code makes, which takes the call's arguments from here."""
+    url = (
+        kwargs.get("api_base")
+        or kwargs.get("base_url")
+        or litellm.api_base
+        or os.environ.get("ANTHROPIC_API_BASE")
+        or os.environ.get("ANTHROPIC_BASE_URL")
+    )
+    given = kwargs.get("extra_headers") or {}
+    if any(name.lower() == TRACEPARENT for name in given):
+        return
+    kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
+    call = model_call.get()
+    if isinstance(call, LiteLLMCall):
+        call.named_once()
+
+
+def _guarded(function: Callable[..., None], *args: Any) -> None:
+    """Call a function of this module; whatever goes wrong in it, the user's call goes on."""
+    try:
+        function(*args)
+    except Exception as error:
+        logger.debug("A call of LiteLLM was not followed", exc_info=True)
+        warn_once(
+            "litellm.calls",
+            "A call of litellm %s could not be followed (%s); its requests name the active span. Details are logged at "
+            "level DEBUG. Upgrade agent-gateway-client.",
+            version_of("litellm"),
+            type(error).__name__,
+        )

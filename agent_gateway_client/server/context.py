@@ -1,0 +1,92 @@
+"""Gateways that are no ASGI application: Flask in threads, a worker, a loop. One call per ``with``."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextvars import Token
+from typing import Any
+
+from agent_gateway_client._log import logger
+from agent_gateway_client.propagation import TraceContext, extract
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, Operation, current_call
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.shared import submit_to_shared
+
+Headers = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
+
+_NOBODY = TraceContext(0, 0, 0)
+"""The parent of a call whose caller is not tracing."""
+
+
+class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextManager[GatewayCall]):
+    """Mirrors what happens inside of it into the caller's trace, with ``with`` or ``async with``.
+
+    Inside, :func:`~agent_gateway_client.server.current_gateway_call` returns the call. An exception that passes through
+    makes it a failed one, and so does an ``http_status`` of 400 or more that is set on it. Where the caller is not
+    tracing, the call that comes out of it takes everything and goes nowhere, so the code inside needs no ``if``.
+
+    Example:
+        with gateway_call(request.headers, endpoint="chat") as call:
+            with call.attempt(provider="openai", model="gpt-4o-mini") as attempt:
+                answer = ask(request.json)
+                attempt.usage = TokenUsage(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
+
+    Args:
+        headers: The request's headers: a mapping, or pairs of name and value, one for each header line.
+        endpoint: The endpoint's name in the gateway's configuration. Do not use what the caller says unchecked.
+        operation: What is asked of the model.
+        request_type: The gateway's own name for the route.
+        server_address: ``host:port`` at which the gateway was reached.
+        exporter: Where the call is sent to; by default as the environment says, through one exporter per process. An
+            environment that cannot work is logged, and calls are served without mirrors; to know it when the gateway
+            starts, call :func:`~agent_gateway_client.server.shared.shared_exporter` there.
+    """
+
+    def __init__(
+        self,
+        headers: Headers,
+        *,
+        endpoint: str | None = None,
+        operation: Operation = "other",
+        request_type: str | None = None,
+        server_address: str | None = None,
+        exporter: Exporter | None = None,
+    ) -> None:
+        parent = extract(headers, strict=True)
+        self._traced = parent is not None and parent.sampled
+        self._exporter = exporter
+        self._token: Token[GatewayCall | None] | None = None
+        self._call = GatewayCall(
+            parent or _NOBODY,
+            endpoint=endpoint,
+            operation=operation,
+            request_type=request_type,
+            server_address=server_address,
+        )
+
+    def __enter__(self) -> GatewayCall:
+        self._token = current_call.set(self._call if self._traced else None)
+        return self._call
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if self._token is not None:
+                current_call.reset(self._token)
+        except ValueError:
+            # A generator that streams a response may be ended in another context than it began in.
+            logger.debug("A gateway call ended in another context than it began in")
+        status = self._call.http_status
+        # A server closes the generator of a response whose client has gone.
+        failure = CLIENT_DISCONNECT if isinstance(error, GeneratorExit) else error
+        self._call.end(failure or (str(status) if status and status >= 400 else None))
+        if not self._traced:
+            return
+        if self._exporter is not None:
+            self._exporter.submit(self._call)
+        else:
+            submit_to_shared(self._call)
+
+    async def __aenter__(self) -> GatewayCall:
+        return self.__enter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self.__exit__(kind, error, trace)

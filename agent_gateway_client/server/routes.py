@@ -1,0 +1,43 @@
+"""The routes of the OpenAI, Anthropic and Gemini APIs, which gateways serve below prefixes of their own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from agent_gateway_client.server.call import Operation
+
+_ROUTES: dict[str, Operation] = {
+    "/chat/completions": "chat",
+    "/completions": "text_completion",
+    "/embeddings": "embeddings",
+    "/responses": "chat",
+    # Many applications that are no gateway have messages, so Anthropic's route is known by its version too.
+    "/v1/messages": "chat",
+    ":generateContent": "generate_content",
+    ":streamGenerateContent": "generate_content",
+    ":embedContent": "embeddings",
+    ":batchEmbedContents": "embeddings",
+}
+
+_SUFFIXES = tuple(_ROUTES)
+
+_MODEL_IN_PATH = re.compile(r"/(?:models/([^/:]+):\w+|deployments/([^/]+)/.+)\Z")
+
+
+def is_model_call(scope: Mapping[str, Any]) -> bool:
+    """Tell whether an ASGI request is a POST to one of the known routes, below any prefix."""
+    return bool(scope["method"] == "POST" and scope["path"].endswith(_SUFFIXES))
+
+
+def route_of(path: str) -> tuple[str, Operation] | None:
+    """Return the name of a path's route, like ``chat/completions``, and what it does."""
+    for suffix, operation in _ROUTES.items():
+        if path.endswith(suffix):
+            return suffix.lstrip("/:"), operation
+    return None
+
+
+def model_in_path(path: str) -> str | None:
+    """Return the model that Gemini's paths name, or the deployment that Azure's do."""
+    match = _MODEL_IN_PATH.search(path)
+    return (match[1] or match[2]) if match else None

@@ -1,0 +1,77 @@
+"""What is read from the answers of a real MLflow AI Gateway, where MLflow itself does not tell."""
+
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+from e2e_routes import ROUTES, Route, reported_usage
+from e2e_support import USER, assert_mirror, children_of, mirrored, mirrors_in, read_trace, wait_for
+
+from agent_gateway_client.demo.gateway import DemoGateway
+
+FINISH_REASONS = {
+    "/openai/v1/responses": "completed",
+    "/anthropic/v1/messages": "end_turn",
+    "/gemini/v1beta/models/gemini:generateContent": "STOP",
+    "/gemini/v1beta/models/gemini:streamGenerateContent": "STOP",
+}
+"""How providers say on their own routes that the answer came to its end; elsewhere it is OpenAI's word for it."""
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "embedding" not in route.model], ids=str)
+def test_the_finish_reason(route: Route, http: httpx.Client):
+    """Every route's attempt says why the answer ended, in the words of the answer."""
+    with mlflow.start_span("step") as step:
+        http.post(route.path, json=route.body)
+    trace = mirrored(step)
+    (mirror,) = mirrors_in(trace)
+    (attempt,) = assert_mirror(trace, mirror, step, [(route.model, "OK")])
+    assert attempt.attributes["gen_ai.response.finish_reasons"] == [FINISH_REASONS.get(route.path, "stop")]
+
+
+UNREPORTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "raw proxy": ("/proxy/chat/v1/chat/completions", {"model": "gpt-4o-mini"}),
+    "untracked, unified": ("/mlflow/v1/chat/completions", {"model": "untold"}),
+    "untracked, invocations": ("/untold/mlflow/invocations", {}),
+    "untracked, passthrough": ("/openai/v1/chat/completions", {"model": "untold"}),
+}
+
+
+@pytest.fixture(scope="module")
+def untold(gateway: DemoGateway) -> None:
+    """An endpoint with usage tracking off."""
+    gateway.create_endpoint("untold", ["gpt-4o-mini"], usage_tracking=False)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["at once", "streamed"])
+@pytest.mark.parametrize("name", UNREPORTED)
+def test_tokens_that_mlflow_does_not_report(name: str, stream: bool, http: httpx.Client, untold: None):
+    """On the raw proxy, and without usage tracking, the tokens are those that the answer reports, once."""
+    path, body = UNREPORTED[name]
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    with mlflow.start_span("step") as step:
+        answer = http.post(path, json={**body, **options, "messages": [USER]})
+    assert answer.status_code == 200, answer.text
+    trace = mirrored(step)
+    (mirror,) = mirrors_in(trace)
+    (attempt,) = assert_mirror(trace, mirror, step, [("openai/gpt-4o-mini", "OK")])
+    reported = reported_usage(answer.content)
+    assert set(reported) == {"input_tokens", "output_tokens"}
+    assert {key: attempt.attributes["mlflow.chat.tokenUsage"][key] for key in reported} == reported
+    # MLflow reads a trace's sums before its spans: a mirror that came in between shows in the latter only.
+    sums = wait_for("the trace's tokens", lambda: getattr(read_trace(step.trace_id), "info", trace.info).token_usage)
+    assert sums["total_tokens"] == sum(reported.values())
+
+
+def test_mlflows_own_numbers_stay(http: httpx.Client):
+    """Where MLflow reports tokens and cost, they are as they were: the attempt that failed has none."""
+    with mlflow.start_span("step") as step:
+        answer = http.post("/mlflow/v1/chat/completions", json={"model": "fallback", "messages": [USER]})
+    trace = mirrored(step)
+    failed, answered = children_of(trace, mirrors_in(trace)[0])
+    assert "mlflow.chat.tokenUsage" not in failed.attributes
+    assert "gen_ai.response.finish_reasons" not in failed.attributes
+    assert answered.attributes["mlflow.llm.cost"]["total_cost"] > 0
+    usage = reported_usage(answer.content)
+    assert {name: answered.attributes["mlflow.chat.tokenUsage"][name] for name in usage} == usage

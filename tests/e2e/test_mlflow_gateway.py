@@ -1,0 +1,78 @@
+"""Every route of a real MLflow AI Gateway: one mirror a call, right in parent, time, status, attempts, tokens, cost."""
+
+from typing import NamedTuple
+
+import httpx
+import mlflow
+import pytest
+from e2e_routes import ROUTES, Route, reported_usage
+from e2e_support import assert_linked, assert_mirror, mirrored, mirrors_in
+from mlflow.entities import Span
+
+
+class Made(NamedTuple):
+    """A call that was made: the caller's innermost span, and the answer."""
+
+    caller: Span
+    answer: httpx.Response
+
+
+@pytest.fixture(scope="module")
+def made(http: httpx.Client) -> dict[str, Made]:
+    """A call through each route, each in a trace of its own."""
+    calls = {}
+    for route in ROUTES:
+        with mlflow.start_span("agent"), mlflow.start_span("step") as step:
+            calls[str(route)] = Made(step, http.post(route.path, json=route.body))
+    return calls
+
+
+each_route = pytest.mark.parametrize("route", ROUTES, ids=str)
+
+
+@each_route
+def test_a_route_is_mirrored(route: Route, made: dict[str, Made], tracing: str):
+    """A call through any route has one mirror, under the caller's innermost span and within it, with all its facts."""
+    step, answer = made[str(route)]
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream" if route.streamed else "application/json")
+    trace = mirrored(step)
+    (mirror,) = mirrors_in(trace)
+    assert_mirror(trace, mirror, step, [(route.model, "OK")])
+    assert mirror.name == f"gateway/{route.endpoint}"
+    assert mirror.status.status_code == "OK"
+    facts = mirror.attributes
+    assert facts["endpoint_name"] == route.endpoint
+    assert facts["endpoint_id"].startswith("e-")
+    assert facts["mlflow.gateway.requestType"] == route.request_type
+    assert facts["gen_ai.request.stream"] is route.streamed
+    assert ("gen_ai.response.time_to_first_chunk" in facts) is route.streamed
+    assert facts["http.response.status_code"] == 200
+    assert facts["server_url"] == f"{answer.url.host}:{answer.url.port}"
+    assert (trace.info.state, trace.info.experiment_id) == ("OK", tracing)
+
+
+# MLflow reads no tokens on its raw proxy.
+@pytest.mark.parametrize("route", [route for route in ROUTES if route.request_type != "proxy/raw"], ids=str)
+def test_tokens_and_cost_are_counted_once(route: Route, made: dict[str, Made]):
+    """The caller's trace has the tokens that the provider reported, once, and the cost that the gateway knows."""
+    step, answer = made[str(route)]
+    trace = mirrored(step)
+    usage = trace.info.token_usage or {}
+    reported = reported_usage(answer.content)
+    assert reported
+    assert {name: usage.get(name) for name in reported} == reported
+    assert usage["total_tokens"] == sum(reported.values())
+    costs = [span.attributes.get("mlflow.llm.cost") for span in assert_linked(mirrors_in(trace)[0]).data.spans]
+    assert trace.info.cost == next(filter(None, costs), None)
+    assert trace.info.cost or not route.model.startswith("openai/"), "MLflow knows the prices of these"
+
+
+@each_route
+def test_the_linked_trace_points_back(route: Route, made: dict[str, Made]):
+    """The mirror leads to the gateway's own trace, which ended, and which leads back to the caller's span."""
+    trace = mirrored(made[str(route)].caller)
+    own = assert_linked(mirrors_in(trace)[0])
+    assert own.info.state == "OK"
+    assert own.info.experiment_id != trace.info.experiment_id
+    assert {span.name for span in own.data.spans} == {f"gateway/{route.endpoint}", f"provider/{route.model}"}

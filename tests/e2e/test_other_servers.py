@@ -1,0 +1,159 @@
+"""Other ways to run the server: behind MLflow's authentication, several workers, without MLflow's span batches."""
+
+import asyncio
+import base64
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+from e2e_support import (
+    DEADLINE_S,
+    USER,
+    Database,
+    assert_linked,
+    assert_mirror,
+    async_openai_client,
+    mirrored,
+    mirrors_in,
+    openai_client,
+    tracing_into,
+    wait_for,
+)
+from mlflow.entities import Span
+
+from agent_gateway_client.demo.gateway import DemoGateway
+
+MESSAGES: Any = [USER]
+MINI = [("openai/gpt-4o-mini", "OK")]
+CREDENTIALS = ("admin", "a password of the tests")
+BASIC = {"Authorization": "Basic " + base64.b64encode(":".join(CREDENTIALS).encode()).decode()}
+CALLS = 24
+AUTH = """
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///basic_auth.db
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+auth_cache_ttl_seconds = 600
+"""
+"""MLflow's own settings, but that it need not hash the password for each of the requests that make the endpoints."""
+
+
+def post_chat(gateway: DemoGateway, trace_id: str, headers: dict[str, str] | None = None) -> int:
+    """Make a call in a trace of nobody's, on a connection of its own; returns the status."""
+    body = {"model": "chat", "messages": [USER]}
+    traceparent = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
+    url = f"{gateway.openai_base_url}/chat/completions"
+    return httpx.post(url, json=body, headers={**(headers or {}), **traceparent}, timeout=DEADLINE_S).status_code
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
+    """MLflow's basic-auth app with the companion around it, and this process logged in."""
+    directory = tmp_path_factory.mktemp("guarded")
+    (directory / "auth.ini").write_text(AUTH)
+    environment = {
+        "AGENT_GATEWAY_MLFLOW_APP": "basic-auth",
+        "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of the tests",
+        "MLFLOW_AUTH_ADMIN_USERNAME": CREDENTIALS[0],
+        "MLFLOW_AUTH_ADMIN_PASSWORD": CREDENTIALS[1],
+    }
+    with (
+        DemoGateway(env=environment, directory=directory, credentials=CREDENTIALS) as gateway,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("MLFLOW_TRACKING_USERNAME", CREDENTIALS[0])
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", CREDENTIALS[1])
+        with tracing_into(gateway):
+            yield gateway
+
+
+def test_behind_authentication(guarded: DemoGateway):
+    """A call with credentials is mirrored and linked as without MLflow's authentication."""
+    with openai_client(guarded, default_headers=BASIC) as client, mlflow.start_span("step") as step:
+        client.chat.completions.create(model="chat", messages=MESSAGES)
+    trace = mirrored(step)
+    (mirror,) = mirrors_in(trace)
+    assert_mirror(trace, mirror, step, MINI)
+    assert_linked(mirror)
+
+
+def test_who_may_not_call_may_not_write_a_trace(guarded: DemoGateway):
+    """A request that MLflow's authentication turns away is turned away, and leaves nothing in anybody's trace."""
+    wrong = {"Authorization": "Basic " + base64.b64encode(b"admin:wrong").decode()}
+    trace_id = secrets.token_hex(16)
+    for headers in ({}, wrong):
+        assert post_chat(guarded, trace_id, headers) == 401
+    # The exporter sends in order: the mirror of a later call comes after any of those above.
+    later = secrets.token_hex(16)
+    assert post_chat(guarded, later, BASIC) == 200
+    database = Database(guarded.log_path.parent / "mlflow.db")
+    wait_for("the mirror", lambda: database.spans(f"tr-{later}"))
+    assert database.spans(f"tr-{trace_id}") == []
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
+    """Two workers, configured so that MLflow's own mirror would work."""
+    environment = {"MLFLOW_USE_BATCH_SPAN_PROCESSOR": "false"}
+    with DemoGateway(workers=2, env=environment, directory=tmp_path_factory.mktemp("workers")) as gateway:
+        yield gateway
+
+
+def test_two_workers(workers: DemoGateway):
+    """Calls that are spread over the workers are all mirrored, each under its own caller's span, and linked."""
+
+    async def run() -> list[Span]:
+        async def call() -> Span:
+            # A client each: connections that are kept would all lead to one worker.
+            async with async_openai_client(workers) as client:
+                with mlflow.start_span("step") as step:
+                    await client.chat.completions.create(model="chat", messages=MESSAGES)
+            return step
+
+        with mlflow.start_span("fan out"):
+            return await asyncio.gather(*(call() for _ in range(CALLS)))
+
+    with tracing_into(workers):
+        steps = asyncio.run(run())
+        trace = mirrored(steps[0], CALLS)
+        by_parent = {mirror.parent_id: mirror for mirror in mirrors_in(trace)}
+        assert len(mirrors_in(trace)) == len(by_parent) == CALLS
+        for step in steps:
+            assert_mirror(trace, by_parent[step.span_id], step, MINI)
+            assert_linked(by_parent[step.span_id])
+
+
+def test_there_is_one_mirror_where_mlflows_own_would_work(workers: DemoGateway):
+    """With MLFLOW_USE_BATCH_SPAN_PROCESSOR=false each call has exactly one mirror too, plain or streamed."""
+    with tracing_into(workers), openai_client(workers) as client:
+        steps = []
+        for stream in (False, True):
+            with mlflow.start_span("step") as step:
+                answer = client.chat.completions.create(model="chat", messages=MESSAGES, stream=stream)
+                for _ in answer:
+                    pass
+            steps.append(step)
+        for step in steps:
+            trace = mirrored(step)
+            (mirror,) = mirrors_in(trace)
+            assert_mirror(trace, mirror, step, MINI)
+            assert_linked(mirror)
+            assert len(trace.data.spans) == 3
+            assert trace.info.token_usage is not None
+            assert trace.info.token_usage["input_tokens"] == 3
+
+
+def test_a_clean_stop_loses_no_mirror(workers: DemoGateway):
+    """Mirrors of the calls right before the server stops are in its database when it has stopped."""
+    trace_ids = [secrets.token_hex(16) for _ in range(10)]
+    for trace_id in trace_ids:
+        assert post_chat(workers, trace_id) == 200
+    workers.stop_server()
+    database = Database(workers.log_path.parent / "mlflow.db")
+    for trace_id in trace_ids:
+        names = [span["name"] for span in database.spans(f"tr-{trace_id}")]
+        assert names == ["gateway/chat", "provider/openai/gpt-4o-mini"]

@@ -1,0 +1,82 @@
+"""The companion changes no byte of an answer."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from e2e_routes import ROUTES
+from e2e_support import DEADLINE_S, USER
+
+from agent_gateway_client.demo.gateway import DemoGateway
+
+CHAT = "/openai/v1/chat/completions"
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+REQUESTS: dict[str, tuple[str, Any]] = {
+    **{str(route): (route.path, route.body) for route in ROUTES},
+    "tools": (CHAT, {"model": "chat", "messages": [USER], "tools": [TOOL]}),
+    "usage in the stream": (
+        CHAT,
+        {"model": "chat", "messages": [USER], "stream": True, "stream_options": {"include_usage": True}},
+    ),
+    "fallback": (CHAT, {"model": "fallback", "messages": [USER]}),
+    "failing": (CHAT, {"model": "failing", "messages": [USER]}),
+    "failing stream": (CHAT, {"model": "failing", "messages": [USER], "stream": True}),
+    "failing, unified": ("/mlflow/v1/chat/completions", {"model": "failing", "messages": [USER]}),
+    "untracked": (CHAT, {"model": "untracked", "messages": [USER]}),
+    "untracked stream": (CHAT, {"model": "untracked", "messages": [USER], "stream": True}),
+    "unknown endpoint": (CHAT, {"model": "nobody", "messages": [USER]}),
+    "no model": (CHAT, {"messages": [USER]}),
+    "no object": (CHAT, [1, 2]),
+    "no such route": ("/nothing/here", {}),
+}
+
+TIMES = (b"date", b"x-mlflow-gateway-duration-ms", b"x-mlflow-gateway-overhead-duration-ms")
+
+TRACEPARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
+    """The same gateway without the companion."""
+    with DemoGateway(app_name=None, directory=tmp_path_factory.mktemp("plain")) as gateway:
+        yield gateway
+
+
+def answer_of(gateway: DemoGateway, path: str, body: Any, headers: dict[str, str]) -> tuple[int, list[Any], bytes]:
+    """Return status, headers and body as they came off the wire; of times in headers only that they are there."""
+    with httpx.Client(base_url=gateway.gateway_url, timeout=DEADLINE_S) as client:
+        answer = client.post(path, json=body, headers=headers)
+    raw = [(name, b"" if name.lower() in TIMES else value) for name, value in answer.headers.raw]
+    # MLflow makes OpenAI's answers of Anthropic's, and says when.
+    return answer.status_code, raw, re.sub(rb'"created":\d{10}', b'"created":now', answer.content)
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_answer_is_the_same_without_the_companion(name: str, gateway: DemoGateway, plain: DemoGateway):
+    """Status, headers and body are MLflow's own to the byte, whether the call is traced or not."""
+    path, body = REQUESTS[name]
+    expected = answer_of(plain, path, body, {})
+    assert expected[2]
+    assert answer_of(gateway, path, body, {}) == expected
+    assert answer_of(gateway, path, body, TRACEPARENT) == expected
+
+
+def test_other_pages_are_the_same(gateway: DemoGateway, plain: DemoGateway):
+    """What is no call of the gateway, like MLflow's UI and its API, is untouched."""
+    for path in (
+        "/",
+        "/health",
+        "/version",
+        "/gateway/mlflow/v1/models",
+        "/api/2.0/mlflow/experiments/get?experiment_id=0",
+    ):
+        pages = [
+            httpx.get(f"{server.tracking_uri}{path}", headers=TRACEPARENT, timeout=DEADLINE_S)
+            for server in (plain, gateway)
+        ]
+        assert pages[0].status_code == pages[1].status_code == 200
+        assert pages[0].headers["content-type"] == pages[1].headers["content-type"]
+        if not path.startswith(("/api/", "/gateway/")):
+            assert pages[0].content == pages[1].content

@@ -1,0 +1,194 @@
+"""What the end-to-end tests share: reading a trace as a user's tools do, and what must hold for every mirror."""
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import mlflow
+import openai
+from mlflow.entities import Span, Trace
+
+from agent_gateway_client import wrap_httpx, wrap_openai
+from agent_gateway_client.demo.gateway import DemoGateway
+
+DEADLINE_S = 90.0
+"""How long a test waits for what takes less than a second on an idle machine."""
+
+USER = {"role": "user", "content": "one two three"}
+CHAT: dict[str, Any] = {"messages": [USER]}
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, get: Callable[[], T | None]) -> T:
+    """Return what ``get`` returns as soon as it is something."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        found = get()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+@contextmanager
+def tracing_into(gateway: DemoGateway) -> Iterator[str]:
+    """Trace into a gateway's MLflow, into an experiment of the agents' own; gives its id."""
+    mlflow.set_tracking_uri(gateway.tracking_uri)
+    yield str(mlflow.set_experiment("agents").experiment_id)
+    mlflow.flush_trace_async_logging()
+
+
+def openai_client(gateway: DemoGateway, **options: Any) -> openai.OpenAI:
+    """Return a wrapped OpenAI client of a gateway."""
+    options = {"base_url": gateway.openai_base_url, "api_key": "none", "max_retries": 0, **options}
+    return wrap_openai(openai.OpenAI(timeout=DEADLINE_S, **options))
+
+
+def async_openai_client(gateway: DemoGateway, **options: Any) -> openai.AsyncOpenAI:
+    """Return a wrapped OpenAI client of a gateway, for asyncio."""
+    options = {"base_url": gateway.openai_base_url, "api_key": "none", "max_retries": 0, **options}
+    return wrap_openai(openai.AsyncOpenAI(timeout=DEADLINE_S, **options))
+
+
+def httpx_client(gateway: DemoGateway, **options: Any) -> httpx.Client:
+    """Return a wrapped httpx client of all of a gateway's routes."""
+    return wrap_httpx(httpx.Client(base_url=gateway.gateway_url, timeout=DEADLINE_S, **options))
+
+
+def read_trace(trace_id: str) -> Trace | None:
+    """Return a trace as MLflow's server has it; ``None`` where there is none yet."""
+    trace: Trace | None = mlflow.get_trace(trace_id)
+    return trace
+
+
+def mirrors_in(trace: Trace) -> list[Span]:
+    """Return the mirrors' gateway spans, the earliest first."""
+    found = [span for span in trace.data.spans if span.name.startswith("gateway/")]
+    return sorted(found, key=lambda span: span.start_time_ns)
+
+
+def children_of(trace: Trace, span: Span) -> list[Span]:
+    """Return the spans right below another one, the earliest first."""
+    found = [child for child in trace.data.spans if child.parent_id == span.span_id]
+    return sorted(found, key=lambda child: child.start_time_ns)
+
+
+def mirrored(caller: Span, count: int = 1) -> Trace:
+    """Return the trace of an ended span as soon as it is complete: the client's own spans and so many mirrors.
+
+    Args:
+        caller: Any span of the trace.
+        count: Mirrors to wait for.
+    """
+
+    def complete() -> Trace | None:
+        trace = read_trace(caller.trace_id)
+        if trace is None or trace.info.state == "IN_PROGRESS" or len(mirrors_in(trace)) < count:
+            return None
+        return trace if caller.span_id in {span.span_id for span in trace.data.spans} else None
+
+    return wait_for(f"{count} mirrors in {caller.trace_id}", complete)
+
+
+def linked(mirror: Span) -> Trace:
+    """Return the gateway's own trace that a mirror leads to, as soon as it has ended."""
+    trace_id = mirror.attributes["mlflow.gateway.linkedTraceId"]
+    assert [link.trace_id for link in mirror.links] == [trace_id]
+
+    def ended() -> Trace | None:
+        trace = read_trace(trace_id)
+        if trace is None or trace.info.state == "IN_PROGRESS" or not all(s.end_time_ns for s in trace.data.spans):
+            return None
+        # MLflow stores the spans first; what it says of the trace as a whole comes after them.
+        return trace if "mlflow.gateway.requestType" in trace.info.trace_metadata else None
+
+    return wait_for(f"the linked trace {trace_id}", ended)
+
+
+def assert_mirror(trace: Trace, mirror: Span, caller: Span, attempts: list[tuple[str, str]]) -> list[Span]:
+    """Assert what holds for every mirror of a call; returns the spans of its attempts.
+
+    Args:
+        trace: The caller's trace.
+        mirror: The gateway's span in it.
+        caller: The innermost span that was active when the request was sent.
+        attempts: ``provider/model`` and status of each attempt.
+    """
+    assert mirror.parent_id == caller.span_id
+    assert caller.start_time_ns <= mirror.start_time_ns
+    assert mirror.end_time_ns is not None
+    assert caller.end_time_ns is None or mirror.end_time_ns <= caller.end_time_ns
+    spans = children_of(trace, mirror)
+    assert [(span.name, span.status.status_code.value) for span in spans] == [
+        (f"provider/{name}", status) for name, status in attempts
+    ]
+    for span, (name, status) in zip(spans, attempts, strict=True):
+        assert span.end_time_ns is not None
+        assert mirror.start_time_ns <= span.start_time_ns <= span.end_time_ns <= mirror.end_time_ns
+        provider, _, model = name.partition("/")
+        assert span.attributes["mlflow.llm.provider"] == provider
+        assert span.attributes["mlflow.llm.model"] == model
+        assert ("error.type" in span.attributes) is (status == "ERROR")
+    for earlier, later in pairwise(spans):
+        assert earlier.end_time_ns is not None
+        assert earlier.end_time_ns <= later.start_time_ns
+    for span in (mirror, *spans):
+        assert span.inputs is None
+        assert span.outputs is None
+        assert span.status.description == ""
+    return spans
+
+
+def assert_linked(mirror: Span) -> Trace:
+    """Assert that the mirror and the gateway's own trace lead to each other; returns the latter."""
+    trace = linked(mirror)
+    assert trace.info.trace_id != mirror.trace_id
+    assert trace.info.trace_metadata["agent_gateway.caller.traceId"] == mirror.trace_id
+    assert trace.info.trace_metadata["agent_gateway.caller.spanId"] == mirror.parent_id
+    (root,) = [span for span in trace.data.spans if span.parent_id is None]
+    assert [link.span_id for link in mirror.links] == [root.span_id]
+    assert root.name == mirror.name
+    return trace
+
+
+class Database:
+    """The server's SQLite file, read past MLflow."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=DEADLINE_S)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(query, values)]
+
+    def rows_of(self, trace_id: str) -> list[dict[str, Any]]:
+        """Return every row that says anything of a trace, whatever the table."""
+        found = []
+        for table in self.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
+            columns = {column["name"] for column in self.rows(f"PRAGMA table_info({table['name']})")}
+            for key in columns & {"trace_id", "request_id"}:
+                found += [
+                    {"table": table["name"], **row}
+                    for row in self.rows(f"SELECT * FROM {table['name']} WHERE {key} = ?", trace_id)
+                ]
+        return found
+
+    def spans(self, trace_id: str) -> list[dict[str, Any]]:
+        """Return the spans' rows of a trace, with their content read from its JSON."""
+        rows = self.rows("SELECT * FROM spans WHERE trace_id = ? ORDER BY start_time_unix_nano", trace_id)
+        return [{**row, "content": json.loads(row["content"])} for row in rows]
+
+    def mirror_count(self) -> int:
+        """Count the mirrors of all traces; the gateway's own spans do not know an HTTP status."""
+        (row,) = self.rows(
+            "SELECT count(*) AS count FROM spans WHERE name LIKE 'gateway/%' AND content LIKE '%linkedTraceId%'"
+        )
+        return int(row["count"])

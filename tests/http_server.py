@@ -1,0 +1,76 @@
+"""A server on loopback that keeps the headers of every request, for clients that no transport can be given to."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+
+class HttpServer:
+    """The server, as a context manager. It answers 200, or redirects to the URL in the query parameter ``to``.
+
+    One server is two hosts: a gateway at the address, and somebody else at the name ``localhost``.
+
+    Attributes:
+        requests: The URL that each request was sent to, as its Host header and its path have it, and its header lines.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, list[tuple[str, str]]]] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+
+    @property
+    def gateway(self) -> str:
+        """URL of the gateway."""
+        return f"http://127.0.0.1:{self._server.server_port}/gateway"
+
+    @property
+    def other(self) -> str:
+        """URL of another host."""
+        return f"http://localhost:{self._server.server_port}/gateway"
+
+    def sent(self, name: str = "traceparent") -> list[list[str]]:
+        """Return, for each request, the values of every header line with this name in any case."""
+        return [[value for key, value in headers if key.lower() == name] for _, headers in self.requests]
+
+    def __enter__(self) -> "HttpServer":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def via(*urls: str) -> str:
+    """Return a URL that is redirected to each of the others in turn."""
+    first, *rest = urls
+    return f"{first}?{urlencode({'to': via(*rest)})}" if rest else first
+
+
+def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            server.requests.append((f"http://{self.headers['host']}{self.path}", self.headers.items()))
+            to = parse_qs(urlsplit(self.path).query).get("to")
+            self.send_response(307 if to else 200)
+            if to:
+                self.send_header("location", to[0])
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    return Handler

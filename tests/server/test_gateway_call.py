@@ -1,0 +1,227 @@
+"""gateway_call(): the mirror of code that is no ASGI application."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from asgi_support import Mirrors
+from server_support import PARENT, SPAN_ID, TRACE_ID, TRACEPARENT, facts_of
+from wire_samples import CANARY, CHAT_FACTS, SAMPLES
+
+from agent_gateway_client.server import current_gateway_call, gateway_attempt, gateway_call
+from agent_gateway_client.server.call import Cost, TokenUsage
+from agent_gateway_client.server.details import add_response
+
+TRACED = {"traceparent": TRACEPARENT}
+
+
+@pytest.fixture
+def mirrors() -> Mirrors:
+    return Mirrors()
+
+
+def spans_of(mirrors: Mirrors) -> list[tuple[str, dict[str, Any]]]:
+    assert not any(CANARY in span.to_json() for span in mirrors.spans)
+    return [(span.name, facts_of(span)) for span in mirrors.spans]
+
+
+def test_a_call_and_its_attempts(mirrors: Mirrors):
+    """Everything that is said inside is in the mirror, which is there after the end."""
+    with gateway_call(
+        TRACED,
+        endpoint="chat",
+        operation="chat",
+        request_type="worker/chat",
+        server_address="gw:80",
+        exporter=mirrors.exporter,
+    ) as call:
+        assert current_gateway_call() is call
+        with pytest.raises(ConnectionError), call.attempt("openai", "a"):
+            raise ConnectionError(CANARY)
+        with call.attempt(provider="azure", model="b") as attempt:
+            attempt.usage, attempt.cost, attempt.finish_reason = TokenUsage(1, 2, 3), Cost(0.1, 0.2, 0.3), "stop"
+        call.http_status = 200
+        assert mirrors.destination.spans == []
+    assert current_gateway_call() is None
+    (gateway, of_call), (first, failed), (second, answered) = spans_of(mirrors)
+    assert (gateway, first, second) == ("gateway/chat", "provider/openai/a", "provider/azure/b")
+    assert (of_call["mlflow.gateway.requestType"], of_call["server_url"]) == ("worker/chat", "gw:80")
+    assert of_call["http.response.status_code"] == 200
+    assert failed["error.type"] == "ConnectionError"
+    assert answered["mlflow.chat.tokenUsage"] == {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
+    assert answered["mlflow.llm.cost"]["total_cost"] == 0.3
+    assert next(span.parent.span_id for span in mirrors.spans) == SPAN_ID
+    assert {span.context.trace_id for span in mirrors.spans} == {TRACE_ID}
+
+
+HEADERS: dict[str, Any] = {
+    "none": {},
+    "unsampled": {"traceparent": TRACEPARENT[:-2] + "00"},
+    "invalid": {"traceparent": "00-nonsense"},
+    "twice": [("traceparent", TRACEPARENT), ("traceparent", TRACEPARENT)],
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+async def test_a_caller_that_is_not_tracing(name: str, mirrors: Mirrors):
+    """The same code runs without an if, and leaves nothing behind."""
+    with gateway_call(HEADERS[name], endpoint="chat", exporter=mirrors.exporter) as call:
+        assert current_gateway_call() is None
+        with call.attempt("openai", "m") as attempt:
+            attempt.usage = TokenUsage(1, 2)
+        call.http_status = 503
+        add_response(call, SAMPLES["chat"].body)
+    async with gateway_call(HEADERS[name], exporter=mirrors.exporter) as call:
+        assert call.attempts == []
+    assert mirrors.spans == []
+    assert mirrors.exporter._thread is None
+
+
+@pytest.mark.parametrize(
+    "headers", [{"TraceParent": TRACEPARENT}, [("traceparent", TRACEPARENT)], [(b"traceparent", TRACEPARENT.encode())]]
+)
+def test_forms_of_headers(headers: Any, mirrors: Mirrors):
+    """A mapping, and pairs of text or bytes."""
+    with gateway_call(headers, exporter=mirrors.exporter):
+        pass
+    assert len(mirrors.spans) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError(CANARY), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_an_exception_fails_the_call(error: BaseException, mirrors: Mirrors):
+    """It is told by its class, and goes on as it was, through with and async with."""
+    with pytest.raises(type(error)) as raised, gateway_call(TRACED, exporter=mirrors.exporter):
+        raise error
+    assert raised.value is error
+    with pytest.raises(type(error)):
+        async with gateway_call(TRACED, exporter=mirrors.exporter):
+            raise error
+    assert [facts["error.type"] for _, facts in spans_of(mirrors)] == [type(error).__name__] * 2
+    assert current_gateway_call() is None
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, None), (302, None), (429, "429"), (500, "500")])
+def test_a_status_fails_the_call(status: int, error: str | None, mirrors: Mirrors):
+    """A status of 400 or more that is set on the call is its failure."""
+    with gateway_call(TRACED, exporter=mirrors.exporter) as call:
+        call.http_status = status
+    assert mirrors.error_type == error
+
+
+def test_a_failure_that_is_set_stays(mirrors: Mirrors):
+    """The code inside may know better than what its end looks like, of the call and of an attempt."""
+    with gateway_call(TRACED, exporter=mirrors.exporter) as call, call.attempt("openai") as attempt:
+        call.error_type = attempt.error_type = "quota"
+    assert [facts["error.type"] for _, facts in spans_of(mirrors)] == ["quota", "quota"]
+
+
+def test_an_attempt_without_a_block(mirrors: Mirrors):
+    """An attempt that is begun without with lasts until it is ended, or as long as its call."""
+    with gateway_call(TRACED, exporter=mirrors.exporter):
+        refused = gateway_attempt("a", "m")
+        refused.end("429")
+        gateway_attempt("b", "m")
+    call, first, second = mirrors.spans
+    assert [span.name for span in mirrors.spans] == ["gateway/unknown", "provider/a/m", "provider/b/m"]
+    assert facts_of(first)["error.type"] == "429"
+    assert first.end_time <= second.start_time
+    assert second.end_time == call.end_time
+
+
+def test_an_attempt_of_nobody(mirrors: Mirrors):
+    """Where the caller is not tracing, and outside of any call, the same code runs and leaves nothing behind."""
+    for _ in range(2):
+        with pytest.raises(ValueError, match="x"), gateway_attempt("a") as attempt:
+            raise ValueError("x")
+        assert attempt.error_type == "ValueError"
+    with gateway_call({}, exporter=mirrors.exporter), gateway_attempt("a"):
+        pass
+    assert mirrors.spans == []
+
+
+async def test_tasks_and_threads_at_once(mirrors: Mirrors):
+    """200 calls in tasks and 200 in threads: each sees its own, and is under its own caller's span."""
+
+    def headers(number: int) -> dict[str, str]:
+        return {"traceparent": PARENT._replace(span_id=number).traceparent}
+
+    async def task(number: int) -> None:
+        async with gateway_call(headers(number), endpoint=f"e{number}", exporter=mirrors.exporter) as call:
+            await asyncio.sleep(0)
+            assert current_gateway_call() is call
+            assert await asyncio.to_thread(current_gateway_call) is call
+
+    def thread(number: int) -> None:
+        with gateway_call(headers(number), endpoint=f"e{number}", exporter=mirrors.exporter) as call:
+            assert current_gateway_call() is call
+
+    with ThreadPoolExecutor(16) as pool:
+        futures = [pool.submit(thread, number) for number in range(1, 201)]
+        await asyncio.gather(*(task(number) for number in range(201, 401)))
+        for future in futures:
+            future.result()
+    found = sorted((span.parent.span_id, span.name) for span in mirrors.spans)
+    assert found == [(number, f"gateway/e{number}") for number in range(1, 401)]
+
+
+@pytest.mark.parametrize("name", ["chat", "chat stream", "message stream"])
+@pytest.mark.parametrize("attempted", [False, True])
+def test_a_response_is_read(name: str, attempted: bool, mirrors: Mirrors):
+    """Code that relays a provider's bytes gets tokens and finish reason out of them with one call."""
+    sample = SAMPLES[name]
+    with gateway_call(TRACED, endpoint="chat", exporter=mirrors.exporter) as call:
+        if attempted:
+            with call.attempt("acme"):
+                pass
+        add_response(call, sample.chunks, streaming=sample.streaming)
+    (_, of_call), (attempt, facts) = spans_of(mirrors)
+    assert attempt == f"provider/{'acme/' if attempted else ''}{sample.facts.model}"
+    assert facts["mlflow.chat.tokenUsage"]["total_tokens"] == sample.facts.usage.total_tokens  # type: ignore[union-attr]
+    assert facts["gen_ai.response.finish_reasons"] == [sample.facts.finish_reason]
+    assert "error.type" not in of_call
+
+
+def test_a_failure_inside_a_response(mirrors: Mirrors):
+    """An error event in the provider's stream fails the call, although the code around it sees no error."""
+    with gateway_call(TRACED, exporter=mirrors.exporter) as call:
+        add_response(
+            call, b'data: {"model": "m"}\n\ndata: {"error": {"code": 502, "message": "no"}}\n\n', streaming=True
+        )
+    assert [facts["error.type"] for _, facts in spans_of(mirrors)] == ["502", "502"]
+
+
+def stream(mirrors: Mirrors) -> Iterator[bytes]:
+    """Stream a response from inside its call, as a WSGI gateway does."""
+    with gateway_call(TRACED, endpoint="chat", exporter=mirrors.exporter) as call:
+        call.http_status = 200
+        yield from SAMPLES["chat stream"].chunks
+        add_response(call, SAMPLES["chat stream"].chunks, streaming=True)
+
+
+def test_a_generator_that_runs_to_its_end(mirrors: Mirrors):
+    """The call lasts as long as the stream."""
+    assert b"".join(stream(mirrors)) == SAMPLES["chat stream"].body
+    assert [name for name, _ in spans_of(mirrors)] == ["gateway/chat", f"provider/{CHAT_FACTS.model}"]
+    assert mirrors.error_type is None
+
+
+def test_a_generator_that_is_closed(mirrors: Mirrors):
+    """A server closes the generator of a client that has gone."""
+    chunks = stream(mirrors)
+    next(chunks)
+    chunks.close()  # type: ignore[attr-defined]
+    assert mirrors.error_type == "client_disconnect"
+
+
+def test_a_generator_that_ends_in_another_thread(mirrors: Mirrors):
+    """A server may begin a stream in one thread and end it in another; the call ends all the same."""
+    chunks = stream(mirrors)
+    starter = threading.Thread(target=next, args=(chunks,))
+    starter.start()
+    starter.join()
+    list(chunks)
+    assert mirrors.error_type is None
+    assert current_gateway_call() is None
