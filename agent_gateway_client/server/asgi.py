@@ -110,6 +110,14 @@ class GatewayTracingMiddleware:
             return scope
         return {**scope, "headers": [header for header in scope["headers"] if header[0].lower() not in _TRACE_HEADERS]}
 
+    def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
+        """Tell whether the gateway turned the caller away. May be overridden.
+
+        Who may not call may not write into a trace either, so such a call has no mirror. Here: 401 and 403, unless the
+        application has noted an attempt, and the status is the provider's.
+        """
+        return call.http_status in (401, 403) and not call.attempts
+
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
         """Prepare to learn more of a call than HTTP tells. To be overridden.
 
@@ -176,8 +184,9 @@ class GatewayTracingMiddleware:
             call.end(str(status) if status >= 400 else None, last_chunk_ns)
             if self._endpoint is not None and call.endpoint is None:
                 call.endpoint = self._endpoint_of(scope)
-            details = Details(finish, scope, request=request, response=response, provider=self._provider)
-            exporter.submit(call, details)
+            if not self.is_refused(call, scope):
+                details = Details(finish, scope, request=request, response=response, provider=self._provider)
+                exporter.submit(call, details)
 
     def _observed(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
         """Enter the context of ``observe()``; what goes wrong in there costs the mirror's details and not the call."""

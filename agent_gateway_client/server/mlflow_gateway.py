@@ -106,6 +106,10 @@ class MlflowGateway(GatewayTracingMiddleware):
         # MLflow notes in the request's state which endpoint it chose, which is all there is without usage tracking.
         return {**super().application_scope(scope), "state": {**scope.get("state", {})}}
 
+    def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
+        """Tell whether MLflow turned the caller away: before it chose an endpoint, and not because a provider did."""
+        return super().is_refused(call, scope) and "endpoint_id" not in scope["state"]
+
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
         """Watch the gateway's own spans of this request, and let its trace point back at the caller's."""
         self._keep_observing()

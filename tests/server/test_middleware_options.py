@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from wire_samples import CANARY, CHAT, MODEL, SAMPLES, TEXT
 
-from agent_gateway_client.server import GatewayTracingMiddleware
+from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt
 
 
 @pytest.fixture
@@ -186,3 +186,20 @@ async def test_another_gateway_is_one_small_class(mirrors: Mirrors):
     assert (gateway, east, west) == ("gateway/travel", "provider/acme-east/m1", "provider/acme-west/m1")
     assert (failed["error.type"], "error.type" in answered) == ("503", False)
     assert answered["mlflow.chat.tokenUsage"]["input_tokens"] == 100
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("tried", [False, True], ids=["turned away", "the provider's own"])
+async def test_who_is_turned_away_leaves_no_mirror(status: int, tried: bool, mirrors: Mirrors):
+    """Who may not call may not write into a trace; a status that a provider answered with is mirrored."""
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:
+        if tried:
+            gateway_attempt(provider="openai", model=MODEL).end(str(status))
+        await Response(status_code=status)(scope, receive, send)
+
+    app = GatewayTracingMiddleware(serve, mirrors.exporter)
+    assert (await post(app, "/v1/chat/completions")).status_code == status
+    assert [name for name, _ in spans_of(mirrors)] == (
+        ["gateway/chat/completions", f"provider/openai/{MODEL}"] if tried else []
+    )
