@@ -39,10 +39,12 @@ def wait_for(what: str, get: Callable[[], T | None]) -> T:
 
 @contextmanager
 def tracing_into(gateway: DemoGateway) -> Iterator[str]:
-    """Trace into a gateway's MLflow, into an experiment of the agents' own; gives its id."""
+    """Trace into a gateway's MLflow, into an experiment of the agents' own; gives its id.
+
+    Each trace has to be waited for inside, see :func:`mirrored`: to wait for all that may be under way takes seconds.
+    """
     mlflow.set_tracking_uri(gateway.tracking_uri)
     yield str(mlflow.set_experiment("agents").experiment_id)
-    mlflow.flush_trace_async_logging()
 
 
 def openai_client(gateway: DemoGateway, **options: Any) -> openai.OpenAI:
@@ -92,7 +94,10 @@ def mirrored(caller: Span, count: int = 1) -> Trace:
         trace = read_trace(caller.trace_id)
         if trace is None or trace.info.state == "IN_PROGRESS" or len(mirrors_in(trace)) < count:
             return None
-        return trace if caller.span_id in {span.span_id for span in trace.data.spans} else None
+        if caller.span_id not in {span.span_id for span in trace.data.spans}:
+            return None
+        # MLflow's client reads what is said of the whole trace, like its tokens, before it reads the spans.
+        return read_trace(caller.trace_id)
 
     return wait_for(f"{count} mirrors in {caller.trace_id}", complete)
 

@@ -6,27 +6,26 @@ from collections.abc import Iterator
 import httpx
 import mlflow
 import mlflow.openai
-import openai
 import pytest
-from e2e_support import Database, httpx_client, openai_client, tracing_into
+from e2e_support import Database, httpx_client, tracing_into
 
 from agent_gateway_client.demo.gateway import DemoGateway
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
     """A gateway with the companion and MLflow's default configuration."""
     with DemoGateway(directory=tmp_path_factory.mktemp("gateway")) as gateway:
         yield gateway
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def database(gateway: DemoGateway) -> Database:
     """The gateway's database."""
     return Database(gateway.log_path.parent / "mlflow.db")
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quick_and_quiet_client() -> Iterator[None]:
     """Let this process send its spans soon, and not log that a trace is not there yet. The servers stay as they are."""
     logger = logging.getLogger("mlflow")
@@ -36,7 +35,6 @@ def quick_and_quiet_client() -> Iterator[None]:
         patch.setenv("MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS", "200")
         mlflow.tracing.reset()
         yield
-    mlflow.flush_trace_async_logging(terminate=True)
     mlflow.set_tracking_uri(None)
     mlflow.tracing.reset()
     logger.setLevel(level)
@@ -47,13 +45,6 @@ def tracing(gateway: DemoGateway) -> Iterator[str]:
     """Trace into the gateway's MLflow, into an experiment of the agents' own; gives its id."""
     with tracing_into(gateway) as experiment_id:
         yield experiment_id
-
-
-@pytest.fixture(scope="module")
-def client(gateway: DemoGateway, tracing: str) -> Iterator[openai.OpenAI]:
-    """An OpenAI client of the gateway."""
-    with openai_client(gateway) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
