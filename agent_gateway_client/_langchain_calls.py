@@ -4,38 +4,40 @@ A call is the current one while the model's own code runs, and no longer: not wh
 not after an error or a cancellation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import Token
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 
 from agent_gateway_client._langchain_mlflow import activate, active_context, span_of_run
-from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.gateways import Gateways
-from agent_gateway_client.propagation import ModelCall, TraceContext, active_trace_context, model_call
+from agent_gateway_client.propagation import ModelCall, TraceContext, model_call
 
 NO_GATEWAYS = Gateways(())
-
-T = TypeVar("T")
 
 
 class GatewaysHandler(BaseCallbackHandler):
     """A handler that says where the runs it is given to may send trace context.
 
-    LangChain hands it on to every run below the one it was given to; that is all it is for.
+    LangChain hands it on to every run below the one it was given to; that is all it is for. It ignores every event. To
+    be told of them in the task that sends the request it would have to be ``run_inline``, and beside a handler that is
+    so, LangChain does not tell the others that a text model's run starts.
 
     Attributes:
         gateways: No gateways once the handler is closed.
     """
 
     gateways = NO_GATEWAYS
-    # In place, at the cost of a function call; LangChain would send it to a thread otherwise.
-    run_inline = True
 
-    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing. The inherited method makes LangChain render all messages as text and try again."""
+    @property
+    def ignore_llm(self) -> bool:
+        """Always."""
+        return True
+
+    ignore_agent = ignore_chain = ignore_chat_model = ignore_custom_event = ignore_llm
+    ignore_retriever = ignore_retry = ignore_llm
 
 
 class LangChainCall:
@@ -62,22 +64,28 @@ class LangChainCall:
         self._outside: Any = None
         self._token: Token[ModelCall | None] | None = None
 
-    def begin(self, managers: Sequence[Any], outer: TraceContext | None) -> None:
-        """Say which run this call is. The first to say so is right; what begins later is somebody else's.
+    def begin(self, handlers: Sequence[Any], outer: TraceContext | None) -> None:
+        """Say which handlers the call's run has. The first to say so is right; what begins later is somebody else's.
+
+        Args:
+            handlers: LangChain's callback handlers.
+            outer: The active span before the run began. One that is active later is the run's own, or one that the user
+                opened.
+        """
+        self.has_begun = True
+        self._outer = outer
+        for handler in handlers:
+            if isinstance(handler, GatewaysHandler):
+                self.gateways = self.gateways | handler.gateways if self.gateways else handler.gateways
+
+    def belongs_to(self, managers: Sequence[Any]) -> None:
+        """Say which run it is.
 
         Args:
             managers: LangChain's run managers, which have a ``run_id`` and all ``handlers``. With more than one, no run
                 is known to be the one that a request belongs to.
-            outer: The active span when the model's code began. One that is active later is one that the user opened.
         """
-        if self.has_begun or not managers:
-            return
-        self.has_begun = True
-        self._outer = outer
         self._manager = managers[0] if len(managers) == 1 else None
-        for handler in managers[0].handlers:
-            if isinstance(handler, GatewaysHandler):
-                self.gateways = self.gateways | handler.gateways if self.gateways else handler.gateways
 
     def end(self) -> None:
         """Be nothing from now on, wherever the context in which this was the current call has been copied to."""
@@ -111,34 +119,3 @@ class LangChainCall:
         if self.gateways and self._outside is not None and inside is not self._outside:
             self._inside = inside
             activate(self._outside)
-
-
-def awaits_its_run(call: ModelCall | None) -> bool:
-    """Tell whether a call is one of LangChain's that has not begun."""
-    return isinstance(call, LangChainCall) and not call.has_begun
-
-
-def begin(call: Any, managers: Sequence[Any], outer: TraceContext | None) -> None:
-    """Begin a call, if it is one of LangChain's. Never raises."""
-    if isinstance(call, LangChainCall):
-        guarded(lambda: call.begin(managers, outer))
-
-
-def outer_span() -> TraceContext | None:
-    """Return the active span, whatever call is the current one. Never raises."""
-    return guarded(active_trace_context)
-
-
-def guarded(do: Callable[[], T]) -> T | None:
-    """Do something for a call, which goes on whatever happens."""
-    try:
-        return do()
-    except Exception:
-        logger.debug("A LangChain run was not seen", exc_info=True)
-        warn_once(
-            "langchain.run",
-            "A run of langchain-core %s could not be seen; its requests are sent without trace context. Details are "
-            "logged at level DEBUG.",
-            version_of("langchain-core"),
-        )
-        return None

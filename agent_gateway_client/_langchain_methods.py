@@ -6,16 +6,17 @@ to, that a stream is suspended, that a call was cancelled, or which other handle
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.language_models import BaseChatModel, BaseLLM
 
-from agent_gateway_client._langchain_calls import LangChainCall, awaits_its_run, begin, outer_span
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._langchain_calls import LangChainCall
+from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client._patch import Patch
-from agent_gateway_client.propagation import model_call
+from agent_gateway_client.propagation import active_trace_context, model_call
 
 Method = Callable[..., Any]
 Wrapper = Callable[[Method], Method]
@@ -150,39 +151,37 @@ def _async_steps(original: Method) -> Method:
 
 
 def _start(original: Method) -> Method:
-    def replacement(*args: Any, **kwargs: Any) -> Any:
-        outer = outer_span()
-        call = model_call.get()
-        if awaits_its_run(call):
-            managers = original(*args, **kwargs)
-            begin(call, managers, outer)
-            return managers
-        # stream_events(version="v3") begins in its reader's code, and does all else where it is read on.
-        with LangChainCall() as elsewhere:
-            managers = original(*args, **kwargs)
-            begin(elsewhere, managers, outer)
-        elsewhere.end()
+    def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        call, place = _starting(manager)
+        with place:
+            managers = original(manager, *args, **kwargs)
+        _seen(lambda: call.belongs_to(managers))
         return managers
 
     return replacement
 
 
 def _async_start(original: Method) -> Method:
-    async def replacement(*args: Any, **kwargs: Any) -> Any:
-        outer = outer_span()
-        call = model_call.get()
-        if awaits_its_run(call):
-            managers = await original(*args, **kwargs)
-            begin(call, managers, outer)
-            return managers
-        # stream_events(version="v3") begins in the reader's task, and does all else in a task of its own.
-        with LangChainCall() as elsewhere:
-            managers = await original(*args, **kwargs)
-            begin(elsewhere, managers, outer)
-        elsewhere.end()
+    async def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        call, place = _starting(manager)
+        with place:
+            managers = await original(manager, *args, **kwargs)
+        _seen(lambda: call.belongs_to(managers))
         return managers
 
     return replacement
+
+
+def _starting(manager: Any) -> tuple[LangChainCall, AbstractContextManager[Any]]:
+    """Return the call whose run starts now, and what its start has to be done in."""
+    current = model_call.get()
+    if isinstance(current, LangChainCall) and not current.has_begun:
+        _seen(lambda: current.begin(manager.handlers, active_trace_context()))
+        return current, nullcontext()
+    # stream_events(version="v3") starts the run in its reader's code, and reads on in a call of its own.
+    call = LangChainCall()
+    _seen(lambda: call.begin(manager.handlers, active_trace_context()))
+    return call, call
 
 
 def _maker(original: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], LangChainCall]:
@@ -192,11 +191,12 @@ def _maker(original: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Lang
 
     def make(args: tuple[Any, ...], kwargs: dict[str, Any]) -> LangChainCall:
         call = LangChainCall()
-        if name:
-            given = args[position] if len(args) > position else kwargs.get(name)
-            managers = given if isinstance(given, list) else [given] if given else []
+        given = (args[position] if len(args) > position else kwargs.get(name)) if name else None
+        if given:
             # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
-            begin(call, managers[:1], outer_span())
+            manager = given[0] if isinstance(given, list) else given
+            _seen(lambda: call.begin(manager.handlers, active_trace_context()))
+            _seen(lambda: call.belongs_to([manager]))
         return call
 
     return make
@@ -206,3 +206,17 @@ def _manager_parameter(method: Method) -> str:
     """Return the name of the parameter that holds the run's manager, or of several prompts' runs; else ``""``."""
     parameters = inspect.signature(method).parameters
     return next((name for name in ("run_manager", "run_managers") if name in parameters), "")
+
+
+def _seen(see: Callable[[], None]) -> None:
+    """Learn something of a call, which goes on whatever happens."""
+    try:
+        see()
+    except Exception:
+        logger.debug("A LangChain run was not seen", exc_info=True)
+        warn_once(
+            "langchain.run",
+            "A run of langchain-core %s could not be seen; its requests name a coarser span, or none. Details are "
+            "logged at level DEBUG.",
+            version_of("langchain-core"),
+        )

@@ -4,6 +4,7 @@ Every prompt is a word of its own, so that a request can be told from all others
 """
 
 import asyncio
+import sys
 import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypedDict
@@ -18,8 +19,12 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, R
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, create_react_agent
 from pydantic import BaseModel
+
+with warnings.catch_warnings():
+    # LangGraph says that LangChain's agents are to be used instead.
+    warnings.simplefilter("ignore")
+    from langgraph.prebuilt import ToolNode, create_react_agent
 
 
 class Mode(NamedTuple):
@@ -44,17 +49,30 @@ class Mode(NamedTuple):
 MODES: list[Mode] = []
 
 
-def mode(name: str, *frameworks: str, calls: int = 1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add a way to call a model, for each of the frameworks."""
+def mode(
+    name: str, *frameworks: str, calls: int = 1, needs_task_context: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add a way to call a model, for each of the frameworks.
+
+    Args:
+        name: See :class:`Mode`.
+        *frameworks: See :class:`Mode`.
+        calls: See :class:`Mode`.
+        needs_task_context: Whether LangGraph has to hand the run's callbacks on to an async node. It does from Python
+            3.11 on, where a task can be given a context (https://docs.langchain.com/oss/python/langgraph/streaming).
+    """
 
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
-        MODES.extend(Mode(framework, name, calls, run) for framework in frameworks)
+        if sys.version_info >= (3, 11) or not needs_task_context:
+            MODES.extend(Mode(framework, name, calls, run) for framework in frameworks)
         return run
 
     return add
 
 
 CHAT = ("ChatOpenAI", "responses API", "ChatAnthropic")
+CHAT_V3 = CHAT if hasattr(BaseChatModel, "_iter_v2_events") else ()
+"""stream_events(version="v3") is newer than the lowest version that is supported."""
 
 
 def openai_model(base_url: str, model: str = "chat", **options: Any) -> ChatOpenAI:
@@ -105,7 +123,7 @@ async def astream_events(model: Any, config: RunnableConfig) -> None:
     assert "on_chat_model_stream" in kinds
 
 
-@mode("stream_events v3", *CHAT)
+@mode("stream_events v3", *CHAT_V3)
 def stream_events_v3(model: Any, config: RunnableConfig) -> None:
     with warnings.catch_warnings():
         # LangChain says that this is beta.
@@ -113,7 +131,7 @@ def stream_events_v3(model: Any, config: RunnableConfig) -> None:
         assert "foxtrot" in str(model.stream_events("foxtrot", config, version="v3").output.content)
 
 
-@mode("astream_events v3", *CHAT)
+@mode("astream_events v3", *CHAT_V3)
 async def astream_events_v3(model: Any, config: RunnableConfig) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -224,7 +242,7 @@ def agent_invoke(model: Any, config: RunnableConfig) -> None:
     assert "sunny in Porto" in agent(model).invoke(QUESTION, config)["messages"][-1].text
 
 
-@mode("create_agent ainvoke", "LangGraph", calls=2)
+@mode("create_agent ainvoke", "LangGraph", calls=2, needs_task_context=True)
 async def agent_ainvoke(model: Any, config: RunnableConfig) -> None:
     answer = await agent(model).ainvoke(QUESTION, config)
     assert "sunny in Porto" in answer["messages"][-1].text
@@ -235,12 +253,12 @@ def agent_stream(model: Any, config: RunnableConfig) -> None:
     assert len(list(agent(model).stream(QUESTION, config, stream_mode="messages"))) > 2
 
 
-@mode("create_agent astream", "LangGraph", calls=2)
+@mode("create_agent astream", "LangGraph", calls=2, needs_task_context=True)
 async def agent_astream(model: Any, config: RunnableConfig) -> None:
     assert len([part async for part in agent(model).astream(QUESTION, config, stream_mode="messages")]) > 2
 
 
-@mode("create_agent astream_events", "LangGraph", calls=2)
+@mode("create_agent astream_events", "LangGraph", calls=2, needs_task_context=True)
 async def agent_events(model: Any, config: RunnableConfig) -> None:
     assert len([event async for event in agent(model).astream_events(QUESTION, config, version="v2")]) > 2
 
@@ -306,7 +324,7 @@ class Words(TypedDict):
     word: str
 
 
-@mode("parallel nodes, async", "LangGraph", calls=2)
+@mode("parallel nodes, async", "LangGraph", calls=2, needs_task_context=True)
 async def parallel_nodes(model: Any, config: RunnableConfig) -> None:
     async def left(state: Words) -> None:
         await model.ainvoke("ruby")

@@ -32,6 +32,7 @@ AUTOLOG = ["off", "on", "inline"]
 def each_autolog(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test with autolog off, on and inline; says which."""
     if request.param != "off":
+        pytest.importorskip("langchain", reason="mlflow.langchain.autolog() needs the package langchain")
         mlflow.langchain.autolog(run_tracer_inline=request.param == "inline", silent=True)
     yield request.param
     mlflow.langchain.autolog(disable=True)
@@ -105,15 +106,18 @@ def messages(*words: str) -> list[list[BaseMessage]]:
     return [[HumanMessage(word)] for word in words]
 
 
-def model_spans() -> dict[str, str]:
+def model_spans(kind: str = "CHAT_MODEL") -> dict[str, str]:
     """Return, for each prompt, the traceparent of the span that autolog made of the model's call."""
-    found = {}
+    found: dict[str, str] = {}
     for span in MemoryExporter.spans.get_finished_spans():
-        if json.loads(span.attributes.get("mlflow.spanType", "null")) == "CHAT_MODEL":
+        if json.loads(span.attributes.get("mlflow.spanType", "null")) == kind:
             inputs = json.loads(span.attributes["mlflow.spanInputs"])
-            message = inputs["messages"][-1] if isinstance(inputs, dict) else inputs[-1][-1]
-            assert message["content"] not in found, f"two spans of the model for the prompt {message['content']}"
-            found[message["content"]] = named_by_otel(span)
+            # One chat prompt, several chat prompts, or a text prompt.
+            last = inputs["messages"][-1] if isinstance(inputs, dict) else inputs[-1]
+            last = last[-1] if isinstance(last, list) else last
+            prompt = last["content"] if isinstance(last, dict) else last
+            assert prompt not in found, f"two spans of the model for the prompt {prompt}"
+            found[prompt] = named_by_otel(span)
     return found
 
 

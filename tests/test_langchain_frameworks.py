@@ -20,7 +20,7 @@ pytest.importorskip("uvicorn")
 
 import aiohttp
 from langchain_modes import MODES, Mode, model_for, openai_model, run
-from langchain_openai import OpenAI, OpenAIEmbeddings
+from langchain_openai import OpenAIEmbeddings
 from langchain_support import HttpModel, each_autolog, messages, model_spans  # noqa: F401
 
 from agent_gateway_client.demo.provider import Provider
@@ -185,40 +185,6 @@ async def test_aiohttp(autolog: str, provider: Provider):
     found = {prompt_of(request.body): request.header("traceparent") for request in provider.requests}
     spans = model_spans()
     assert found == {"a": [spans.get("a", named_by(span))], "b": [spans.get("b", named_by(span))], "c": []}
-
-
-TEXT = {
-    "invoke": (["a"], lambda model, config: model.invoke("a", config)),
-    "ainvoke": (["a"], lambda model, config: model.ainvoke("a", config)),
-    "stream": (["a"], lambda model, config: list(model.stream("a", config))),
-    "batch": (["a", "b"], lambda model, config: model.batch(["a", "b"], config)),
-    "generate": (["a", "b"], lambda model, config: model.generate(["a", "b"], **config)),
-    "agenerate": (["a", "b"], lambda model, config: model.agenerate(["a", "b"], **config)),
-}
-
-
-@pytest.mark.parametrize("call", TEXT)
-def test_text_completion_models(call: str, autolog: str, provider: Provider, loop: asyncio.AbstractEventLoop):
-    """The one request for several prompts of a text model names the first one's span, which is given the tokens."""
-    model = OpenAI(base_url=f"{provider.url}/v1", api_key="none", max_retries=0)
-    with GatewayCallbackHandler(provider.url) as handler, mlflow.start_span("agent") as span:
-        result = TEXT[call][1](model, {"callbacks": [handler]})
-        if asyncio.iscoroutine(result):
-            loop.run_until_complete(result)
-    model.client._client.close()
-    loop.run_until_complete(model.async_client._client.close())
-    (request,) = provider.requests
-    spans = {
-        named_by_otel(span): span.attributes
-        for span in MemoryExporter.spans.get_finished_spans()
-        if json.loads(span.attributes["mlflow.spanType"]) == "LLM"
-    }
-    (header,) = request.header("traceparent")
-    if autolog == "off":
-        assert header == named_by(span)
-    else:
-        assert len(spans) == len(TEXT[call][0])
-        assert "a" in json.loads(spans[header]["mlflow.spanInputs"])
 
 
 def test_embeddings_have_no_callbacks(provider: Provider):
