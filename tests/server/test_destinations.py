@@ -131,6 +131,8 @@ def test_a_value_that_cannot_work_is_an_error_at_once(
 
 def test_a_tracking_uri_that_mlflow_does_not_know_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch):
     """An MLFLOW_TRACKING_URI with a scheme that MLflow does not have is one ConfigurationError."""
+    # What was set in this process goes before the variable.
+    mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "carrier-pigeon://host")
     with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_URI"):
         destination_from_environment()
