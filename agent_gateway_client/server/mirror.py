@@ -99,7 +99,7 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     yield "endpoint_name", "agent_gateway.endpoint.name", _name(call.endpoint)
     yield "server_url", None, _name(call.server_address)
     yield None, "server.address", _name(host)
-    yield None, "server.port", int(port) if port.isdigit() else None
+    yield None, "server.port", int(port) if port.isdecimal() else None
     yield "mlflow.gateway.linkedTraceId", "mlflow.gateway.linkedTraceId", linked
     yield "mlflow.gateway.requestType", "agent_gateway.request.type", _name(call.request_type)
     yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation

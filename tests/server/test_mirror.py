@@ -171,6 +171,7 @@ def test_texts_are_cut_to_names(text: str, name: str):
         ("gw.example:5000", {"server.address": "gw.example", "server.port": 5000}),
         ("::1:5000", {"server.address": "::1", "server.port": 5000}),
         ("/run/gateway.sock:None", {"server.address": "/run/gateway.sock"}),
+        ("gw:¹", {"server.address": "gw"}),
         (None, {}),
     ],
 )
