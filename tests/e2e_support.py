@@ -94,6 +94,9 @@ def mirrored(caller: Span, count: int = 1) -> Trace:
         trace = read_trace(caller.trace_id)
         if trace is None or trace.info.state == "IN_PROGRESS" or len(mirrors_in(trace)) < count:
             return None
+        # The client sends its spans first; the trace becomes its own, out of the default experiment, after them.
+        if "mlflow.trace_schema.version" not in trace.info.trace_metadata:
+            return None
         if caller.span_id not in {span.span_id for span in trace.data.spans}:
             return None
         # MLflow's client reads what is said of the whole trace, like its tokens, before it reads the spans.
