@@ -1,0 +1,154 @@
+"""Every code block of the README and the guides: Python is run against a real gateway, commands are checked."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import click
+import mlflow.cli
+import pytest
+import yaml
+from e2e_support import DEADLINE_S
+from packaging.requirements import Requirement
+
+from agent_gateway_client.cli.app import app
+from agent_gateway_client.demo.gateway import DemoGateway
+
+ROOT = Path(__file__).parents[2]
+GUIDES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("integrations/*/README.md")])
+LOCALHOST = re.compile(r"http://(?:localhost|127\.0\.0\.1):5000")
+
+
+def blocks(guide: Path, *languages: str) -> list[str]:
+    """Return the code blocks of a guide in one of the languages."""
+    fences: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```$", guide.read_text(), re.MULTILINE | re.DOTALL)
+    return [code for language, code in fences if language in languages]
+
+
+def guides_with(*languages: str) -> list[object]:
+    return [pytest.param(guide, id=str(guide.relative_to(ROOT))) for guide in GUIDES if blocks(guide, *languages)]
+
+
+@pytest.mark.parametrize("guide", guides_with("python"))
+def test_python(guide: Path, gateway: DemoGateway, tmp_path: Path):
+    """The Python of a guide runs from top to bottom, as one program, with the gateway where the guide says it is."""
+    program = tmp_path / "program.py"
+    program.write_text(LOCALHOST.sub(gateway.tracking_uri, "\n".join(blocks(guide, "python"))))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)],
+        cwd=guide.parent,
+        env={**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, "PYTHONPATH": pythonpath(guide.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def pythonpath(folder: Path) -> str:
+    """Return a search path on which a guide's own files are, as they would be beside its program."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+
+
+@pytest.mark.parametrize("guide", guides_with("sh"))
+def test_commands(guide: Path, gateway: DemoGateway):
+    """The commands of a guide are there, and take the options that the guide gives them."""
+    lines = "\n".join(blocks(guide, "sh")).replace("\\\n", " ").splitlines()
+    for line in lines:
+        words = shlex.split(LOCALHOST.sub(gateway.tracking_uri, line), comments=True)
+        while words and re.fullmatch(r"export|&|[A-Z_]+=.*", words[0]):
+            del words[0]
+        if words:
+            check = COMMANDS.get(Path(words[0]).name)
+            assert check is not None, f"{line!r} is a command that this test does not know"
+            check([word for word in words[1:] if word != "&"], guide.parent)
+
+
+def check_pip(words: list[str], folder: Path) -> None:
+    assert words[0] == "install"
+    if words[1] == "-r":
+        names = (folder / words[2]).read_text().splitlines()
+    else:
+        names = words[1:]
+    for requirement in map(Requirement, names):
+        if requirement.name == "agent-gateway-client":
+            assert requirement.extras <= set(metadata.metadata("agent-gateway-client").get_all("Provides-Extra", []))
+
+
+def check_make(words: list[str], folder: Path) -> None:
+    targets = re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {word for word in words if "=" not in word} <= set(targets)
+
+
+def check_click(command: click.Command) -> Callable[[list[str], Path], None]:
+    def check(words: list[str], folder: Path) -> None:
+        name, *rest = words
+        assert isinstance(command, click.Group)
+        command.commands[name].make_context(name, rest)
+
+    return check
+
+
+def check_file(words: list[str], folder: Path) -> None:
+    if words[0] not in ("-c", "-m"):
+        assert (folder / words[0]).is_file(), f"{folder.name} has no {words[0]}"
+
+
+def check_module(words: list[str], folder: Path) -> None:
+    assert (folder / f"{words[0].partition(':')[0]}.py").is_file()
+
+
+def check_config(words: list[str], folder: Path) -> None:
+    assert (folder / words[words.index("--config") + 1]).is_file()
+
+
+COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
+    "pip": check_pip,
+    "make": check_make,
+    "agent-gateway": check_click(app),
+    "mlflow": check_click(mlflow.cli.cli),
+    "python": check_file,
+    "uvicorn": check_module,
+    "litellm": check_config,
+}
+
+
+@pytest.mark.parametrize("guide", guides_with("yaml"))
+def test_yaml(guide: Path):
+    """A configuration is YAML, and what it names of this package is there."""
+    for block in blocks(guide, "yaml"):
+        yaml.safe_load(block)
+        for path in re.findall(r"agent_gateway_client(?:\.\w+)+", block):
+            module, _, name = path.rpartition(".")
+            __import__(module)
+            assert hasattr(sys.modules[module], name)
+
+
+def test_every_block_is_of_a_kind_that_is_checked():
+    """A fence without a language is a picture; any other language would be one that nobody runs."""
+    languages = {
+        language for guide in GUIDES for language in re.findall(r"^```(\w+)$", guide.read_text(), re.MULTILINE)
+    }
+    assert languages <= {"python", "sh", "yaml"}
+
+
+def test_every_variable_is_documented():
+    """The variables that the package reads are those that docs/configuration.md names, and no others."""
+    pattern = r"AGENT_GATEWAY_[A-Z_]+"
+    sources = [path.read_text() for path in (ROOT / "agent_gateway_client").rglob("*.py")]
+    read = {name for source in sources for name in re.findall(rf'= "({pattern})"', source)}
+    assert read
+    assert set(re.findall(pattern, (ROOT / "docs/configuration.md").read_text())) == read
+
+
+def test_every_link_leads_somewhere():
+    """A relative link in a guide names a file or a folder of the repository."""
+    for guide in GUIDES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", guide.read_text()):
+            assert (guide.parent / target).exists(), f"{guide.relative_to(ROOT)} links to {target}"
