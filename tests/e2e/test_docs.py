@@ -72,10 +72,7 @@ def test_commands(guide: Path, gateway: DemoGateway):
 
 def check_pip(words: list[str], folder: Path) -> None:
     assert words[0] == "install"
-    if words[1] == "-r":
-        names = (folder / words[2]).read_text().splitlines()
-    else:
-        names = words[1:]
+    names = (folder / words[2]).read_text().splitlines() if words[1] == "-r" else words[1:]
     for requirement in map(Requirement, names):
         if requirement.name == "agent-gateway-client":
             assert requirement.extras <= set(metadata.metadata("agent-gateway-client").get_all("Provides-Extra", []))
