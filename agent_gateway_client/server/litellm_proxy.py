@@ -1,0 +1,245 @@
+"""The LiteLLM Proxy: ``litellm_settings: {callbacks: agent_gateway_client.server.litellm_proxy.mirror}``.
+
+LiteLLM calls a callback's methods at each step of a request, with its headers at hand: before a provider is asked, when
+a deployment has failed or answered, when the response is ready or has streamed by, and at last with tokens and cost,
+from a queue. A mirror is handed on when the request has ended and its tokens are known.
+
+The hooks ``async_pre_call_hook`` and ``async_pre_call_deployment_hook`` are left alone on purpose: LiteLLM takes a
+callback that has them for one that changes requests, and then switches its cache-aware routing off.
+
+With its own headers LiteLLM reads only one line of each name, so a request with two ``traceparent`` lines is taken for
+one with the last of them.
+"""
+
+import asyncio
+import atexit
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from functools import wraps
+from typing import Any
+
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
+from agent_gateway_client.server._litellm_proxy_calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
+from agent_gateway_client.server._litellm_proxy_facts import Facts, ends_stream
+from agent_gateway_client.server.call import CLIENT_DISCONNECT
+from agent_gateway_client.server.destinations import EXPORTER_VARIABLE
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.shared import shared_exporter
+
+try:
+    from litellm.integrations.custom_logger import CustomLogger
+except ModuleNotFoundError as error:
+    if error.name != "litellm":
+        raise
+    raise MissingDependencyError(
+        "The LiteLLM Proxy is not installed: pip install 'agent-gateway-client[litellm-proxy]'"
+    ) from None
+
+mirror: "LiteLLMProxyMirror"
+"""What the proxy's configuration names. It is made at the first use, as the environment says."""
+
+
+class LiteLLMProxyMirror(CustomLogger):
+    """Mirrors the requests of a LiteLLM Proxy into their callers' traces.
+
+    Args:
+        exporter: Where the calls are sent to.
+    """
+
+    def __init__(self, exporter: Exporter) -> None:
+        super().__init__()
+        self.exporter = exporter
+        if not hasattr(CustomLogger, "async_post_call_failure_deployment_hook"):
+            warn_once(
+                "litellm_proxy.failures",
+                "litellm %s does not tell why an attempt has failed if another one follows it: mirrors say "
+                "CancelledError there. Upgrade to litellm 1.100 or newer.",
+                version_of("litellm"),
+            )
+        self._calls = OpenCalls(exporter.submit)
+
+    def shutdown(self) -> None:
+        """Send what is known of all requests that have ended."""
+        self._calls.close_ended()
+        self.exporter.shutdown()
+
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Facts) -> None:
+        """A provider is about to be asked, or the proxy's own refusal of a request is being logged."""
+        with _harmless:
+            if open_call := self._calls.find(kwargs):
+                open_call.read_request(kwargs)
+                if _NO_PROVIDER_IS_ASKED not in kwargs:
+                    open_call.begin_attempt(kwargs)
+
+    async def async_post_call_success_deployment_hook(self, request_data: Facts, response: Any, call_type: Any) -> None:
+        """A deployment has answered, and its answer is no stream."""
+        with _harmless:
+            if open_call := self._calls.find(request_data, begin=False):
+                open_call.end_attempt(request_data)
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data: Facts, exception: Exception, call_type: Any, fallback_depth: int | None = None
+    ) -> None:
+        """A deployment has failed; another may follow."""
+        with _harmless:
+            if open_call := self._calls.find(request_data):
+                open_call.end_attempt(request_data, exception)
+
+    async def async_post_call_success_hook(self, data: Facts, user_api_key_dict: Any, response: Any) -> None:
+        """The response is ready, and is no stream."""
+        with _harmless:
+            if open_call := self._calls.find(data):
+                open_call.call.streaming = False
+                self._end(open_call)
+
+    async def async_post_call_failure_hook(
+        self, request_data: Facts, original_exception: Exception, user_api_key_dict: Any, traceback_str: Any = None
+    ) -> None:
+        """The client is being told of an error."""
+        with _harmless:
+            if open_call := self._calls.find(request_data):
+                open_call.failed(request_data, original_exception)
+                self._calls.close(open_call)
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: Any, response: AsyncIterable[Any], request_data: Facts
+    ) -> AsyncGenerator[Any, None]:
+        """The response is a stream, which is passed on as it is."""
+        open_call = None
+        with _harmless:
+            if open_call := self._calls.find(request_data):
+                open_call.iterating = True
+        now_ns: int | None = None
+        last_chunks: deque[Any] = deque(maxlen=2)
+        try:
+            async for chunk in response:
+                if open_call is not None:
+                    # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
+                    is_first, now_ns = now_ns is None, time.time_ns()
+                    if is_first:
+                        open_call.saw_first_chunk(now_ns)
+                    last_chunks.append(chunk)
+                yield chunk
+        except (asyncio.CancelledError, GeneratorExit):
+            with _harmless:
+                # Many clients hang up as soon as they have the last event.
+                is_complete = any(map(ends_stream, last_chunks))
+                self._end(open_call, None if is_complete else CLIENT_DISCONNECT, now_ns if is_complete else None)
+            raise
+        except Exception as error:
+            with _harmless:
+                if open_call is not None:
+                    # On most routes, the failure hook comes next and knows the HTTP status.
+                    open_call.suspect_failure(error)
+                    self._calls.close_after(NO_HOOK_SECONDS, open_call)
+            raise
+        with _harmless:
+            self._end(open_call, end_time_ns=now_ns)
+
+    async def async_log_success_event(self, kwargs: Facts, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """The request's tokens and cost are known."""
+        with _harmless:
+            if open_call := self._calls.find(kwargs, begin=False):
+                open_call.succeeded(kwargs, response_obj)
+                if open_call.end_time_ns is not None:
+                    self._calls.close(open_call)
+                elif not open_call.iterating:
+                    self._calls.close_after(NO_HOOK_SECONDS, open_call)
+
+    async def async_log_failure_event(self, kwargs: Facts, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """The request's first failure; of use where LiteLLM puts an error into a stream and calls no other hook."""
+        with _harmless:
+            open_call = self._calls.find(kwargs, begin=False)
+            if open_call is not None and open_call.iterating:
+                open_call.suspect_failure(kwargs.get("exception"))
+                if open_call.end_time_ns is not None:
+                    self._calls.close_after(NO_HOOK_SECONDS, open_call)
+
+    def _end(self, open_call: OpenCall | None, error: str | None = None, end_time_ns: int | None = None) -> None:
+        if open_call is None:
+            return
+        open_call.end(error, end_time_ns)
+        # What LiteLLM logs of a broken off stream are estimates, and sometimes nothing.
+        if open_call.settled or error is not None:
+            self._calls.close(open_call)
+        else:
+            self._calls.close_after(NO_HOOK_SECONDS if open_call.is_suspect else LATE_EVENT_SECONDS, open_call)
+
+
+_NO_PROVIDER_IS_ASKED = "litellm_no_upstream_llm_call"
+"""The key that LiteLLM puts into the details of a request that the proxy itself has refused."""
+
+
+class _Harmless:
+    """What goes wrong in here costs a mirror, and not the request."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        logger.debug("A callback of LiteLLM could not be understood", exc_info=error)
+        warn_once(
+            "litellm_proxy.callback",
+            "litellm %s tells of its requests in a way that this version of agent-gateway-client does not understand "
+            "(%s); mirrors may be missing or incomplete. Upgrade agent-gateway-client.",
+            version_of("litellm"),
+            type(error).__name__,
+        )
+        return True
+
+
+_harmless = _Harmless()
+
+
+def _exporter() -> Exporter:
+    if (os.environ.get(EXPORTER_VARIABLE) or "mlflow") == "mlflow" and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise ConfigurationError(
+            "It is not known where to send mirrors to: set MLFLOW_TRACKING_URI to the MLflow server's URL, or "
+            f"{EXPORTER_VARIABLE}=otlp and OTEL_EXPORTER_OTLP_ENDPOINT to a collector's."
+        )
+    return shared_exporter()
+
+
+def _call_when_the_proxy_stops(flush: Callable[[], None]) -> None:
+    """Have ``flush`` called when the process ends.
+
+    LiteLLM tells no callback that the proxy stops, and uvicorn ends the process by the signal that stopped it, so what
+    is registered with ``atexit`` is not called either. ``proxy_shutdown_event`` is the last that LiteLLM itself does.
+    """
+    atexit.register(flush)
+    server = sys.modules.get("litellm.proxy.proxy_server")
+    stop: Callable[..., Awaitable[None]] | None = getattr(server, "proxy_shutdown_event", None)
+    if server is None:
+        return
+    if stop is None:
+        warn_once(
+            "litellm_proxy.shutdown",
+            "litellm %s stops in a way that this version of agent-gateway-client does not know; mirrors of a proxy's "
+            "last second may be lost when it is stopped. Upgrade agent-gateway-client.",
+            version_of("litellm"),
+        )
+        return
+
+    @wraps(stop)
+    async def stop_and_flush(*args: Any, **kwargs: Any) -> None:
+        try:
+            await stop(*args, **kwargs)
+        finally:
+            flush()
+
+    server.proxy_shutdown_event = stop_and_flush  # type: ignore[attr-defined]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "mirror":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = LiteLLMProxyMirror(_exporter())
+    _call_when_the_proxy_stops(made.shutdown)
+    globals()["mirror"] = made
+    return made

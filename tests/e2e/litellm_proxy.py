@@ -1,0 +1,189 @@
+"""A real LiteLLM Proxy in a process of its own, in front of the local model provider."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from agent_gateway_client import wrap_httpx, wrap_openai
+from agent_gateway_client.demo._port import Reservation
+from agent_gateway_client.demo._server import NOT_INHERITED
+
+MIRROR = "agent_gateway_client.server.litellm_proxy.mirror"
+MASTER_KEY = "sk-there-is-no-secret-in-here-5f1c7a90b2"
+DEADLINE_S = 120.0
+STOP_DEADLINE_S = 60.0
+
+OPENAI_MODELS: dict[str, list[str]] = {
+    "chat": ["gpt-4o-mini"],
+    "cached": ["gpt-4o-mini-cached"],
+    "slow": ["gpt-4o-mini-slow"],
+    "failing": ["gpt-4o-mini-fail-500"],
+    "limited": ["gpt-4o-mini-fail-429"],
+    "fallback": ["gpt-4o-fail-503"],
+    "two-fallbacks": ["gpt-4o-fail-503"],
+    "retried": ["gpt-4o-fail-502", "gpt-4o-mini"],
+    "broken": ["gpt-4o-mini-broken-long-20"],
+    "long": ["gpt-4o-mini-long"],
+    "embeddings": ["text-embedding-3-small"],
+    "any/*": ["*"],
+}
+"""Model groups whose deployments speak OpenAI's API, in the order in which LiteLLM is to try them."""
+
+ANTHROPIC_MODELS = {"claude": "claude-3-5-haiku-20241022", "failing-claude": "claude-fail-500"}
+
+
+def configuration(provider_url: str, callbacks: Any = MIRROR) -> dict[str, Any]:
+    """Return a proxy's configuration.
+
+    Args:
+        provider_url: The local model provider.
+        callbacks: What LiteLLM is to call.
+    """
+    openai_provider = {"api_base": f"{provider_url}/v1", "api_key": "none"}
+    models = [
+        {"model_name": group, "litellm_params": {"model": f"openai/{model}", "order": order, **openai_provider}}
+        for group, names in OPENAI_MODELS.items()
+        for order, model in enumerate(names, 1)
+    ]
+    models += [
+        {
+            "model_name": group,
+            "litellm_params": {"model": f"anthropic/{model}", "api_base": provider_url, "api_key": "none"},
+        }
+        for group, model in ANTHROPIC_MODELS.items()
+    ]
+    return {
+        "model_list": models,
+        "litellm_settings": {
+            "callbacks": callbacks,
+            "telemetry": False,
+            "cache": True,
+            "cache_params": {"type": "local", "mode": "default_off"},
+        },
+        "router_settings": {
+            "num_retries": 0,
+            "retry_after": 0,
+            # A deployment that fails in one test must not be passed over in the next.
+            "disable_cooldowns": True,
+            "fallbacks": [{"fallback": ["chat"]}, {"two-fallbacks": ["failing", "chat"]}],
+        },
+        "general_settings": {
+            "forward_client_headers_to_llm_api": True,
+            "pass_through_endpoints": [
+                {"path": "/raw", "target": f"{provider_url}/v1", "include_subpath": True, "headers": {}, "auth": True}
+            ],
+        },
+    }
+
+
+class LiteLLMProxy:
+    """A running proxy on 127.0.0.1, as a context manager, without a database and without telemetry.
+
+    Args:
+        directory: Where its configuration and its output are kept.
+        config: Its configuration, or the file with it.
+        environment: Variables for it, such as ``MLFLOW_TRACKING_URI``.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any] | Path, **environment: str) -> None:
+        self.log_path = directory / "litellm.log"
+        self._directory = directory
+        self._config_path = config if isinstance(config, Path) else directory / "config.yaml"
+        if not isinstance(config, Path):
+            # JSON is YAML too.
+            self._config_path.write_text(json.dumps(config, indent=1))
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def __enter__(self) -> "LiteLLMProxy":
+        reserved = Reservation()
+        self.url = f"http://127.0.0.1:{reserved.port}"
+        try:
+            self._process = self._spawn(reserved.port)
+            self._wait_until_it_answers(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            reserved.release()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the proxy as an operator does, and then every process that it may have left."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_DEADLINE_S)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def openai_client(self, **options: Any) -> openai.OpenAI:
+        """Return a wrapped OpenAI client of the proxy."""
+        return wrap_openai(openai.OpenAI(**self._options(), **options))
+
+    def async_openai_client(self, **options: Any) -> openai.AsyncOpenAI:
+        """Return a wrapped OpenAI client of the proxy, for asyncio."""
+        return wrap_openai(openai.AsyncOpenAI(**self._options(), **options))
+
+    def httpx_client(self, headers: Mapping[str, str] | None = None) -> httpx.Client:
+        """Return a wrapped httpx client of all of the proxy's routes."""
+        authorization = {"authorization": f"Bearer {MASTER_KEY}"}
+        client = httpx.Client(base_url=self.url, headers={**authorization, **(headers or {})}, timeout=DEADLINE_S)
+        return wrap_httpx(client)
+
+    def log(self) -> str:
+        """Return what the proxy has written so far."""
+        return self.log_path.read_text(errors="replace")
+
+    def _options(self) -> dict[str, Any]:
+        return {"base_url": f"{self.url}/v1", "api_key": MASTER_KEY, "max_retries": 0, "timeout": DEADLINE_S}
+
+    def _spawn(self, port: int) -> subprocess.Popen[bytes]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
+        own = {
+            "LITELLM_MASTER_KEY": MASTER_KEY,
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DO_NOT_TRACK": "true",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "PYTHONUNBUFFERED": "1",
+        }
+        command = [str(Path(sys.executable).with_name("litellm")), "--config", str(self._config_path)]
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(port)],
+                cwd=self._directory,
+                env={**inherited, **own, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        with httpx.Client(trust_env=False, timeout=5) as client:
+            while time.monotonic() < deadline:
+                assert process.poll() is None, f"litellm ended with status {process.returncode}:\n{self.log()[-3000:]}"
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/health/readiness").status_code == httpx.codes.OK:
+                        return
+                time.sleep(0.1)
+        raise AssertionError(f"litellm did not answer within {DEADLINE_S:.0f} s:\n{self.log()[-3000:]}")
