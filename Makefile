@@ -28,6 +28,9 @@ PROGRESS := awk '/^Collecting / { print "    " $$2; fflush() } /^Installing / { 
 
 FREEZE := -m pip freeze --all --exclude setuptools --exclude-editable
 
+# A process per processor; a file's tests stay together, since they share their servers.
+PYTEST := -m pytest --numprocesses=$(shell getconf _NPROCESSORS_ONLN) --dist=loadfile
+
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
@@ -45,16 +48,16 @@ test: test-openai3 test-lowest test-main ## Set up, then run all tests in all en
 
 test-main: $(MAIN)/.installed ## All tests, with the known-good set of packages
 	@echo "==> All tests, with real servers on this machine (some minutes)"
-	$(MAIN)/bin/python -m pytest
+	$(MAIN)/bin/python $(PYTEST)
 
 test-openai3: $(OPENAI3)/.installed ## The client's tests with openai 3, where there is no httpx
 	@echo "==> The client's tests with openai 3 and without httpx"
 	@$(OPENAI3)/bin/python -c 'import importlib.util as u, sys; sys.exit("httpx is installed here" if u.find_spec("httpx") else 0)'
-	$(OPENAI3)/bin/python -m pytest $(CLIENT_TESTS)
+	$(OPENAI3)/bin/python $(PYTEST) $(CLIENT_TESTS)
 
 test-lowest: $(LOWEST)/.installed ## The client's tests with the lowest supported versions
 	@echo "==> The client's tests with the lowest supported versions ($(PYTHON_LOWEST))"
-	$(LOWEST)/bin/python -m pytest $(CLIENT_TESTS)
+	$(LOWEST)/bin/python $(PYTEST) $(CLIENT_TESTS)
 
 lint: $(MAIN)/.installed ## Check style and format with ruff
 	@echo "==> Checking style and format"

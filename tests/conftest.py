@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tables import mark_cells, pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 # Read when MLflow and LiteLLM are imported, here and in the servers that tests start: nothing leaves this machine.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -16,3 +19,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(E2E):
             item.add_marker(pytest.mark.e2e)
+    mark_cells(items)
