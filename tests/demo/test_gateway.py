@@ -28,8 +28,13 @@ def said() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def gateway(said: list[str]) -> Iterator[DemoGateway]:
-    with DemoGateway(progress=said.append) as gateway:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gateway")
+
+
+@pytest.fixture(scope="module")
+def gateway(said: list[str], directory: Path) -> Iterator[DemoGateway]:
+    with DemoGateway(progress=said.append, directory=directory) as gateway:
         yield gateway
 
 
@@ -166,30 +171,30 @@ def test_a_server_that_ends_is_reported_with_its_last_lines(tmp_path: Path):
         gateway.start()
 
 
-def test_a_directory_can_be_used_again_and_nothing_stays_running(tmp_path: Path):
-    """The second gateway's endpoints lead to the second provider, whose port is another one."""
-    with DemoGateway(None, directory=tmp_path) as first:
-        first_pid, first_address, first_provider = first.pid, first.tracking_uri, first.provider.url
-        assert first_pid
-        first.create_endpoint("mine", ["gpt-4o-mini"])
-    assert running_in(first_pid) == []
-    for address in (first_address, first_provider):
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(address)
-
-    with DemoGateway(None, workers=2, directory=tmp_path) as second:
-        pid = second.pid
-        assert pid
-        second.provider.clear()
-        with openai.OpenAI(base_url=second.openai_base_url, api_key="none") as client:
-            client.chat.completions.create(model="mine", messages=[{"role": "user", "content": "hi"}])
-        assert [request.path for request in second.provider.requests] == ["/v1/chat/completions"]
-    assert running_in(pid) == []
-
-
 def test_a_temporary_directory_is_deleted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Also when the start fails."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(StartError), DemoGateway("no-such-app"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_can_be_used_again_and_nothing_stays_running(gateway: DemoGateway, directory: Path):
+    """The second gateway's endpoints lead to the second provider, whose port is another one. Comes last here."""
+    first_pid, first_address, first_provider = gateway.pid, gateway.tracking_uri, gateway.provider.url
+    assert first_pid
+    gateway.create_endpoint("kept", ["gpt-4o-mini"])
+    gateway.stop()
+    assert running_in(first_pid) == []
+    for address in (first_address, first_provider):
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(address)
+
+    with DemoGateway(None, workers=2, directory=directory) as second:
+        pid = second.pid
+        assert pid
+        second.provider.clear()
+        with openai.OpenAI(base_url=second.openai_base_url, api_key="none") as client:
+            client.chat.completions.create(model="kept", messages=[{"role": "user", "content": "hi"}])
+        assert [request.path for request in second.provider.requests] == ["/v1/chat/completions"]
+    assert running_in(pid) == []
