@@ -1,6 +1,5 @@
 """aiohttp's request, in the shape of httpx's."""
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +47,7 @@ class _Headers:
         value: str | None = self._headers.get(name)
         return value
 
-    def update(self, sent: Mapping[str, str]) -> None:
-        if self._makes_room:
+    def __setitem__(self, name: str, value: str) -> None:
+        if self._makes_room and name == TRACEPARENT:
             self._headers.popall(TRACESTATE, None)
-        self._headers.update(sent)
+        self._headers[name] = value

@@ -69,11 +69,16 @@ class Gateways:
             )
         if not isinstance(urls, Iterable):
             raise ConfigurationError(f"gateways must be a list of URLs, not {type(urls).__qualname__}.")
-        self._prefixes: dict[Origin, tuple[str, ...]] = {}
+        self._prefixes: dict[tuple[str, str, int | None], tuple[str, ...]] = {}
         kept: dict[str, None] = {}
         for url in urls:
             origin, prefix = _read(url)
-            self._prefixes[origin] = (*self._prefixes.get(origin, ()), prefix)
+            prefixes = (*self._prefixes.get(origin, ()), prefix)
+            self._prefixes[origin] = prefixes
+            scheme, host, port = origin
+            if port == _DEFAULT_PORTS[scheme]:
+                # As HTTP clients say it.
+                self._prefixes[scheme, host, None] = prefixes
             kept[url] = None
         self.urls: tuple[str, ...] = tuple(kept)
 
@@ -97,11 +102,18 @@ class Gateways:
             scheme: In lower case; ``ws`` and ``wss`` count as the HTTP schemes they start from.
             host: In any case, with or without a trailing dot, an IPv6 address without brackets.
             port: ``None`` for the scheme's own.
-            path: As it is sent, without the query.
+            path: As it is sent, with or without the query.
         """
-        scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
-        origin = (scheme, _plain_host(host), port or _DEFAULT_PORTS.get(scheme, 0))
-        return any(_is_below(path, prefix) for prefix in self._prefixes.get(origin, ()))
+        # HTTP clients have brought most URLs into the one spelling already.
+        prefixes = self._prefixes.get((scheme, host, port))
+        if prefixes is None:
+            scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
+            origin = (scheme, _plain_host(host), port or _DEFAULT_PORTS.get(scheme, 0))
+            prefixes = self._prefixes.get(origin, ())
+        for prefix in prefixes:
+            if _is_below(path, prefix):
+                return True
+        return False
 
     def __contains__(self, url: object) -> bool:
         """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""
@@ -200,11 +212,15 @@ def _plain_host(host: str) -> str:
 def _is_below(path: str, prefix: str) -> bool:
     if not prefix:
         return True
-    path = unquote(path)
+    path = path.partition("?")[0]
+    # As nearly all are, and the rest of the rule costs more than the request's other checks together.
+    is_plain = "%" not in path and ".." not in path
+    if not is_plain:
+        path = unquote(path)
     if not path.startswith(prefix) or (len(path) > len(prefix) and path[len(prefix)] != "/"):
         return False
     # A server resolves dot segments, so a path with one may lie anywhere.
-    return ".." not in unquote(path).replace("\\", "/").split("/")
+    return is_plain or ".." not in unquote(path).replace("\\", "/").split("/")
 
 
 def _vendor_host(url: str) -> str | None:

@@ -137,18 +137,22 @@ def propagate(request: Any, gateways: KnowsGateways) -> None:
     try:
         url = request.url
         headers = request.headers
-        # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.
-        for name, value in request.extensions.pop(_SENT_BY_US, {}).items():
-            if headers.get(name) == value:
-                del headers[name]
-        path = url.raw_path.partition(b"?")[0].decode("ascii")
-        if TRACEPARENT in headers or not gateways.covers(url.scheme, url.raw_host.decode("ascii"), url.port, path):
+        extensions = request.extensions
+        if _SENT_BY_US in extensions:
+            # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.
+            for name, value in extensions.pop(_SENT_BY_US).items():
+                if headers.get(name) == value:
+                    del headers[name]
+        host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
+        if not gateways.covers(url.scheme, host, url.port, path) or TRACEPARENT in headers:
             return
         context = current_trace_context()
         if context is not None:
             sent = context.to_headers()
-            headers.update(sent)
-            request.extensions[_SENT_BY_US] = sent
+            # httpx's update() takes four times as long.
+            for name, value in sent.items():
+                headers[name] = value
+            extensions[_SENT_BY_US] = sent
     except Exception:
         logger.debug("The trace context was not put on a request", exc_info=True)
         warn_once(

@@ -55,7 +55,8 @@ class TraceContext(NamedTuple):
     @property
     def traceparent(self) -> str:
         """The value of the ``traceparent`` header, version 00."""
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.flags:02x}"
+        # int(), because OpenTelemetry's flags take longer to format than all the rest.
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.flags):02x}"
 
     def to_headers(self) -> dict[str, str]:
         """Return ``traceparent``, and ``tracestate`` where there is one, with lower-case names."""
@@ -116,7 +117,9 @@ def _active_mlflow_span_context() -> SpanContext | None:
     if provider is None:
         return None
     try:
-        context: SpanContext | None = provider.get_current_otel_span().get_span_context()
+        # MLflow's own functions ask os.environ first whether it shares OpenTelemetry's context, which takes longer than
+        # all else here. Where it does, this context has no span.
+        context = trace.get_current_span(provider.mlflow_runtime_context.get_current()).get_span_context()
     except Exception as error:  # whatever MLflow does, the user's call goes on
         warn_once(
             "mlflow.tracing.provider",

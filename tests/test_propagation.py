@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -215,18 +216,25 @@ def test_a_span_that_mlflow_could_not_make_is_no_span(how: str, monkeypatch: pyt
 
 
 def test_mlflow_still_keeps_its_active_span_where_it_is_looked_for():
-    """MLflow's get_current_otel_span() gives the active span; if this fails, a new version moved it."""
+    """MLflow's own context holds the active span; if this fails, a new version moved it."""
     with mlflow.start_span("agent") as span:
-        found = mlflow.tracing.provider.get_current_otel_span().get_span_context()
+        found = trace.get_current_span(mlflow.tracing.provider.mlflow_runtime_context.get_current()).get_span_context()
     assert f"{found.span_id:016x}" == span.span_id
     assert isinstance(found, SpanContext)
+
+
+@pytest.mark.usefixtures("unified_mlflow")
+def test_with_one_provider_for_both_mlflows_own_context_stays_empty():
+    """Then MLflow's context need not be asked which of the two holds its spans; if this fails, it has to be."""
+    with mlflow.start_span("agent"):
+        assert not mlflow.tracing.provider.mlflow_runtime_context.get_current()
 
 
 def test_when_mlflow_moves_it_one_warning_names_the_version(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Without it OpenTelemetry's span is still propagated, and one warning in all names the version."""
-    monkeypatch.delattr(mlflow.tracing.provider, "get_current_otel_span")
+    monkeypatch.delattr(mlflow.tracing.provider, "mlflow_runtime_context")
     with otel_span() as otel:
         assert [headers()["traceparent"] for _ in range(3)] == [named_by_otel(otel)] * 3
     assert current_trace_context() is None
@@ -235,10 +243,14 @@ def test_when_mlflow_moves_it_one_warning_names_the_version(
     assert f"mlflow-tracing {metadata.version('mlflow-tracing')}" in warning.getMessage()
 
 
-@pytest.mark.parametrize("answer", [None, "a span", NonRecordingSpan(None)], ids=["none", "text", "no context"])
+@pytest.mark.parametrize(
+    "answer",
+    [None, "a context", *(trace.set_span_in_context(span) for span in (None, "a span", NonRecordingSpan(None)))],
+    ids=["no context", "text", "no span", "text for a span", "span without context"],
+)
 def test_whatever_mlflow_answers_nothing_is_raised(answer: Any, monkeypatch: pytest.MonkeyPatch):
-    """An answer of MLflow's that is no span with a context counts as no span."""
-    monkeypatch.setattr(mlflow.tracing.provider, "get_current_otel_span", lambda: answer)
+    """A context of MLflow's that holds no span with a context of its own counts as no span."""
+    monkeypatch.setattr(mlflow.tracing.provider, "mlflow_runtime_context", SimpleNamespace(get_current=lambda: answer))
     assert current_trace_context() is None
 
 

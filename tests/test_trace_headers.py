@@ -61,7 +61,8 @@ def test_trace_headers_with_a_bad_environment(monkeypatch: pytest.MonkeyPatch, c
 
 def test_trace_headers_without_a_span_that_mlflow_could_not_make(monkeypatch: pytest.MonkeyPatch):
     """MLflow's no-op span, which it hands out when it could not make one, gives no headers and no error."""
-    monkeypatch.setattr("mlflow.tracing.provider.get_current_otel_span", lambda: NonRecordingSpan(None))
+    no_context = trace.set_span_in_context(NonRecordingSpan(None))
+    monkeypatch.setattr("mlflow.tracing.provider.mlflow_runtime_context.get_current", lambda: no_context)
     assert trace_headers(A, [GATEWAY]) == {}
 
 
