@@ -110,10 +110,7 @@ class Gateways:
             scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
             origin = (scheme, _plain_host(host), port or _DEFAULT_PORTS.get(scheme, 0))
             prefixes = self._prefixes.get(origin, ())
-        for prefix in prefixes:
-            if _is_below(path, prefix):
-                return True
-        return False
+        return bool(prefixes) and any(_is_below(path, prefix) for prefix in prefixes)
 
     def __contains__(self, url: object) -> bool:
         """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""

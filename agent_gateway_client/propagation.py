@@ -146,33 +146,31 @@ def extract(
     Returns:
         The remote parent, or ``None`` where there is no ``traceparent``, more than one, or an invalid one.
     """
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    parents: list[str] = []
-    states: list[str] = []
-    for raw_name, raw_value in pairs:
-        # Both names have the length 10 or 11: most headers are passed over without being decoded.
-        if len(raw_name) not in (10, 11):
-            continue
-        name = _text(raw_name).lower()
-        if name == TRACEPARENT:
-            parents.append(_text(raw_value))
-        elif name == TRACESTATE:
-            states.append(_text(raw_value))
+    # A list first: asking whether something is a Mapping takes as long as looking at six headers.
+    lines = headers if isinstance(headers, list) else list(headers.items() if isinstance(headers, Mapping) else headers)
+    parents = _values(TRACEPARENT, lines)
     if len(parents) != 1:
         return None
     parent = parents[0].strip(" \t")
     match = (_VERSION_00 if parent.startswith("00") else _LATER_VERSION).match(parent)
     if match is None:
         return None
-    trace_id, span_id, flags = (int(group, 16) for group in match.groups())
+    trace_id, span_id = int(match[1], 16), int(match[2], 16)
     if not trace_id or not span_id:
         return None
-    tracestate = _valid_tracestate(states)
+    states = _values(TRACESTATE, lines)
+    tracestate = _valid_tracestate(states) if states else ""
     if tracestate is None:
         if strict:
             return None
         tracestate = ""
-    return TraceContext(trace_id, span_id, flags, tracestate)
+    return TraceContext(trace_id, span_id, int(match[3], 16), tracestate)
+
+
+def _values(name: str, lines: list[tuple[str | bytes, str | bytes]]) -> list[str]:
+    size = len(name)
+    # Few headers have a name of this length, so the rest are not decoded.
+    return [_text(value) for key, value in lines if len(key) == size and _text(key).lower() == name]
 
 
 def _valid_tracestate(lines: list[str]) -> str | None:

@@ -193,6 +193,8 @@ class GatewayTracingMiddleware:
         finish = None
         try:
             context, finish = self.observe(call, scope)
+            if context is _NO_CONTEXT:
+                return None, finish
             context.__enter__()
         except Exception as error:
             _warn_of_observer(error)
