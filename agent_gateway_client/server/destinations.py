@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.export import Destination, Rejected
 from agent_gateway_client.server.mirror import Convention
@@ -50,6 +51,10 @@ class MlflowDestination:
             status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
             if _is_final(status):
                 raise Rejected(f"MLflow answered {error.error_code}") from error
+            raise
+        except ConnectionError as error:
+            if _is_final(getattr(error, "status", None)):
+                raise Rejected(str(error)) from error
             raise
 
 
@@ -149,7 +154,22 @@ def mlflow_tracking_server() -> Destination:
             f"MLFLOW_TRACKING_URI is {os.environ.get('MLFLOW_TRACKING_URI')!r}, which MLflow cannot use "
             f"({type(error).__name__}); give the tracking server's URL, like http://localhost:5000."
         ) from error
-    return MlflowDestination(client.log_spans, experiment_id_from_environment())
+    return MlflowDestination(_quick_log_spans(client.store) or client.log_spans, experiment_id_from_environment())
+
+
+def _quick_log_spans(store: Any) -> LogSpans | None:
+    try:
+        from agent_gateway_client.server._mlflow_server import log_spans_function
+
+        return log_spans_function(store)
+    except (ImportError, AttributeError):
+        warn_once(
+            "destinations.mlflow",
+            "mlflow %s sends requests in a way that this version of agent-gateway-client does not know; mirrors may be "
+            "lost when the tracking server is away for long. Upgrade agent-gateway-client.",
+            version_of("mlflow-tracing"),
+        )
+        return None
 
 
 def destination_from_environment(mlflow: Callable[[], Destination] = mlflow_tracking_server) -> Destination:
