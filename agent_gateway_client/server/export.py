@@ -69,14 +69,14 @@ class Exporter:
 
     def submit(self, call: GatewayCall, finish: Finish | None = None) -> None:
         """Take a call that has ended. Returns at once and never raises."""
-        if len(self._queue) >= self._max_waiting:
-            # deque's maxlen drops the oldest as the new one comes in.
-            self.dropped += 1
-        self._queue.append((call, finish))
+        with self._counting:
+            if len(self._queue) == self._max_waiting:
+                # deque's maxlen drops the oldest as the new one comes in.
+                self.dropped += 1
+            self._queue.append((call, finish))
         if not self._wake.is_set():
             self._wake.set()
-        if self._thread is None or not self._thread.is_alive():
-            self._start_thread()
+        self._keep_running()
 
     def flush(self, timeout: float = _SHUTDOWN_SECONDS) -> bool:
         """Wait until everything submitted so far has been sent or dropped.
@@ -92,14 +92,17 @@ class Exporter:
             self._flushing += 1
             try:
                 self._wake.set()
+                if not self._is_empty():
+                    self._keep_running()
                 return self._idle.wait_for(self._is_empty, max(0.0, deadline - time.monotonic()))
             finally:
                 self._flushing -= 1
 
     def shutdown(self, timeout: float = _SHUTDOWN_SECONDS) -> None:
         """Send what waits, for at most ``timeout`` seconds; say how many calls could not be sent."""
-        if self._thread is not None and not self.flush(timeout):
+        if not self.flush(timeout):
             left = len(self._queue) + len(self._pending)
+            self.dropped += left
             logger.warning("%d mirrored calls could not be sent before the process ended and are lost.", left)
             self._queue.clear()
             self._pending.clear()
@@ -108,17 +111,28 @@ class Exporter:
         self._queue: deque[tuple[GatewayCall, Finish | None]] = deque(maxlen=self._max_waiting)
         self._pending: deque[list[ReadableSpan]] = deque(maxlen=self._max_waiting)
         self._wake = threading.Event()
+        self._counting = threading.Lock()
         self._idle = threading.Condition()
         self._flushing = 0
         self._busy = False
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
 
-    def _start_thread(self) -> None:
+    def _keep_running(self) -> None:
+        """Start the thread unless it is running: at the first call, after a fork, and when it has died."""
+        if self._thread is not None and self._thread.is_alive():
+            return
         with self._thread_lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="agent-gateway-exporter", daemon=True)
-                self._thread.start()
+            if self._thread is not None and self._thread.is_alive():
+                return
+            thread = threading.Thread(target=self._run, name="agent-gateway-exporter", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # The system has no thread left, or the interpreter is ending. Calls wait, and the next one tries again.
+                self._log_trouble(f"no thread can be started to send them ({error})")
+            else:
+                self._thread = thread
 
     def _is_empty(self) -> bool:
         return not (self._queue or self._pending or self._busy)
@@ -150,16 +164,14 @@ class Exporter:
 
     def _make_spans(self) -> None:
         while self._queue:
-            try:
+            with self._counting:
                 call, finish = self._queue.popleft()
-            except IndexError:
-                return
             if finish is not None:
                 self._finish(call, finish)
             try:
                 spans = mirror(call, self.destination.convention)
             except Exception as error:
-                self.dropped += 1
+                self._count_dropped()
                 logger.debug("No spans could be made of a gateway call", exc_info=True)
                 warn_once(
                     "export.mirror",
@@ -168,7 +180,7 @@ class Exporter:
                 )
                 continue
             if len(self._pending) == self._max_waiting:
-                self.dropped += 1
+                self._count_dropped()
             self._pending.append(spans)
 
     def _finish(self, call: GatewayCall, finish: Finish) -> None:
@@ -200,7 +212,7 @@ class Exporter:
             try:
                 self.destination.send(self._pending[0])
             except Rejected as error:
-                self.dropped += 1
+                self._count_dropped()
                 self._log_trouble(f"the store rejects them ({error})")
             self._pending.popleft()
 
@@ -211,6 +223,10 @@ class Exporter:
             # Meanwhile what comes in is made into spans: a call may hold on to more memory than its spans do.
             self._make_spans()
             time.sleep(_BATCH_SECONDS)
+
+    def _count_dropped(self) -> None:
+        with self._counting:
+            self.dropped += 1
 
     def _log_trouble(self, why: str) -> None:
         now = time.monotonic()

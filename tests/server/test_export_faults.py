@@ -1,0 +1,92 @@
+"""export.py when the machine is short of something, and when much is lost at once."""
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from server_support import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
+
+from agent_gateway_client.server.export import Exporter
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Let Python switch between threads as often as it can, so that they meet in the middle of things."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def test_every_call_is_sent_or_counted(quick_switches: None):
+    """Of calls that many threads submit to a queue that overflows all the time, none is lost uncounted."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination, max_waiting_calls=5)
+    start = threading.Barrier(8)
+
+    def work(number: int) -> None:
+        start.wait(DEADLINE_S)
+        for index in range(500):
+            exporter.submit(small_call(f"{number}-{index}"))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert exporter.flush(DEADLINE_S)
+    assert len(set(destination.names)) == len(destination.names)
+    assert exporter.dropped > 0
+    assert len(destination.names) + exporter.dropped == 8 * 500
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("ending", ["flush", "shutdown"])
+def test_what_a_dead_thread_left_is_sent_at_the_end(ending: str):
+    """When the exporter's thread has died and no call comes any more, the end of the process sends what is left."""
+
+    def die(names: list[str]) -> None:
+        if len(destination.tries) == 1:
+            raise SystemExit
+
+    others = set(threading.enumerate())
+    destination = MemoryDestination(die)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(DEADLINE_S)
+    getattr(exporter, ending)(DEADLINE_S)
+    assert destination.names == gateways("a")
+
+
+def test_a_machine_without_a_thread_left_fails_no_call(
+    monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+):
+    """Calls wait until a thread can be started again; meanwhile requests go on, and it is said."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        submit(exporter, "ab")
+        assert not exporter.flush(0.01)
+    assert "no thread can be started" in logged.text
+    submit(exporter, "c")
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("abc")
+
+
+def test_a_loss_at_the_end_is_counted(logged: pytest.LogCaptureFixture):
+    """What a stop gives up counts as dropped, so that sent and dropped are always all."""
+    destination = MemoryDestination(Store(away=True))
+    exporter = Exporter(destination)
+    submit(exporter, "abc")
+    destination.wait_for_tries(1)
+    exporter.shutdown(0.01)
+    assert exporter.dropped == 3
+    assert "3 mirrored calls could not be sent" in logged.messages[-1]
