@@ -13,6 +13,8 @@ from agent_gateway_client.server.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
 from agent_gateway_client.server.details import Details, is_success
 from agent_gateway_client.server.export import Exporter, Finish
+from agent_gateway_client.server.joining import MayJoin, joins
+from agent_gateway_client.server.lifespan import run_lifespan
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
 
@@ -43,14 +45,17 @@ class GatewayTracingMiddleware:
         exporter: Where the calls are sent to; by default as the environment says, through one exporter per process. An
             environment that cannot work makes the application's start fail.
         is_call: Which requests are calls of a model, by ASGI scope; by default the POSTs to the routes of the OpenAI,
-            Anthropic and Gemini APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`). A
-            gateway for several tenants says here too which of them may join a trace.
+            Anthropic and Gemini APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`).
         endpoint: The endpoint's name, or what returns it for an ASGI scope after the request was served. By default
             the ``model`` that the request asks for, if the gateway's answer was a success; else the caller could write
             into the trace what it likes, and the call is named after its route.
         provider: The provider's name for the attempt of which only the response tells.
         strip_trace_context: Whether ``traceparent``, ``tracestate`` and ``baggage`` are taken off all requests to
             ``is_call``, for a gateway that hands its callers' headers on to providers.
+        may_join: Which requests may join the trace that they name, for a gateway of several tenants; by default all. It
+            gets the ASGI scope after the request was served, with what the application's authentication has noted in
+            ``scope["state"]`` or ``scope["user"]``, and returns a bool or an awaitable of one. A caller who may not is
+            served as any other, without a mirror.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class GatewayTracingMiddleware:
         endpoint: str | Callable[[Scope], str | None] | None = None,
         provider: str | None = None,
         strip_trace_context: bool = False,
+        may_join: MayJoin | None = None,
     ) -> None:
         self.app = app
         self.exporter = exporter
@@ -69,6 +75,7 @@ class GatewayTracingMiddleware:
         self._endpoint = endpoint
         self._provider = provider
         self._strip_trace_context = strip_trace_context
+        self._may_join = may_join
         self._problem: Exception | None = None
         if exporter is None:
             try:
@@ -184,7 +191,7 @@ class GatewayTracingMiddleware:
             call.end(str(status) if status >= 400 else None, last_chunk_ns)
             if self._endpoint is not None and call.endpoint is None:
                 call.endpoint = self._endpoint_of(scope)
-            if not self.is_refused(call, scope):
+            if not self.is_refused(call, scope) and (self._may_join is None or await joins(self._may_join, scope)):
                 details = Details(finish, scope, request=request, response=response, provider=self._provider)
                 exporter.submit(call, details)
 
@@ -217,11 +224,8 @@ class GatewayTracingMiddleware:
             reason = f"{type(self._problem).__name__}: {self._problem}"
             await send({"type": "lifespan.startup.failed", "message": f"agent-gateway-client cannot work: {reason}"})
             return
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            if self.exporter is not None:
-                self.exporter.shutdown()
+        exporter = self.exporter
+        await run_lifespan(self.app, scope, receive, send, lambda: exporter.shutdown() if exporter else None)
 
     def _warn_of_problem(self, problem: Exception) -> None:
         warn_once("asgi.problem", "Gateway calls are not mirrored: %s: %s", type(problem).__name__, problem)

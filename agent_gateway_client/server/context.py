@@ -36,6 +36,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
         operation: What is asked of the model.
         request_type: The gateway's own name for the route.
         server_address: ``host:port`` at which the gateway was reached.
+        may_join: Whether this caller may join the trace that it names; one who may not is served without a mirror.
         exporter: Where the call is sent to; by default as the environment says, through one exporter per process. An
             environment that cannot work is logged, and calls are served without mirrors; to know it when the gateway
             starts, call :func:`~agent_gateway_client.server.shared.shared_exporter` there.
@@ -49,10 +50,11 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
         operation: Operation = "other",
         request_type: str | None = None,
         server_address: str | None = None,
+        may_join: bool = True,
         exporter: Exporter | None = None,
     ) -> None:
         parent = extract(headers, strict=True)
-        self._traced = parent is not None and parent.sampled
+        self._traced = may_join and parent is not None and parent.sampled
         self._exporter = exporter
         self._token: Token[GatewayCall | None] | None = None
         self._call = GatewayCall(

@@ -44,6 +44,7 @@ from agent_gateway_client.server.destinations import (
 )
 from agent_gateway_client.server.details import is_success
 from agent_gateway_client.server.export import Destination, Exporter, Finish
+from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
 
 APP_VARIABLE = "AGENT_GATEWAY_MLFLOW_APP"
 """Names the MLflow app to wrap, like ``basic-auth``; unset, MLflow's plain one."""
@@ -90,9 +91,9 @@ class _SpanObserver(SpanProcessor):
 class MlflowGateway(GatewayTracingMiddleware):
     """MLflow's ASGI application with the calls of its AI Gateway mirrored."""
 
-    def __init__(self, app: ASGIApp, exporter: Exporter) -> None:
+    def __init__(self, app: ASGIApp, exporter: Exporter, may_join: MayJoin | None = None) -> None:
         # MLflow's spans and its request's state name the endpoint, and the request's body need not.
-        super().__init__(app, exporter, endpoint=lambda scope: None, strip_trace_context=True)
+        super().__init__(app, exporter, endpoint=lambda scope: None, strip_trace_context=True, may_join=may_join)
         self._prefix = os.environ.get("_MLFLOW_STATIC_PREFIX", "").rstrip("/") + "/gateway"
         self._observer = _SpanObserver()
         self._observed_provider: object = None
@@ -304,12 +305,13 @@ def create_app() -> ASGIApp:
             f"The MLflow AI Gateway runs under uvicorn, not {server}; start mlflow server without --{server}-opts."
         )
     app = _wrapped_app()()
-    return MlflowGateway(app, Exporter(destination_from_environment(_own_store)))
+    return MlflowGateway(app, Exporter(destination_from_environment(_own_store)), may_join_from_environment())
 
 
 def _check_environment() -> None:
     _wrapped_app()
     destination_from_environment(_own_store)
+    may_join_from_environment()
 
 
 def _wrapped_app() -> Callable[[], ASGIApp]:

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 from asgi_support import EVENTS, Client, Mirrors, answering, body, http_scope, start
-from server_support import DEADLINE_S, MemoryDestination
 
 from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.export import Exporter
 
 
 @pytest.fixture
@@ -187,69 +185,3 @@ async def test_a_mistake_of_ours_does_not_fail_the_call(where: str, mirrors: Mir
     await Observing(answering(start(), body(b"ok")), mirrors.exporter)(http_scope(), client.receive, client.send)
     assert client.content == b"ok"
     assert mirrors.error_type is None
-
-
-def lifespan(*types: str) -> tuple[Any, Any, list[str]]:
-    """Return receive, send and what was sent, of a server that starts and stops."""
-    waiting = [{"type": f"lifespan.{name}"} for name in types]
-    sent: list[str] = []
-
-    async def receive() -> Any:
-        return waiting.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-
-    return receive, send, sent
-
-
-async def test_the_servers_stop_sends_what_waits(mirrors: Mirrors):
-    """The application's own lifespan runs as before; after its end no mirror waits any more."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            assert (await receive())["type"] == "lifespan.startup"
-            await send({"type": "lifespan.startup.complete"})
-            assert (await receive())["type"] == "lifespan.shutdown"
-            await send({"type": "lifespan.shutdown.complete"})
-        else:
-            await answering(start(), body())(scope, receive, send)
-
-    middleware = GatewayTracingMiddleware(app, mirrors.exporter)
-    client = Client()
-    await middleware(http_scope(), client.receive, client.send)
-    receive, send, sent = lifespan("startup", "shutdown")
-    await middleware({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
-    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert len(mirrors.destination.spans) == 1
-
-
-async def test_an_application_without_lifespan_stays_one(mirrors: Mirrors):
-    """An application that refuses the lifespan scope, which servers accept, does so through the middleware too."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "http", "no lifespan here"
-
-    receive, send, sent = lifespan("startup", "shutdown")
-    with pytest.raises(AssertionError, match="no lifespan here"):
-        await GatewayTracingMiddleware(app, mirrors.exporter)({"type": "lifespan"}, receive, send)
-    assert sent == []
-
-
-async def test_a_refused_lifespan_does_not_hold_up_the_start():
-    """Without a call so far there is nothing to wait for, and calls that come later are mirrored."""
-    destination = MemoryDestination()
-    exporter = Exporter(destination)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "http", "no lifespan here"
-        await answering(start(), body())(scope, receive, send)
-
-    middleware = GatewayTracingMiddleware(app, exporter)
-    receive, send, _ = lifespan("startup")
-    with pytest.raises(AssertionError):
-        await middleware({"type": "lifespan"}, receive, send)
-    client = Client()
-    await middleware(http_scope(), client.receive, client.send)
-    assert exporter.flush(DEADLINE_S)
-    assert destination.names == ["gateway/chat/completions"]

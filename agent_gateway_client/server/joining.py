@@ -1,0 +1,58 @@
+"""Who may join a trace: a gateway of several tenants says which of its callers get mirrors.
+
+A ``traceparent`` is a claim that anybody can make who knows a trace's id. Who may call a gateway may, by default, also
+add mirrors to any trace of the store; a predicate on the request narrows that down.
+"""
+
+import os
+import pkgutil
+from collections.abc import Awaitable, Callable, MutableMapping
+from inspect import isawaitable
+from typing import Any
+
+from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client.errors import ConfigurationError
+
+MAY_JOIN_VARIABLE = "AGENT_GATEWAY_MAY_JOIN"
+"""Names the predicate of a gateway that is configured by its environment, like ``our_tenants:may_join``."""
+
+MayJoin = Callable[[MutableMapping[str, Any]], bool | Awaitable[bool]]
+"""Tells by the ASGI scope of a request whether its caller may join the trace that it names; sync or async.
+
+It is asked when the request has been served, so the scope holds what the application's authentication has noted. It
+runs in the event loop: a sync one must not block.
+"""
+
+
+async def joins(may_join: MayJoin, scope: MutableMapping[str, Any]) -> bool:
+    """Ask the predicate. One that fails has not allowed it."""
+    try:
+        answer = may_join(scope)
+        return bool(await answer if isawaitable(answer) else answer)
+    except Exception as error:
+        logger.debug("may_join() failed", exc_info=True)
+        warn_once("joining", "may_join() raised %s; such requests are not mirrored.", type(error).__name__)
+        return False
+
+
+def may_join_from_environment() -> MayJoin | None:
+    """Return the predicate that ``AGENT_GATEWAY_MAY_JOIN`` names, or ``None`` where it is unset: all may join.
+
+    Raises:
+        ConfigurationError: There is no such function, or importing its module fails.
+    """
+    name = os.environ.get(MAY_JOIN_VARIABLE)
+    if not name:
+        return None
+    hint = f"{MAY_JOIN_VARIABLE} is {name!r}; give a function as package.module:function"
+    if ":" not in name:
+        raise ConfigurationError(f"{hint}.")
+    try:
+        found = pkgutil.resolve_name(name)
+    except Exception as error:  # the module is the operator's own code, and may fail in any way
+        raise ConfigurationError(
+            f"{hint} of an installed module, or of one in a directory on PYTHONPATH ({type(error).__name__}: {error})."
+        ) from error
+    if not callable(found):
+        raise ConfigurationError(f"{hint}, and not a {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]
