@@ -7,7 +7,7 @@ from typing import Any
 from agent_gateway_client.server.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, Attempt, GatewayCall
 from agent_gateway_client.server.export import Finish
-from agent_gateway_client.server.responses import ResponseFacts, read_requested_model, read_response
+from agent_gateway_client.server.responses import ResponseFacts, model_name, read_requested_model, read_response
 from agent_gateway_client.server.routes import model_in_path, route_of
 
 MAX_UNREAD = 1_000
@@ -74,8 +74,11 @@ class Details:
         if self._request is not None and call.endpoint is None:
             # The caller chose this name. Of a successful call it is that of an endpoint which exists; otherwise it
             # could be anything, so the call is named after its route.
-            asked = (read_requested_model(self._request) or model_in_path(self._path)) if is_success(call) else None
+            asked = self._requested_model(self._request) if is_success(call) else None
             call.endpoint = asked or call.request_type or (self._route.strip("/") if self._route else None)
+
+    def _requested_model(self, request: KeptBody) -> str | None:
+        return read_requested_model(request) or model_name(model_in_path(self._path))
 
 
 _unread: deque[Details] = deque(maxlen=MAX_UNREAD)

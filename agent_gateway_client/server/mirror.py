@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.call import Attempt, GatewayCall, new_span_id
@@ -21,6 +21,10 @@ MAX_NAME_LENGTH = 200
 """Characters of any text in a mirror span."""
 
 _UNPRINTABLE = re.compile(r"[^\x21-\x7e]+")
+
+_ERROR_TYPE = re.compile(r"[A-Za-z0-9_.:<>-]{1,100}\Z")
+_OTHER = "_OTHER"
+"""OpenTelemetry's ``error.type`` for what is none of the known kinds; here for a text that is no name but a message."""
 
 
 class Convention(Enum):
@@ -93,7 +97,8 @@ Fact = tuple[str | None, str | None, Any]
 
 def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     host, _, port = (call.server_address or "").rpartition(":")
-    seconds = None if call.time_to_first_chunk_ns is None else call.time_to_first_chunk_ns / 1e9
+    # A clock that is set back meanwhile makes it negative.
+    seconds = None if call.time_to_first_chunk_ns is None else max(0, call.time_to_first_chunk_ns) / 1e9
     linked = _mlflow_trace_id(call.linked) if call.linked else None
     yield "endpoint_id", "agent_gateway.endpoint.id", _name(call.endpoint_id)
     yield "endpoint_name", "agent_gateway.endpoint.name", _name(call.endpoint)
@@ -107,7 +112,7 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     yield "http.response.status_code", "http.response.status_code", call.http_status
     yield "gen_ai.response.time_to_first_chunk", "gen_ai.response.time_to_first_chunk", seconds
     yield "agent_gateway.cache.hit", "agent_gateway.cache.hit", call.cache_hit
-    yield "error.type", "error.type", _name(call.error_type)
+    yield "error.type", "error.type", _error_name(call.error_type)
 
 
 def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
@@ -126,7 +131,7 @@ def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
         yield "mlflow.llm.cost", None, _known_fields(cost)
         yield None, "agent_gateway.cost.total", cost.total_cost
     yield "gen_ai.response.finish_reasons", "gen_ai.response.finish_reasons", [finish_reason] if finish_reason else None
-    yield "error.type", "error.type", _name(attempt.error_type)
+    yield "error.type", "error.type", _error_name(attempt.error_type)
 
 
 def _span(
@@ -150,7 +155,7 @@ def _span(
     else:
         attributes = {key: value for _, key, value in facts if key is not None and value is not None}
     is_gateway_span = kind is SpanKind.SERVER
-    failure = _name(error_type)
+    failure = _error_name(error_type)
     return ReadableSpan(
         name=name,
         context=_span_context(call.parent, span_id),
@@ -176,7 +181,7 @@ def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = Fals
         span_id=span_id,
         is_remote=is_remote,
         trace_flags=TraceFlags(context.flags),
-        trace_state=TraceState.from_header([context.tracestate]) if context.tracestate else TraceState(),
+        # No tracestate: up to 8 KB of the caller's own text for every span.
     )
 
 
@@ -187,6 +192,13 @@ def _mlflow_trace_id(context: TraceContext) -> str:
 def _name(text: str | None) -> str | None:
     """Cut a text to a name: printable ASCII without spaces, bounded in length."""
     return _UNPRINTABLE.sub("_", text)[:MAX_NAME_LENGTH] if text else None
+
+
+def _error_name(error_type: str | None) -> str | None:
+    """Return the name of a failure; what a gateway's code gives as one and is a message has no place in a mirror."""
+    if error_type is None:
+        return None
+    return error_type if _ERROR_TYPE.match(error_type) else _OTHER
 
 
 def _known_fields(facts: Any) -> dict[str, Any]:

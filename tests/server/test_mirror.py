@@ -129,17 +129,44 @@ def test_the_link_leads_to_the_gateways_own_span(convention: Convention):
 
 
 def test_spans_are_the_callers_own():
-    """Trace id, flags and tracestate are the caller's; the parent is remote; the kinds are server and client."""
+    """Trace id and flags are the caller's, no tracestate; the parent is remote; the kinds are server and client."""
     parent = TraceContext(TRACE_ID, SPAN_ID, 3, "a=1,b=2")
     gateway, *provider_spans = mirror(full_call(parent=parent), Convention.OTEL)
     for span in (gateway, *provider_spans):
         assert span.context is not None
         assert (span.context.trace_id, span.context.trace_flags) == (TRACE_ID, 3)
-        assert span.context.trace_state.to_header() == "a=1,b=2"
+        assert len(span.context.trace_state) == 0, "it is text of the caller's"
     assert gateway.parent is not None
     assert (gateway.parent.span_id, gateway.parent.is_remote) == (SPAN_ID, True)
     assert [span.parent.is_remote for span in provider_spans if span.parent] == [False, False]
     assert [span.kind for span in (gateway, *provider_spans)] == [SpanKind.SERVER, SpanKind.CLIENT, SpanKind.CLIENT]
+
+
+@each_convention
+@pytest.mark.parametrize("text", ["please say hello", "x" * 101, "b\xe4d", "500\n", ""])
+def test_a_message_is_no_error_type(text: str, convention: Convention):
+    """What code of a gateway gives as the type of an error and has not the form of a name is told as some error."""
+    attempt = Attempt(error_type=text)
+    for span in mirror(full_call(error_type=text, attempts=[attempt]), convention):
+        assert "_OTHER" in attributes_of(span)["error.type"]
+        assert [dict(event.attributes or {}) for event in span.events] == [{"exception.type": "_OTHER"}]
+        assert not span.status.is_ok
+
+
+@each_convention
+@pytest.mark.parametrize("name", ["503", "client_disconnect", "litellm.RateLimitError", "rate_limit_error"])
+def test_a_name_is_an_error_type(name: str, convention: Convention):
+    """Classes, statuses and the names that providers have for errors are told as they are."""
+    assert name in attributes_of(mirror(full_call(error_type=name), convention)[0])["error.type"]
+
+
+@each_convention
+def test_a_clock_that_is_set_back(convention: Convention):
+    """A call that seems to end before it began takes no time, and its first byte none either."""
+    call = full_call(start_time_ns=9_000, end_time_ns=1_000, time_to_first_chunk_ns=-5)
+    for span in mirror(call, convention):
+        assert (span.start_time, span.end_time) == (9_000, 9_000)
+    assert float(attributes_of(mirror(call, convention)[0])["gen_ai.response.time_to_first_chunk"]) == 0
 
 
 def test_the_same_call_has_the_same_ids():
