@@ -141,7 +141,7 @@ def extract(
         headers: A mapping, or pairs of name and value, one for each header line (ASGI's ``scope["headers"]`` as it is).
             Names are compared without regard to case.
         strict: Whether a malformed, duplicated or oversized ``tracestate`` makes the whole context invalid. W3C lets a
-            participant drop just the ``tracestate`` then, which is what is done otherwise.
+            participant drop just the ``tracestate`` then, or the duplicates, which is what is done otherwise.
 
     Returns:
         The remote parent, or ``None`` where there is no ``traceparent``, more than one, or an invalid one.
@@ -159,7 +159,7 @@ def extract(
     if not trace_id or not span_id:
         return None
     states = _values(TRACESTATE, lines)
-    tracestate = _valid_tracestate(states) if states else ""
+    tracestate = _valid_tracestate(states, strict) if states else ""
     if tracestate is None:
         if strict:
             return None
@@ -173,20 +173,23 @@ def _values(name: str, lines: list[tuple[str | bytes, str | bytes]]) -> list[str
     return [_text(value) for key, value in lines if len(key) == size and _text(key).lower() == name]
 
 
-def _valid_tracestate(lines: list[str]) -> str | None:
-    """Join the lines of a ``tracestate`` header into one value, or return ``None`` where they are invalid."""
+def _valid_tracestate(lines: list[str], strict: bool) -> str | None:
+    """Join the lines of a ``tracestate`` header into one value, or return ``None`` where they are invalid.
+
+    Of members with the same key the first is kept, which W3C allows (3.5), or with ``strict`` none.
+    """
     if sum(map(len, lines)) > MAX_TRACESTATE_LENGTH:
         return None
     members = [member for line in lines for part in line.split(",") if (member := part.strip(" \t"))]
     if len(members) > MAX_TRACESTATE_MEMBERS:
         return None
-    keys = set()
+    by_key: dict[str, str] = {}
     for member in members:
         match = _TRACESTATE_MEMBER.match(member)
-        if match is None or match[1] in keys:
+        if match is None or (strict and match[1] in by_key):
             return None
-        keys.add(match[1])
-    return ",".join(members)
+        by_key.setdefault(match[1], member)
+    return ",".join(by_key.values())
 
 
 def _text(value: str | bytes) -> str:

@@ -170,9 +170,7 @@ def test_a_valid_tracestate_is_relayed(lines: list[str], expected: str):
         ["foo =1"],
         ["Foo=1"],
         ["foo.bar=1"],
-        ["foo=1,foo=1"],
-        ["foo=1,bar=2,foo=3"],
-        ["foo=1", "foo=2"],
+        ["foo=1,foo=1,BAD=1"],
         ["foo=bar=baz"],
         ["foo=,bar=3"],
         ["@foo=1"],
@@ -198,6 +196,21 @@ def test_a_valid_tracestate_is_relayed(lines: list[str], expected: str):
 def test_an_invalid_tracestate_is_dropped_or_fatal(lines: list[str]):
     """An invalid, duplicated or oversized tracestate is dropped; with ``strict`` so is the traceparent."""
     assert tracestate_of(*lines) == ""
+    assert tracestate_of(*lines, strict=True) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["foo=1,foo=1"], "foo=1"),
+        (["foo=1,bar=2,foo=3"], "foo=1,bar=2"),
+        (["foo=1", "foo=2"], "foo=1"),
+        (["a=1,b=1", "b=2,a=2", "c=1"], "a=1,b=1,c=1"),
+    ],
+)
+def test_of_duplicated_keys_the_first_is_relayed(lines: list[str], expected: str):
+    """W3C lets a participant discard duplicate keys; with ``strict`` they make the context invalid."""
+    assert tracestate_of(*lines) == expected
     assert tracestate_of(*lines, strict=True) is None
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import mlflow
 import pytest
 from e2e.litellm_proxy import DEADLINE_S, MASTER_KEY, MIRROR, LiteLLMProxy, configuration
-from e2e_support import USER, Database, assert_mirror, children_of, mirrored, mirrors_in, read_trace, wait_for
+from e2e_support import USER, Database, assert_mirror, children_of, mirrors_in, read_trace, wait_for
 
 from agent_gateway_client.demo.gateway import DemoGateway
 
