@@ -3,9 +3,13 @@
 W3C's own tests are run by ``python tests/w3c/run.py``; see there.
 """
 
+import json
 import re
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import mlflow
 import pytest
