@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways, gateways_for_client
-from agent_gateway_client.propagation import TRACEPARENT, current_trace_context
+from agent_gateway_client.propagation import TRACEPARENT, current_trace_context, is_received, model_call
 
 ClientT = TypeVar("ClientT")
 
@@ -81,7 +81,7 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
     Args:
         url: Where the request goes; ``ws://`` and ``wss://`` count as the HTTP they start from.
         gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``, and those of every
-            ``instrument()`` that is in force.
+            ``instrument()`` that is in force, and inside a gateway those behind it.
 
     Returns:
         ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is no gateway or no span is
@@ -105,11 +105,13 @@ def _known_gateways() -> Gateways:
     # It stands on this module.
     from agent_gateway_client.instrumentation import instrumented_gateways
 
+    call = model_call.get()
+    known = instrumented_gateways() | call.gateways if call else instrumented_gateways()
     try:
-        return Gateways.from_environment() | instrumented_gateways()
+        return Gateways.from_environment() | known
     except ConfigurationError as error:
         warn_once("trace_headers.environment", "%s is left out: %s", GATEWAY_URLS_VARIABLE, error)
-        return instrumented_gateways()
+        return known
 
 
 def add_hook(client: Any, gateways: Gateways) -> None:
@@ -144,7 +146,9 @@ def propagate(request: Any, gateways: KnowsGateways) -> None:
                 if headers.get(name) == value:
                     del headers[name]
         host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
-        if not gateways.covers(url.scheme, host, url.port, path) or TRACEPARENT in headers:
+        if not gateways.covers(url.scheme, host, url.port, path):
+            return
+        if TRACEPARENT in headers and not is_received(headers.get(TRACEPARENT)):
             return
         context = current_trace_context()
         if context is not None:

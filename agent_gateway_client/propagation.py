@@ -66,20 +66,27 @@ class TraceContext(NamedTuple):
 
 
 class ModelCall(Protocol):
-    """A framework's call of a model, which may know a better parent for its requests than the active span.
+    """A framework's call of a model, which may know a better parent for its requests than the active span."""
 
-    Attributes:
-        gateways: Where the call's requests may carry trace context to, beside the gateways named elsewhere.
-    """
-
-    gateways: Gateways
+    @property
+    def gateways(self) -> Gateways:
+        """Where the call's requests may carry trace context to, beside the gateways named elsewhere."""
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
         """Return the parent of a request that is sent now, given what it would be without this call. Never raises."""
 
 
 model_call: ContextVar[ModelCall | None] = ContextVar("agent_gateway_client.model_call", default=None)
-"""The call of a model whose own code is running now; set by a framework's adapter, and only for that long."""
+"""The call of a model whose own code is running now; set by a framework's adapter, and only for that long.
+In a gateway, the call that it serves."""
+
+
+def is_received(traceparent: str | None) -> bool:
+    """Tell whether a gateway was sent this ``traceparent`` with the call it serves, and now sends it on as it is.
+
+    It names the caller's span, which is not the innermost one by then.
+    """
+    return traceparent is not None and traceparent == getattr(model_call.get(), "received", None)
 
 
 def current_trace_context() -> TraceContext | None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from agent_gateway_client._log import logger, warn_once
-from agent_gateway_client.propagation import extract
+from agent_gateway_client.propagation import extract, model_call
 from agent_gateway_client.server.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
 from agent_gateway_client.server.details import Details, is_success
@@ -17,6 +17,7 @@ from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.lifespan import run_lifespan
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
+from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -56,6 +57,13 @@ class GatewayTracingMiddleware:
             gets the ASGI scope after the request was served, with what the application's authentication has noted in
             ``scope["state"]`` or ``scope["user"]``, and returns a bool or an awaitable of one. A caller who may not is
             served as any other, without a mirror.
+        upstream_gateways: Which of the providers are gateways too, ``scheme://host[:port][/prefix]`` each; by default
+            those in ``AGENT_GATEWAY_URLS``. Requests to them carry the trace context on, below the attempt under way,
+            if they are made with httpx, httpx2 or aiohttp, or with the headers of
+            :func:`~agent_gateway_client.trace_headers`.
+
+    Raises:
+        ConfigurationError: ``upstream_gateways`` holds what is no URL.
     """
 
     def __init__(
@@ -68,22 +76,23 @@ class GatewayTracingMiddleware:
         provider: str | None = None,
         strip_trace_context: bool = False,
         may_join: MayJoin | None = None,
+        upstream_gateways: Iterable[str] | None = None,
     ) -> None:
         self.app = app
-        self.exporter = exporter
+        self.exporter: Exporter | None = None
         self._is_call = is_call
         self._endpoint = endpoint
         self._provider = provider
         self._strip_trace_context = strip_trace_context
         self._may_join = may_join
         self._problem: Exception | None = None
-        if exporter is None:
-            try:
-                self.exporter = shared_exporter()
-            except Exception as problem:
-                # Frameworks make their middleware when the first request comes, if the server tells no lifespan. An
-                # exception now would fail that request and all others; in the lifespan it fails the start.
-                self._problem = problem
+        try:
+            self._upstream_gateways = reached_gateways(upstream_gateways)
+            self.exporter = exporter or shared_exporter()
+        except Exception as problem:
+            # Frameworks make their middleware when the first request comes, if the server tells no lifespan. An
+            # exception now would fail that request and all others; in the lifespan it fails the start.
+            self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's lifespan."""
@@ -98,7 +107,8 @@ class GatewayTracingMiddleware:
             await self._lifespan(scope, receive, send)
             return
         elif self._problem is not None:
-            self._warn_of_problem(self._problem)
+            problem = self._problem
+            warn_once("asgi.problem", "Gateway calls are not mirrored: %s: %s", type(problem).__name__, problem)
         await self.app(scope, receive, send)
 
     def is_call(self, scope: Scope) -> bool:
@@ -133,6 +143,10 @@ class GatewayTracingMiddleware:
             the request, in the exporter's thread, and what it says goes before what the bodies say.
         """
         return _NO_CONTEXT, None
+
+    def attempt_span_id(self, call: GatewayCall) -> int:
+        """Return the id that the mirror of the attempt under way will have, for its upstream. May be overridden."""
+        return span_id_of_attempt_under_way(call)
 
     async def _mirrored(
         self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
@@ -175,7 +189,9 @@ class GatewayTracingMiddleware:
             return send(message)
 
         context, finish = self._observed(call, scope)
-        token = current_call.set(call)
+        token, outer = current_call.set(call), model_call.get()
+        if self._upstream_gateways:
+            model_call.set(UpstreamRequests(call, self._upstream_gateways, self.attempt_span_id))
         try:
             await self.app(scope, watched_receive, watched_send)
         except BaseException as error:
@@ -185,6 +201,7 @@ class GatewayTracingMiddleware:
             raise
         finally:
             current_call.reset(token)
+            model_call.set(outer)
             if context is not None:
                 _leave(context)
             status = call.http_status or 500
@@ -226,9 +243,6 @@ class GatewayTracingMiddleware:
             return
         exporter = self.exporter
         await run_lifespan(self.app, scope, receive, send, lambda: exporter.shutdown() if exporter else None)
-
-    def _warn_of_problem(self, problem: Exception) -> None:
-        warn_once("asgi.problem", "Gateway calls are not mirrored: %s: %s", type(problem).__name__, problem)
 
 
 _NO_CONTEXT = nullcontext()

@@ -141,7 +141,17 @@ class GatewayCall:
         """Begin an attempt: ``with call.attempt(…)``, or without ``with`` for one that outlives the block it is in."""
         attempt = Attempt(provider=provider, model=model)
         self.add(attempt)
+        _latest_attempt.set(attempt)
         return attempt
+
+    def attempt_under_way(self) -> Attempt | None:
+        """Return the attempt that the running code makes: the latest that was begun here, else anywhere.
+
+        Attempts that run side by side, in tasks of their own, are told apart.
+        """
+        begun = [attempt for attempt in self.attempts if attempt.end_time_ns is None]
+        latest = _latest_attempt.get()
+        return latest if any(attempt is latest for attempt in begun) else begun[-1] if begun else None
 
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
         """Note that the call is over, and what it failed of if it did. Only the first time counts.
@@ -155,6 +165,7 @@ class GatewayCall:
                 attempt.end(self.error_type, self.end_time_ns)
 
 
+_latest_attempt: ContextVar[Attempt | None] = ContextVar("agent_gateway_client.attempt", default=None)
 current_call: ContextVar[GatewayCall | None] = ContextVar("agent_gateway_client.call", default=None)
 
 

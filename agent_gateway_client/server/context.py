@@ -6,10 +6,11 @@ from contextvars import Token
 from typing import Any
 
 from agent_gateway_client._log import logger
-from agent_gateway_client.propagation import TraceContext, extract
+from agent_gateway_client.propagation import ModelCall, TraceContext, extract, model_call
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, Operation, current_call
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.shared import submit_to_shared
+from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways_at_request_time
 
 Headers = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
 
@@ -23,6 +24,9 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
     Inside, :func:`~agent_gateway_client.server.current_gateway_call` returns the call. An exception that passes through
     makes it a failed one, and so does an ``http_status`` of 400 or more that is set on it. Where the caller is not
     tracing, the call that comes out of it takes everything and goes nowhere, so the code inside needs no ``if``.
+
+    Requests to the gateways in ``AGENT_GATEWAY_URLS`` carry the trace context on, below the attempt under way, if they
+    are made with httpx, httpx2 or aiohttp, or with the headers of :func:`~agent_gateway_client.trace_headers`.
 
     Example:
         with gateway_call(request.headers, endpoint="chat") as call:
@@ -57,6 +61,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
         self._traced = may_join and parent is not None and parent.sampled
         self._exporter = exporter
         self._token: Token[GatewayCall | None] | None = None
+        self._outer: ModelCall | None = None
         self._call = GatewayCall(
             parent or _NOBODY,
             endpoint=endpoint,
@@ -67,12 +72,16 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
 
     def __enter__(self) -> GatewayCall:
         self._token = current_call.set(self._call if self._traced else None)
+        self._outer = model_call.get()
+        if self._traced and (gateways := reached_gateways_at_request_time()):
+            model_call.set(UpstreamRequests(self._call, gateways))
         return self._call
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
             if self._token is not None:
                 current_call.reset(self._token)
+                model_call.set(self._outer)
         except ValueError:
             # A generator that streams a response may be ended in another context than it began in.
             logger.debug("A gateway call ended in another context than it began in")

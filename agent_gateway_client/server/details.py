@@ -95,7 +95,7 @@ def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = No
     Args:
         call: The call. If it has no attempts, it gets one that took as long as the call.
         facts: What the response says.
-        provider: The provider's name for that attempt.
+        provider: The provider's name for that attempt, where the gateway does not say it.
     """
     if not facts:
         return
@@ -107,6 +107,7 @@ def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = No
     if attempt.error_type not in (None, call.error_type, CLIENT_DISCONNECT):
         # The response did not come from this attempt.
         return
+    attempt.provider = attempt.provider or provider
     attempt.error_type = attempt.error_type or facts.error_type
     attempt.model = attempt.model or facts.model
     attempt.usage = attempt.usage or facts.usage

@@ -26,6 +26,7 @@ from opentelemetry.trace import StatusCode
 
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.asgi import ASGIApp, GatewayTracingMiddleware, Scope
 from agent_gateway_client.server.call import (
@@ -45,6 +46,7 @@ from agent_gateway_client.server.destinations import (
 from agent_gateway_client.server.details import is_success
 from agent_gateway_client.server.export import Destination, Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
+from agent_gateway_client.server.upstreams import span_id_of_new_attempt
 
 APP_VARIABLE = "AGENT_GATEWAY_MLFLOW_APP"
 """Names the MLflow app to wrap, like ``basic-auth``; unset, MLflow's plain one."""
@@ -129,6 +131,14 @@ class MlflowGateway(GatewayTracingMiddleware):
 
         return _Observation(call, observed), finish
 
+    def attempt_span_id(self, call: GatewayCall) -> int:
+        """Return the id of MLflow's span for the attempt under way; on its passthrough routes it has none yet."""
+        observed = _gateway_spans.get()
+        for span in reversed(observed.spans if observed is not None else ()):
+            if span.end_time is None and _attribute(span, SpanAttributeKey.MODEL_PROVIDER) is not None:
+                return span.get_span_context().span_id
+        return span_id_of_new_attempt(call)
+
     def _keep_observing(self) -> None:
         """Put the observer on MLflow's tracer provider, which MLflow replaces whenever its configuration changes."""
         try:
@@ -173,6 +183,7 @@ def _read_spans(call: GatewayCall, spans: list[Span]) -> None:
     if left_open:
         _end(left_open, call)
     abandoned = {id(span) for span in left_open} if call.error_type == CLIENT_DISCONNECT else set()
+    begun_for_gateways, call.attempts = call.attempts, []
     latest = call.start_time_ns
     # Without usage tracking MLflow makes no span for the gateway, yet on some routes one for the provider.
     root = next((span for span in spans if span.name.startswith("gateway/")), None)
@@ -185,19 +196,26 @@ def _read_spans(call: GatewayCall, spans: list[Span]) -> None:
             continue
         # On its passthrough routes MLflow begins the provider's span only when the provider has answered.
         is_late = bool(_attribute(span, "action") or _attribute(span, "proxy_path"))
-        call.add(
-            Attempt(
-                provider=provider,
-                model=_attribute(span, SpanAttributeKey.MODEL),
-                start_time_ns=latest if is_late else span.start_time or latest,
-                end_time_ns=span.end_time,
-                error_type=CLIENT_DISCONNECT if id(span) in abandoned else _error_type(span),
-                usage=_usage(_attribute(span, SpanAttributeKey.CHAT_USAGE)),
-                cost=_cost(_attribute(span, SpanAttributeKey.LLM_COST)),
-                span_id=span.get_span_context().span_id,
-            )
+        attempt = Attempt(
+            provider=provider,
+            model=_attribute(span, SpanAttributeKey.MODEL),
+            start_time_ns=latest if is_late else span.start_time or latest,
+            end_time_ns=span.end_time,
+            error_type=CLIENT_DISCONNECT if id(span) in abandoned else _error_type(span),
+            usage=_usage(_attribute(span, SpanAttributeKey.CHAT_USAGE)),
+            cost=_cost(_attribute(span, SpanAttributeKey.LLM_COST)),
+            span_id=span.get_span_context().span_id,
         )
         latest = span.end_time or latest
+        # What another gateway was told of it, before MLflow had a span for it.
+        begun = next((one for one in begun_for_gateways if attempt.start_time_ns <= one.start_time_ns < latest), None)
+        if begun is not None:
+            begun_for_gateways.remove(begun)
+            attempt.span_id = begun.span_id
+        call.add(attempt)
+    for attempt in begun_for_gateways:
+        call.add(attempt)
+    call.attempts.sort(key=lambda attempt: attempt.start_time_ns)
 
 
 def _read_gateway_span(call: GatewayCall, span: Span) -> None:
@@ -235,7 +253,9 @@ def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
         providers = {mapping.model_definition.provider for mapping in endpoint.model_mappings}
         if is_success(call) and not call.attempts and len(providers) == 1:
             # The response tells the rest of the attempt that succeeded.
-            call.add(Attempt(providers.pop(), start_time_ns=call.start_time_ns, end_time_ns=call.end_time_ns))
+            call.add(Attempt(start_time_ns=call.start_time_ns, end_time_ns=call.end_time_ns))
+        for attempt in call.attempts:
+            attempt.provider = attempt.provider or (next(iter(providers)) if len(providers) == 1 else None)
 
 
 def _attribute(span: ReadableSpan, key: str) -> Any:
@@ -312,6 +332,7 @@ def _check_environment() -> None:
     _wrapped_app()
     destination_from_environment(_own_store)
     may_join_from_environment()
+    Gateways.from_environment()
 
 
 def _wrapped_app() -> Callable[[], ASGIApp]:
