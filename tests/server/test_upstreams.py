@@ -193,7 +193,7 @@ async def test_attempts_side_by_side(mirrors: Mirrors, upstream: HttpServer):
 
 
 async def test_a_gateway_that_hands_its_callers_headers_on(mirrors: Mirrors, upstream: HttpServer):
-    """A gateway that was named is told the attempt in place of the caller's span. A header of the gateway's own stays."""
+    """A gateway that was named gets the attempt in place of the caller's span. A header of the gateway's own stays."""
     own = PARENT._replace(trace_id=7).traceparent
 
     async def serve() -> None:
