@@ -9,13 +9,23 @@ import mlflow.openai
 import pytest
 from e2e_support import Database, httpx_client, tracing_into
 
+from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo.gateway import DemoGateway
 
 
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """A gateway with the companion and MLflow's default configuration."""
-    with DemoGateway(directory=tmp_path_factory.mktemp("gateway")) as gateway:
+def upstream_port() -> Iterator[int]:
+    """The port on which the gateway knows another one to be."""
+    reserved = Reservation()
+    yield reserved.port
+    reserved.release()
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_port: int) -> Iterator[DemoGateway]:
+    """A gateway with the companion and MLflow's default configuration. One of its upstreams may be a gateway too."""
+    environment = {"AGENT_GATEWAY_URLS": f"http://127.0.0.1:{upstream_port}"}
+    with DemoGateway(directory=tmp_path_factory.mktemp("gateway"), env=environment) as gateway:
         yield gateway
 
 

@@ -92,22 +92,24 @@ class LiteLLMProxy:
     Args:
         directory: Where its configuration and its output are kept.
         config: Its configuration, or the file with it.
+        port: TCP port; 0 takes a free one.
         environment: Variables for it, such as ``MLFLOW_TRACKING_URI``.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any] | Path, **environment: str) -> None:
+    def __init__(self, directory: Path, config: Mapping[str, Any] | Path, port: int = 0, **environment: str) -> None:
         self.log_path = directory / "litellm.log"
         self._directory = directory
         self._config_path = config if isinstance(config, Path) else directory / "config.yaml"
         if not isinstance(config, Path):
             # JSON is YAML too.
             self._config_path.write_text(json.dumps(config, indent=1))
+        self._port = port
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
     def __enter__(self) -> "LiteLLMProxy":
-        reserved = Reservation()
+        reserved = Reservation(self._port)
         self.url = f"http://127.0.0.1:{reserved.port}"
         try:
             self._process = self._spawn(reserved.port)

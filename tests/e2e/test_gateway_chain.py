@@ -1,0 +1,178 @@
+"""A gateway behind a gateway: MLflow's AI Gateway asks a LiteLLM Proxy, which asks the model provider."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import mlflow
+import pytest
+from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
+from e2e_support import CHAT, assert_linked, children_of, mirrored, mirrors_in
+from mlflow.entities import (
+    FallbackConfig,
+    FallbackStrategy,
+    GatewayEndpointModelConfig,
+    GatewayModelLinkageType,
+    Span,
+    Trace,
+)
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.utils.rest_utils import MlflowHostCreds
+
+from agent_gateway_client.demo.gateway import DemoGateway
+
+LITELLM, PROVIDER, LITELLM_UNNAMED = "litellm", "provider", "litellm by another name"
+
+ENDPOINTS: dict[str, list[tuple[str, str]]] = {
+    "chain": [(LITELLM, "chat")],
+    "chain-untracked": [(LITELLM, "chat")],
+    "chain-fallback": [(LITELLM, "failing"), (LITELLM, "fallback")],
+    "chain-mixed": [(PROVIDER, "gpt-4o-fail-503"), (LITELLM, "chat")],
+    "unnamed": [(LITELLM_UNNAMED, "chat")],
+}
+"""What the first gateway's endpoints ask, in the order in which they try it."""
+
+
+@pytest.fixture(scope="module")
+def proxy(gateway: DemoGateway, upstream_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMProxy]:
+    """A LiteLLM Proxy where the first gateway knows a gateway to be; both send their mirrors to the same MLflow."""
+    directory = tmp_path_factory.mktemp("litellm")
+    environment = {"MLFLOW_TRACKING_URI": gateway.tracking_uri}
+    with LiteLLMProxy(directory, configuration(gateway.provider.url), upstream_port, **environment) as proxy:
+        create_endpoints(gateway, proxy)
+        yield proxy
+
+
+def create_endpoints(gateway: DemoGateway, proxy: LiteLLMProxy) -> None:
+    store = RestStore(lambda: MlflowHostCreds(gateway.tracking_uri))
+    urls = {
+        LITELLM: proxy.url,
+        LITELLM_UNNAMED: proxy.url.replace("127.0.0.1", "localhost"),
+        PROVIDER: gateway.provider.url,
+    }
+    secrets = {
+        name: store.create_gateway_secret(
+            secret_name=f"chain: {name}",
+            secret_value={"api_key": MASTER_KEY},
+            provider="openai",
+            auth_config={"api_base": f"{url}/v1"},
+        ).secret_id
+        for name, url in urls.items()
+    }
+    for name, models in ENDPOINTS.items():
+        configs = []
+        for order, (upstream, model) in enumerate(models):
+            definition = store.create_gateway_model_definition(
+                f"{name}/{order}", secret_id=secrets[upstream], provider="openai", model_name=model
+            )
+            kind = GatewayModelLinkageType.FALLBACK if order else GatewayModelLinkageType.PRIMARY
+            fallback_order = order - 1 if order else None
+            configs.append(
+                GatewayEndpointModelConfig(definition.model_definition_id, kind, fallback_order=fallback_order)
+            )
+        fallback = FallbackConfig(FallbackStrategy.SEQUENTIAL, max_attempts=1) if len(models) > 1 else None
+        store.create_gateway_endpoint(name, configs, fallback_config=fallback, usage_tracking="untracked" not in name)
+
+
+def tree(trace: Trace, span: Span) -> dict[str, Any]:
+    """Return the names below a span; those of failed spans with what they failed of."""
+    below = {}
+    for child in children_of(trace, span):
+        assert span.start_time_ns <= child.start_time_ns <= child.end_time_ns <= span.end_time_ns
+        error = child.attributes.get("error.type")
+        below[f"{child.name} {error}" if error else child.name] = tree(trace, child)
+    return below
+
+
+CHAT_BY_LITELLM = {"provider/openai/chat": {"gateway/chat": {"provider/openai/gpt-4o-mini": {}}}}
+CHAIN = {"gateway/chain": CHAT_BY_LITELLM}
+FALLBACK_IN_BOTH = {
+    "gateway/chain-fallback": {
+        "provider/openai/failing 500": {"gateway/failing 500": {"provider/openai/gpt-4o-mini-fail-500 500": {}}},
+        "provider/openai/fallback": {
+            "gateway/fallback": {"provider/openai/gpt-4o-fail-503 503": {}, "provider/openai/gpt-4o-mini": {}}
+        },
+    }
+}
+PROVIDER_FIRST = {"gateway/chain-mixed": {"provider/openai/gpt-4o-fail-503 503": {}, **CHAT_BY_LITELLM}}
+
+
+class Chain(NamedTuple):
+    """A request to the first gateway, and the mirrors below the caller's span."""
+
+    path: str
+    body: dict[str, Any]
+    mirrors: dict[str, Any]
+
+
+UNIFIED, OPENAI = "/mlflow/v1/chat/completions", "/openai/v1/chat/completions"
+CHAINS = [
+    Chain(UNIFIED, {"model": "chain", **CHAT}, CHAIN),
+    Chain(UNIFIED, {"model": "chain", "stream": True, **CHAT}, CHAIN),
+    Chain(OPENAI, {"model": "chain", **CHAT}, CHAIN),
+    Chain(OPENAI, {"model": "chain", "stream": True, **CHAT}, CHAIN),
+    Chain("/proxy/chain/v1/chat/completions", {"model": "chat", **CHAT}, CHAIN),
+    Chain("/proxy/chain/v1/chat/completions", {"model": "chat", "stream": True, **CHAT}, CHAIN),
+    Chain(OPENAI, {"model": "chain-untracked", **CHAT}, {"gateway/chain-untracked": CHAT_BY_LITELLM}),
+    Chain(UNIFIED, {"model": "chain-fallback", **CHAT}, FALLBACK_IN_BOTH),
+    Chain(UNIFIED, {"model": "chain-fallback", "stream": True, **CHAT}, FALLBACK_IN_BOTH),
+    Chain(OPENAI, {"model": "chain-fallback", **CHAT}, FALLBACK_IN_BOTH),
+    Chain(OPENAI, {"model": "chain-fallback", "stream": True, **CHAT}, FALLBACK_IN_BOTH),
+    Chain(UNIFIED, {"model": "chain-mixed", **CHAT}, PROVIDER_FIRST),
+    Chain(OPENAI, {"model": "chain-mixed", **CHAT}, PROVIDER_FIRST),
+]
+
+
+def count(names: dict[str, Any]) -> int:
+    """Count the gateways' spans in a tree."""
+    return sum(name.startswith("gateway/") + count(below) for name, below in names.items())
+
+
+@pytest.fixture(scope="module")
+def made(proxy: LiteLLMProxy, http: httpx.Client) -> list[tuple[Span, httpx.Response]]:
+    """All calls, made before the first of their traces is waited for."""
+    calls = []
+    for chain in CHAINS:
+        with mlflow.start_span("step") as step:
+            calls.append((step, http.post(chain.path, json=chain.body)))
+    return calls
+
+
+@pytest.mark.parametrize("number", range(len(CHAINS)), ids=lambda number: " ".join(map(str, CHAINS[number][:2]))[:60])
+def test_three_levels_in_one_trace(number: int, made: list[tuple[Span, httpx.Response]]):
+    """The second gateway's mirror is below the first one's attempt that asked it, its own attempts below that."""
+    chain, (step, answer) = CHAINS[number], made[number]
+    assert answer.status_code == 200, answer.text
+    trace = mirrored(step, count(chain.mirrors))
+    assert tree(trace, next(span for span in trace.data.spans if span.span_id == step.span_id)) == chain.mirrors
+    first = mirrors_in(trace)[0]
+    if "untracked" not in first.name:
+        assert_linked(first)
+
+
+def test_tokens_are_counted_once(made: list[tuple[Span, httpx.Response]]):
+    """What both gateways report is one call's tokens."""
+    step, answer = made[0]
+    reported = answer.json()["usage"]
+    trace = mirrored(step, 2)
+    attempts = [span for span in trace.data.spans if span.name.startswith("provider/")]
+    assert [span.attributes["mlflow.chat.tokenUsage"]["total_tokens"] for span in attempts] == [
+        reported["total_tokens"]
+    ] * 2
+    assert trace.info.token_usage is not None
+    assert trace.info.token_usage["total_tokens"] == reported["total_tokens"]
+
+
+def test_nobody_else_is_told(gateway: DemoGateway, proxy: LiteLLMProxy, http: httpx.Client):
+    """A provider behind either gateway sees no trace context, and neither does a gateway that was not named."""
+    gateway.provider.clear()
+    with mlflow.start_span("step") as step:
+        for model in ("chain", "chain-mixed", "unnamed"):
+            http.post(OPENAI, json={"model": model, **CHAT})
+    assert len(gateway.provider.requests) == 4
+    for request in gateway.provider.requests:
+        for name in ("traceparent", "tracestate", "baggage"):
+            assert request.header(name) == []
+    trace = mirrored(step, 5)
+    (unnamed,) = [span for span in mirrors_in(trace) if span.name == "gateway/unnamed"]
+    assert tree(trace, unnamed) == {"provider/openai/chat": {}}
