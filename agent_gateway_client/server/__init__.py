@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from agent_gateway_client.server.asgi import GatewayTracingMiddleware
     from agent_gateway_client.server.call import current_gateway_call, gateway_attempt
     from agent_gateway_client.server.context import gateway_call
+    from agent_gateway_client.server.details import relayed
 
-__all__ = ["GatewayTracingMiddleware", "current_gateway_call", "gateway_attempt", "gateway_call"]
+__all__ = ["GatewayTracingMiddleware", "current_gateway_call", "gateway_attempt", "gateway_call", "relayed"]
 
 _HOME = {
     "GatewayTracingMiddleware": "asgi",
     "current_gateway_call": "call",
     "gateway_attempt": "call",
     "gateway_call": "context",
+    "relayed": "details",
 }
 
 

@@ -4,7 +4,6 @@ LiteLLM hands its callbacks everything: messages, answers, keys. What is read of
 sets, and names that the proxy's configuration knows; the rest may be a caller's text.
 """
 
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError
 
 from agent_gateway_client.server.call import Cost, Operation, TokenUsage
+from agent_gateway_client.server.responses import has_last_event
 
 Facts = Mapping[str, Any]
 """What LiteLLM hands to a callback: a request's data, a deployment's arguments, or a logging event's details."""
@@ -151,12 +151,7 @@ def text(value: Any) -> str | None:
 def ends_stream(chunk: Any) -> bool:
     """Tell whether a chunk is the last one of a stream that says anything, whichever API's it is."""
     if isinstance(chunk, (bytes, str)):
-        text_of_chunk = chunk if isinstance(chunk, str) else chunk.decode("utf-8", "replace")
-        return _LAST_EVENT.search(text_of_chunk) is not None
+        return has_last_event(chunk if isinstance(chunk, bytes) else chunk.encode())
     if getattr(chunk, "type", None) in ("response.completed", "response.incomplete", "response.failed"):
         return True
     return any(getattr(choice, "finish_reason", None) for choice in getattr(chunk, "choices", None) or ())
-
-
-_LAST_EVENT = re.compile(r'^event: message_stop$|^data: \[DONE\]$|^data:.*"finishReason"\s*:', re.MULTILINE)
-"""How the streams of Anthropic, OpenAI and Gemini end. Within an answer's JSON text, lines do not begin like this."""

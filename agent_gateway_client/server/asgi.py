@@ -1,6 +1,5 @@
 """Any ASGI gateway: one call per request, timed and told by what passes through the middleware."""
 
-import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -15,6 +14,7 @@ from agent_gateway_client.server.details import Details, is_success
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.lifespan import run_lifespan
+from agent_gateway_client.server.responses import LAST_CHUNKS, has_last_event
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
@@ -264,23 +264,9 @@ def _warn_of_observer(error: Exception) -> None:
     )
 
 
-_LAST_CHUNKS = 4
-"""Chunks of a stream that are looked at to tell whether it is complete: a server may split its last event."""
-
-_LAST_EVENT = re.compile(
-    rb"(?:\A|\n)data: ?\[DONE\]"
-    rb'|(?<!\\)"type"\s*:\s*"(?:message_stop|response\.(?:completed|incomplete|failed))"'
-    rb'|(?<!\\)"finishReason"\s*:'
-)
-"""How the streams of OpenAI's chat, Anthropic and OpenAI's responses, and Gemini end. An answer that speaks of these
-events is within a JSON string, where quotes are escaped and lines do not begin."""
-
-
 def _has_last_event(call: GatewayCall, body: KeptBody | CompressedBody | None) -> bool:
     """Tell whether a stream's last event was sent. Many clients hang up as soon as they have it."""
-    if body is None or not call.streaming:
-        return False
-    return _LAST_EVENT.search(body.last_chunks(_LAST_CHUNKS)) is not None
+    return body is not None and call.streaming is True and has_last_event(body.last_chunks(LAST_CHUNKS))
 
 
 def _body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:

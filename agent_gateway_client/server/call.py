@@ -185,4 +185,7 @@ def gateway_attempt(provider: str | None = None, model: str | None = None) -> At
 
 def error_type(error: BaseException | str | None) -> str | None:
     """Return the short name of a failure: an exception's class, or the name as it is."""
+    if isinstance(error, GeneratorExit):
+        # A server closes the generator of a response whose client has gone.
+        return CLIENT_DISCONNECT
     return error if error is None or isinstance(error, str) else type(error).__name__

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_gateway_client._log import logger
 from agent_gateway_client.propagation import ModelCall, TraceContext, extract, model_call
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, Operation, current_call
+from agent_gateway_client.server.call import GatewayCall, Operation, current_call
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.shared import submit_to_shared
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways_at_request_time
@@ -86,9 +86,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
             # A generator that streams a response may be ended in another context than it began in.
             logger.debug("A gateway call ended in another context than it began in")
         status = self._call.http_status
-        # A server closes the generator of a response whose client has gone.
-        failure = CLIENT_DISCONNECT if isinstance(error, GeneratorExit) else error
-        self._call.end(failure or (str(status) if status and status >= 400 else None))
+        self._call.end(error or (str(status) if status and status >= 400 else None))
         if not self._traced:
             return
         if self._exporter is not None:

@@ -1,13 +1,21 @@
 """What the bodies of a call add to it, read after the call and outside of the request."""
 
+import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agent_gateway_client.server.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, Attempt, GatewayCall
 from agent_gateway_client.server.export import Finish
-from agent_gateway_client.server.responses import ResponseFacts, model_name, read_requested_model, read_response
+from agent_gateway_client.server.responses import (
+    LAST_CHUNKS,
+    ResponseFacts,
+    has_last_event,
+    model_name,
+    read_requested_model,
+    read_response,
+)
 from agent_gateway_client.server.routes import model_in_path, route_of
 
 MAX_UNREAD = 1_000
@@ -126,3 +134,33 @@ def add_response(call: GatewayCall, body: bytes | Iterable[bytes], *, streaming:
     for chunk in [body] if isinstance(body, bytes) else body:
         kept.add(chunk)
     add_facts(call, read_response(kept, streaming=streaming))
+
+
+def relayed(call: GatewayCall, chunks: Iterable[bytes], *, streaming: bool) -> Iterator[bytes]:
+    """Hand a provider's successful response on as it comes, for code that is no ASGI app, and read it along.
+
+    A stream's call lasts from its request to its last chunk; one whose client leaves with the last event is complete.
+
+    Args:
+        call: The call. The last attempt gets what the response says; where there is none yet, one is made.
+        chunks: The response's body without content encoding.
+        streaming: Whether it is a stream of server-sent events.
+
+    Yields:
+        The chunks, as they are.
+    """
+    call.streaming = streaming
+    kept, last_ns, complete = KeptBody(), call.start_time_ns, False
+    try:
+        for chunk in chunks:
+            # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
+            last_ns = time.time_ns()
+            if streaming and call.time_to_first_chunk_ns is None:
+                call.time_to_first_chunk_ns = last_ns - call.start_time_ns
+            kept.add(chunk)
+            yield chunk
+        complete = True
+    finally:
+        if complete or (streaming and has_last_event(kept.last_chunks(LAST_CHUNKS))):
+            call.end(end_time_ns=last_ns)
+        add_facts(call, read_response(kept, streaming=streaming))

@@ -59,6 +59,23 @@ class ResponseFacts:
         return any(value is not None for value in (self.model, self.usage, self.finish_reason, self.error_type))
 
 
+LAST_CHUNKS = 4
+"""Chunks of a stream that are looked at to tell whether it is complete: a server may split its last event."""
+
+_LAST_EVENT = re.compile(
+    rb"(?:\A|\n)data: ?\[DONE\]"
+    rb'|(?<!\\)"type"\s*:\s*"(?:message_stop|response\.(?:completed|incomplete|failed))"'
+    rb'|(?<!\\)"finishReason"\s*:'
+)
+"""How the streams of OpenAI's chat, Anthropic and OpenAI's responses, and Gemini end. An answer that speaks of these
+events is within a JSON string, where quotes are escaped and lines do not begin."""
+
+
+def has_last_event(content: bytes) -> bool:
+    """Tell whether a stream's last event is in there, after which its client wants no more."""
+    return _LAST_EVENT.search(content) is not None
+
+
 def read_response(body: KeptBody, *, streaming: bool) -> ResponseFacts:
     """Read a successful response.
 

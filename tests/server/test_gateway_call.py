@@ -1,8 +1,10 @@
 """gateway_call(): the mirror of code that is no ASGI application."""
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +13,7 @@ from asgi_support import Mirrors
 from server_support import PARENT, SPAN_ID, TRACE_ID, TRACEPARENT, facts_of
 from wire_samples import CANARY, CHAT_FACTS, SAMPLES
 
-from agent_gateway_client.server import current_gateway_call, gateway_attempt, gateway_call
+from agent_gateway_client.server import current_gateway_call, gateway_attempt, gateway_call, relayed
 from agent_gateway_client.server.call import Cost, TokenUsage
 from agent_gateway_client.server.details import add_response
 
@@ -193,27 +195,59 @@ def test_a_failure_inside_a_response(mirrors: Mirrors):
     assert [facts["error.type"] for _, facts in spans_of(mirrors)] == ["502", "502"]
 
 
-def stream(mirrors: Mirrors) -> Iterator[bytes]:
+def stream(mirrors: Mirrors, chunks: Iterable[bytes] = SAMPLES["chat stream"].chunks) -> Generator[bytes, None, None]:
     """Stream a response from inside its call, as a WSGI gateway does."""
-    with gateway_call(TRACED, endpoint="chat", exporter=mirrors.exporter) as call:
+    with gateway_call(TRACED, endpoint="chat", exporter=mirrors.exporter) as call, call.attempt("acme"):
         call.http_status = 200
-        yield from SAMPLES["chat stream"].chunks
-        add_response(call, SAMPLES["chat stream"].chunks, streaming=True)
+        yield from relayed(call, chunks, streaming=True)
 
 
 def test_a_generator_that_runs_to_its_end(mirrors: Mirrors):
-    """The call lasts as long as the stream."""
-    assert b"".join(stream(mirrors)) == SAMPLES["chat stream"].body
-    assert [name for name, _ in spans_of(mirrors)] == ["gateway/chat", f"provider/{CHAT_FACTS.model}"]
+    """The call is a stream that lasts until its last chunk; what it says is the attempt's."""
+    chunks = stream(mirrors)
+    received = []
+    for chunk in chunks:
+        received.append(chunk)
+        last_ns = time.time_ns()
+    assert b"".join(received) == SAMPLES["chat stream"].body
+    (name, of_call), (attempt, facts) = spans_of(mirrors)
+    assert (name, attempt) == ("gateway/chat", f"provider/acme/{CHAT_FACTS.model}")
     assert mirrors.error_type is None
+    assert (of_call["gen_ai.request.stream"], of_call["gen_ai.response.time_to_first_chunk"] > 0) == (True, True)
+    assert facts["mlflow.chat.tokenUsage"]["total_tokens"] == CHAT_FACTS.usage.total_tokens  # type: ignore[union-attr]
+    assert all(span.end_time <= last_ns for span in mirrors.spans)
 
 
 def test_a_generator_that_is_closed(mirrors: Mirrors):
-    """A server closes the generator of a client that has gone."""
+    """A server closes the generator of a client that has gone; the call and its attempt say so."""
     chunks = stream(mirrors)
     next(chunks)
-    chunks.close()  # type: ignore[attr-defined]
-    assert mirrors.error_type == "client_disconnect"
+    chunks.close()
+    assert [facts["error.type"] for _, facts in spans_of(mirrors)] == ["client_disconnect"] * 2
+
+
+def test_a_generator_that_is_closed_after_the_last_event(mirrors: Mirrors):
+    """Many clients hang up as soon as they have the last event; their calls are complete."""
+    events = SAMPLES["chat stream"].chunks
+    chunks = stream(mirrors, [*events, b"\n"])
+    assert list(itertools.islice(chunks, len(events))) == list(events)
+    chunks.close()
+    assert mirrors.error_type is None
+    assert facts_of(mirrors.spans[1])["mlflow.chat.tokenUsage"]
+
+
+def test_a_provider_that_breaks_off(mirrors: Mirrors):
+    """A stream that fails midway is the provider's failure, with what was read until then."""
+
+    def broken() -> Iterator[bytes]:
+        yield SAMPLES["chat stream"].chunks[0]
+        raise TimeoutError(CANARY)
+
+    with pytest.raises(TimeoutError):
+        list(stream(mirrors, broken()))
+    (_, of_call), (attempt, facts) = spans_of(mirrors)
+    assert (of_call["error.type"], facts["error.type"]) == ("TimeoutError", "TimeoutError")
+    assert attempt == f"provider/acme/{CHAT_FACTS.model}"
 
 
 def test_a_generator_that_ends_in_another_thread(mirrors: Mirrors):

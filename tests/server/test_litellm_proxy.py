@@ -268,7 +268,7 @@ async def test_a_stream_that_fails_and_nobody_tells_the_client(
     ("chunk", "error"),
     [
         ("a", "client_disconnect"),
-        (b"event: message_stop\ndata: {}\n\n", None),
+        (b'event: message_stop\ndata: {"type": "message_stop"}\n\n', None),
         (b'event: content_block_delta\ndata: {"text": "event: message_stop"}\n\n', "client_disconnect"),
         (b'data: {"candidates": [{"finishReason": "STOP"}]}\n\n', None),
         (types.SimpleNamespace(type="response.completed"), None),
