@@ -90,10 +90,11 @@ class LiteLLMCall:
         logging = self._logging
         if logging is None or self._span is None or not logging.stream:
             return
-        details = logging.model_call_details
-        # LiteLLM's circle, in which a stream that nobody has any more would be kept until the garbage collector comes.
-        if details.get("original_response") is result:
-            details["original_response"] = None
+        # LiteLLM notes the stream, in a circle and, in older versions, for as long as there is no other call: one that
+        # nobody has any more would be kept, and with it the span, and with that MLflow's whole trace.
+        for notes in (logging.model_call_details, *getattr(litellm, "error_logs", {}).values()):
+            if notes.get("original_response") is result:
+                notes["original_response"] = None
         weakref.finalize(result, self.end)
 
     def failed(self, error: BaseException) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import pytest_asyncio
 from client_support import MemoryExporter
 
 try:
@@ -109,7 +110,7 @@ def shared_provider() -> Iterator[Provider]:
         gc.collect()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def provider(shared_provider: Provider, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Provider]:
     """A provider that has received nothing yet, which is the gateway; LiteLLM as it is when it is imported."""
     shared_provider.clear()
@@ -117,9 +118,9 @@ async def provider(shared_provider: Provider, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(litellm, "num_retries", None)
     with instrument_litellm(shared_provider.url):
         yield shared_provider
-        # What it has not logged yet it would log in the next test's loop.
+        # What it has not logged yet it would log in the next test.
+        GLOBAL_LOGGING_WORKER.start()
         await GLOBAL_LOGGING_WORKER.flush()
-        await GLOBAL_LOGGING_WORKER.stop()
     switch_autolog_off()
     litellm.in_memory_llm_clients_cache.flush_cache()
 

@@ -80,7 +80,7 @@ def _output_item(
     if wanted.get("type") == "json_schema":
         text = as_json(arguments_for(wanted.get("schema", {}), prompt))
     pieces = behaviour.split(text) if body.get("stream") else [text]
-    content = {"type": "output_text", "text": "".join(pieces), "annotations": []}
+    content = {"type": "output_text", "text": "".join(pieces), "annotations": [], "logprobs": []}
     message = {"id": "msg_local", "type": "message", "status": "completed", "role": "assistant"}
     return {**message, "content": [content]}, pieces
 
@@ -98,7 +98,7 @@ def _item_events(item: dict[str, Any], pieces: list[str]) -> tuple[list[Any], li
         done_text = {"text": item["content"][0]["text"], "logprobs": []}
         place["content_index"] = 0
         empty_item = {**open_item, "content": []}
-        parts = [{"type": "output_text", "text": "", "annotations": []}]
+        parts = [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
     extra: dict[str, Any] = {"logprobs": []} if parts else {}
     opening: list[Any] = [{"type": "response.output_item.added", "output_index": 0, "item": empty_item}]
     opening += [{"type": "response.content_part.added", **place, "part": part} for part in parts]
