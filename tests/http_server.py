@@ -10,7 +10,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 class HttpServer:
     """The server, as a context manager. It answers 200, or redirects to the URL in the query parameter ``to``.
 
-    One server is two hosts: a gateway at the address, and somebody else at the name ``localhost``.
+    One server is two hosts: a gateway at the address, and somebody else at the name ``localhost``. As a proxy it lets
+    nobody through.
 
     Attributes:
         requests: The URL that each request was sent to, as its Host header and its path have it, and its header lines.
@@ -69,6 +70,10 @@ def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         do_POST = do_GET
+
+        def do_CONNECT(self) -> None:
+            server.requests.append((f"https://{self.path}", self.headers.items()))
+            self.send_error(403)
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -1,0 +1,171 @@
+"""Every agent of integrations/, run as its README says, against a real gateway.
+
+What the folder promises is in its README: the block that begins with ```` ```text ```` is the trace that the agent
+leaves. An agent that needs a gateway of its own has a test of its own, which names the folder.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from e2e_support import assert_linked, assert_mirror, children_of, mirrors_in, read_trace, tracing_into, wait_for
+from http_server import HttpServer
+from mlflow.entities import Span, Trace
+
+from agent_gateway_client.demo._server import NOT_INHERITED
+from agent_gateway_client.demo.gateway import DemoGateway
+
+FOLDERS = {path.parent.name: path.parent for path in Path(__file__).parents[2].glob("integrations/*/README.md")}
+OTHER_TESTS = "\n".join(path.read_text() for path in Path(__file__).parent.glob("*.py") if path != Path(__file__))
+HERE = sorted(name for name in FOLDERS if f'"{name}"' not in OTHER_TESTS)
+
+AGENT_DEADLINE_S = 300.0
+VENDORS = ("OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "AZURE_")
+
+each_agent = pytest.mark.parametrize("name", HERE)
+
+
+class Ran(NamedTuple):
+    """An agent that has run.
+
+    Attributes:
+        trace: Its trace.
+        went_elsewhere: Where it sent requests to that is not this machine.
+    """
+
+    trace: Trace
+    went_elsewhere: list[str]
+
+
+@pytest.fixture(scope="module")
+def ran(gateway: DemoGateway) -> dict[str, Ran]:
+    """Every agent's run, each made when it is first asked for."""
+    return Runs(gateway)
+
+
+class Runs(dict[str, Ran]):
+    def __init__(self, gateway: DemoGateway) -> None:
+        super().__init__()
+        self._gateway = gateway
+
+    def __missing__(self, name: str) -> Ran:
+        self._gateway.provider.clear()
+        with HttpServer() as proxy:
+            trace_id = run(name, self._gateway, proxy)
+        answered = sum(request.method == "POST" for request in self._gateway.provider.requests)
+        with tracing_into(self._gateway):
+            self[name] = Ran(complete(trace_id, answered), [url for url, _ in proxy.requests])
+        return self[name]
+
+
+def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
+    """Run a folder's agent like a user who has nothing else configured; returns the id of its trace."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith((*NOT_INHERITED, *VENDORS))}
+    address = proxy.gateway.removesuffix("/gateway")
+    env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), address)
+    env |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
+    env |= {"MLFLOW_TRACKING_URI": gateway.tracking_uri, "GATEWAY_URL": gateway.gateway_url}
+    ended = subprocess.run(
+        [sys.executable, "agent.py"],
+        cwd=FOLDERS[name],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=AGENT_DEADLINE_S,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout.splitlines()[-1])
+    return str(told["trace_id"])
+
+
+def complete(trace_id: str, attempts: int) -> Trace:
+    """Return a trace as soon as it is complete: the agent's own spans, and a mirror of all that the provider was asked.
+
+    Args:
+        trace_id: The trace.
+        attempts: How many requests the provider got.
+    """
+
+    def is_complete() -> Trace | None:
+        trace = read_trace(trace_id)
+        if trace is None or trace.info.state == "IN_PROGRESS":
+            return None
+        # The agent sends its spans first; the trace becomes its own, out of the default experiment, after them.
+        if "mlflow.trace_schema.version" not in trace.info.trace_metadata:
+            return None
+        if sum(span.name.startswith("provider/") for span in trace.data.spans) < attempts:
+            return None
+        # MLflow's client reads what is said of the whole trace, like its tokens, before it reads the spans.
+        return read_trace(trace_id)
+
+    return wait_for(f"the trace {trace_id} with {attempts} attempts", is_complete)
+
+
+def tree_of(trace: Trace) -> str:
+    """Draw a trace: a line for each span, the earliest first, with what failed and the tokens of what has none below."""
+    ids = {span.span_id for span in trace.data.spans}
+    roots = [span for span in trace.data.spans if span.parent_id not in ids]
+    lines: list[str] = []
+
+    def grow(spans: list[Span], depth: int) -> None:
+        for span in spans:
+            below = children_of(trace, span)
+            usage = span.attributes.get("mlflow.chat.tokenUsage") or {}
+            tokens = f"{usage['input_tokens']} + {usage.get('output_tokens', 0)} tokens" if usage and not below else ""
+            failed = f"ERROR {span.attributes.get('error.type', '')}" if span.status.status_code == "ERROR" else ""
+            lines.append("   ".join(filter(None, ("  " * depth + span.name, failed, tokens))).rstrip())
+            grow(below, depth + 1)
+
+    grow(roots, 0)
+    return "\n".join(lines)
+
+
+@each_agent
+def test_the_trace_is_the_one_in_the_readme(name: str, ran: dict[str, Ran]):
+    """The spans that the agent leaves, with every mirror under its caller, are those that the README shows."""
+    (shown,) = re.findall(r"^```text\n(.*?)\n```$", (FOLDERS[name] / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert tree_of(ran[name].trace) == shown
+
+
+@each_agent
+def test_each_call_has_its_mirror_and_its_tokens_once(name: str, ran: dict[str, Ran], tracing: str):
+    """Each mirror lies in its caller's time, leads to the gateway's own trace; their tokens make up the agent's."""
+    trace = ran[name].trace
+    spans = {span.span_id: span for span in trace.data.spans}
+    mirrors = mirrors_in(trace)
+    assert mirrors
+    tokens: Counter[str] = Counter()
+    for mirror in mirrors:
+        assert mirror.parent_id is not None
+        attempts = [(span.name.removeprefix("provider/"), span.status.status_code) for span in children_of(trace, mirror)]
+        assert_mirror(trace, mirror, spans[mirror.parent_id], attempts)
+        assert attempts
+        tokens.update(assert_linked(mirror).info.token_usage or {})
+    assert trace.info.token_usage == tokens
+
+
+@each_agent
+def test_nothing_leaves_this_machine(name: str, ran: dict[str, Ran]):
+    """The agent sends nothing to a host beside the gateway and MLflow: no framework reports to its makers."""
+    assert ran[name].went_elsewhere == []
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+def test_every_folder_is_run(name: str):
+    """A folder has an agent that is run here, or is named by a test of its own; it says what it needs, and how it runs."""
+    assert name not in HERE or (FOLDERS[name] / "agent.py").is_file()
+    assert (FOLDERS[name] / "requirements.txt").is_file()
+    assert "Known to work with" in (FOLDERS[name] / "README.md").read_text()
+
+
+def test_every_folder_has_a_readme():
+    """No folder is passed over."""
+    folders = {path.name for path in Path(__file__).parents[2].glob("integrations/*") if path.is_dir()}
+    assert folders == set(FOLDERS)
