@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from agent_gateway_client.langchain import GatewayCallbackHandler
     from agent_gateway_client.litellm import instrument_litellm
     from agent_gateway_client.openai import wrap_openai
+    from agent_gateway_client.traces.notebook import show_trace
 
 __all__ = [
     "GatewayCallbackHandler",
     "__version__",
     "instrument",
     "instrument_litellm",
+    "show_trace",
     "trace_headers",
     "uninstrument",
     "unwrap",
@@ -33,6 +35,7 @@ _HOME = {
     "GatewayCallbackHandler": "langchain",
     "instrument": "instrumentation",
     "instrument_litellm": "litellm",
+    "show_trace": "traces.notebook",
     "trace_headers": "http",
     "uninstrument": "instrumentation",
     "unwrap": "http",

@@ -1,6 +1,6 @@
 """Every error this package raises on purpose, in one tree.
 
-All of them are raised at configuration time, never while a request is on its way.
+None of them is raised while a request is on its way.
 """
 
 
@@ -18,3 +18,7 @@ class MissingDependencyError(AgentGatewayError, ImportError):
 
 class StartError(AgentGatewayError, RuntimeError):
     """A server of the demo did not start; the message carries its last lines."""
+
+
+class NotFoundError(AgentGatewayError, LookupError):
+    """A trace cannot be read; the message says where it was looked for."""

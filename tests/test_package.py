@@ -23,6 +23,7 @@ PUBLIC_NAMES = [
     "GatewayCallbackHandler",
     "instrument",
     "instrument_litellm",
+    "show_trace",
     "trace_headers",
     "uninstrument",
     "unwrap",

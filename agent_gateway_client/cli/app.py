@@ -4,6 +4,7 @@ import click
 
 from agent_gateway_client._version import __version__
 from agent_gateway_client.cli.demo import demo
+from agent_gateway_client.cli.trace import trace
 
 
 @click.group(name="agent-gateway")
@@ -13,3 +14,4 @@ def app() -> None:
 
 
 app.add_command(demo)
+app.add_command(trace)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agent_gateway_client.cli._signals import Signals
-from agent_gateway_client.errors import MissingDependencyError
+from agent_gateway_client.errors import MissingDependencyError, NotFoundError
 
 if TYPE_CHECKING:
     from agent_gateway_client.demo.agents import SentCall
@@ -131,16 +131,14 @@ def _print_json(gateway: DemoGateway, outcome: Outcome) -> None:
 
 
 def _print_trees(console: Console, gateway: DemoGateway, outcome: Outcome) -> None:
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
     from agent_gateway_client.cli.tree import trace_tree
+    from agent_gateway_client.traces.read import read_joined
 
-    client = MlflowClient(gateway.tracking_uri)
     for trace_id in dict.fromkeys(v["trace_id"] for v in outcome.verdicts if v["trace_id"]):
         # A trace that is missing is the reason of its calls, below.
-        with contextlib.suppress(MlflowException):
-            console.print(trace_tree(client.get_trace(trace_id), gateway.tracking_uri))
+        with contextlib.suppress(NotFoundError):
+            # What is behind the links would make it twice as long; `agent-gateway trace` shows it.
+            console.print(trace_tree(read_joined(trace_id, gateway.tracking_uri)._replace(linked={})))
             console.print()
     for v in outcome.verdicts:
         if not v["closed"]:

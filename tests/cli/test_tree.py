@@ -1,39 +1,18 @@
 """tree.py: a trace as a tree for the terminal."""
 
-import json
-from typing import Any
+from collections.abc import Sequence
 
-from mlflow.entities import Span, Trace, TraceData, TraceInfo, TraceLocation, TraceState
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags
+from mlflow.entities import Span
 from rich.console import Console
+from trace_samples import joined, span
 
 from agent_gateway_client.cli.tree import trace_tree
 
-MILLISECOND = 1_000_000
 
-
-def span(number: int, parent: int | None, name: str, start: int, end: int | None, **attributes: Any) -> Span:
-    """A span with times in milliseconds; one with an `error.type` has failed."""
-    written = {"mlflow.traceRequestId": "tr-1", **{k.replace("__", "."): v for k, v in attributes.items()}}
-    return Span(
-        ReadableSpan(
-            name=name,
-            context=SpanContext(1, number, is_remote=False, trace_flags=TraceFlags(1)),
-            parent=SpanContext(1, parent, is_remote=True) if parent else None,
-            attributes={key: json.dumps(value) for key, value in written.items()},
-            start_time=start * MILLISECOND,
-            end_time=None if end is None else end * MILLISECOND,
-            status=Status(StatusCode.ERROR if "error.type" in written else StatusCode.OK),
-        )
-    )
-
-
-def lines_of(*spans: Span) -> list[str]:
-    info = TraceInfo("tr-1", TraceLocation.from_experiment_id("7"), 0, TraceState.OK)
+def lines_of(*spans: Span, linked: Sequence[Span] = ()) -> list[str]:
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
-        console.print(trace_tree(Trace(info, TraceData(list(spans))), "http://mlflow"))
+        console.print(trace_tree(joined(*spans, linked=linked)))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -62,3 +41,27 @@ def test_a_span_without_its_parent_or_its_end_is_shown_too():
 def test_text_from_a_trace_is_no_markup():
     """A span's name in brackets stays as it is."""
     assert lines_of(span(1, None, "[red]tool[/red]", 0, 1))[1] == "└── [red]tool[/red]  1 ms  OK"
+
+
+def test_an_escape_sequence_in_a_trace_reaches_no_terminal():
+    """Nor does a line break: a name is one printable line."""
+    assert lines_of(span(1, None, "\x1b[31mtool\nnext", 0, 1))[1] == "└── �[31mtool�next  1 ms  OK"
+
+
+def test_the_gateways_own_trace_is_below_its_link_after_the_attempts():
+    """Where it could be read; a span that comes after the gateway's is back at its own level."""
+    assert lines_of(
+        span(1, None, "agent", 0, 10),
+        span(2, 1, "gateway/chat", 1, 5, mlflow__gateway__linkedTraceId="tr-gw"),
+        span(3, 2, "provider/openai/m1", 2, 4),
+        span(4, 1, "tool", 6, 8),
+        linked=[span(7, None, "gateway/chat", 1, 5), span(8, 7, "provider/openai/m1", 2, 4)],
+    )[1:] == [
+        "└── agent  10 ms  OK",
+        "    ├── gateway/chat  4 ms  OK  -> tr-gw",
+        "    │   ├── provider/openai/m1  2 ms  OK",
+        "    │   └── the gateway's own trace",
+        "    │       └── gateway/chat  4 ms  OK",
+        "    │           └── provider/openai/m1  2 ms  OK",
+        "    └── tool  2 ms  OK",
+    ]

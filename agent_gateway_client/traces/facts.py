@@ -1,0 +1,187 @@
+"""A trace reduced to what a tree or a waterfall shows of it: no inputs, no outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple
+
+from mlflow.entities import Span, SpanStatusCode, Trace
+from mlflow.tracing.constant import CostKey, SpanAttributeKey, TokenUsageKey
+
+Kind = Literal["own", "gateway", "attempt"]
+"""What a span stands for: something the agent did itself, the gateway's call, or one of its provider attempts."""
+
+MAX_VALUE_LENGTH = 300
+"""Characters of an attribute's value that are shown."""
+
+_PAYLOAD_PREFIXES = (
+    "mlflow.spanInputs",
+    "mlflow.spanOutputs",
+    "mlflow.chat.messages",
+    "mlflow.chat.tools",
+    "gen_ai.prompt",
+    "gen_ai.completion",
+    "gen_ai.input",
+    "gen_ai.output",
+    "gen_ai.system_instructions",
+    "gen_ai.tool",
+    "input.",
+    "output.",
+    "llm.input_messages",
+    "llm.output_messages",
+    "llm.prompts",
+    "traceloop.entity.input",
+    "traceloop.entity.output",
+)
+"""Attributes by which MLflow, OpenTelemetry and OpenInference say what was asked and answered."""
+
+_INTERNAL = {SpanAttributeKey.REQUEST_ID}
+
+
+class SpanFacts(NamedTuple):
+    """What is shown of one span.
+
+    Attributes:
+        depth: Number of spans above it.
+        name: As it was given; not to be trusted.
+        kind: What it stands for.
+        span_id: 16 hexadecimal digits.
+        parent_id: That of its parent, or ``None``; the parent need not be in the trace.
+        start_ns: When it began, in nanoseconds since the epoch.
+        end_ns: When it ended, or ``None`` while it is running.
+        status: ``OK``, ``ERROR`` or ``UNSET``.
+        error_type: What it failed of, where that is said.
+        model: The model that was asked.
+        usage: Its tokens, by MLflow's names.
+        cost: In USD.
+        linked_trace_id: The gateway's own trace behind it.
+        attributes: All that is said of it, but for inputs and outputs; values are cut.
+    """
+
+    depth: int
+    name: str
+    kind: Kind
+    span_id: str
+    parent_id: str | None
+    start_ns: int
+    end_ns: int | None
+    status: str
+    error_type: str | None
+    model: str | None
+    usage: dict[str, int] | None
+    cost: float | None
+    linked_trace_id: str | None
+    attributes: dict[str, str]
+
+    @property
+    def duration(self) -> str:
+        """How long it took, for people."""
+        return "running" if self.end_ns is None else duration_text(self.end_ns - self.start_ns)
+
+    @property
+    def tokens(self) -> str:
+        """Its tokens, for people; ``""`` where they are not known."""
+        return tokens_text(self.usage) if self.usage else ""
+
+    @property
+    def cost_text(self) -> str:
+        """Its cost, for people; ``""`` where it is not known."""
+        return "" if self.cost is None else f"${self.cost:.8f}".rstrip("0").rstrip(".")
+
+
+def facts_of(trace: Trace) -> list[SpanFacts]:
+    """Return a trace's spans as they are shown: each after its parent, siblings in the order of their start.
+
+    A span whose parent is not in the trace is at the top level, and so is the first of spans that are each other's
+    ancestors, which no well-behaved program sends.
+    """
+    spans = {span.span_id: span for span in sorted(trace.data.spans, key=lambda span: span.start_time_ns)}
+    children: dict[str | None, list[Span]] = {}
+    for span in spans.values():
+        children.setdefault(span.parent_id if span.parent_id in spans else None, []).append(span)
+    found: dict[str, SpanFacts] = {}
+    for top in [*children.get(None, []), *spans.values()]:
+        waiting = [(0, top)]
+        while waiting:
+            depth, span = waiting.pop()
+            if span.span_id not in found:
+                found[span.span_id] = _facts(span, depth, found.get(span.parent_id or ""))
+                waiting += [(depth + 1, child) for child in reversed(children.get(span.span_id, []))]
+    return list(found.values())
+
+
+def with_ends(spans: Sequence[SpanFacts]) -> Iterator[tuple[SpanFacts, list[SpanFacts]]]:
+    """Go through spans in the order of :func:`facts_of`; with each come those that have no more spans below them."""
+    path: list[SpanFacts] = []
+    for span, following in zip_longest(spans, spans[1:]):
+        path.append(span)
+        depth = following.depth if following else 0
+        ended = path[depth:]
+        del path[depth:]
+        yield span, ended[::-1]
+
+
+def _facts(span: Span, depth: int, parent: SpanFacts | None) -> SpanFacts:
+    kind: Kind = "own"
+    if span.name.startswith("gateway/"):
+        kind = "gateway"
+    elif span.name.startswith("provider/") and parent is not None and parent.kind == "gateway":
+        kind = "attempt"
+    usage = span.get_attribute(SpanAttributeKey.CHAT_USAGE)
+    cost = span.get_attribute(SpanAttributeKey.LLM_COST)
+    total = cost.get(CostKey.TOTAL_COST) if isinstance(cost, Mapping) else None
+    return SpanFacts(
+        depth=depth,
+        name=span.name,
+        kind=kind,
+        span_id=span.span_id,
+        parent_id=span.parent_id,
+        start_ns=span.start_time_ns,
+        end_ns=span.end_time_ns,
+        status={SpanStatusCode.OK: "OK", SpanStatusCode.ERROR: "ERROR"}.get(span.status.status_code, "UNSET"),
+        error_type=_text_or_none(span.get_attribute("error.type")),
+        model=_text_or_none(span.get_attribute(SpanAttributeKey.MODEL)),
+        usage={k: v for k, v in usage.items() if isinstance(v, int)} if isinstance(usage, Mapping) else None,
+        cost=float(total) if isinstance(total, (int, float)) else None,
+        linked_trace_id=_text_or_none(span.get_attribute(SpanAttributeKey.LINKED_GATEWAY_TRACE_ID)),
+        attributes=_shown(span.attributes),
+    )
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _shown(attributes: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        key: _cut(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+        for key, value in attributes.items()
+        if key not in _INTERNAL and not key.startswith(_PAYLOAD_PREFIXES)
+    }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_VALUE_LENGTH else text[:MAX_VALUE_LENGTH] + "…"
+
+
+def duration_text(nanoseconds: int) -> str:
+    """Return a duration for people."""
+    milliseconds = nanoseconds / 1e6
+    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
+
+
+def tokens_text(usage: Mapping[str, int]) -> str:
+    """Return tokens for people: those read, with the cached ones apart, and those made."""
+    cached = usage.get(TokenUsageKey.CACHE_READ_INPUT_TOKENS)
+    read = f" ({cached} cached)" if cached else ""
+    return f"{usage.get(TokenUsageKey.INPUT_TOKENS, 0)}{read} + {usage.get(TokenUsageKey.OUTPUT_TOKENS, 0)} tokens"
+
+
+def as_objects(facts: Iterable[SpanFacts]) -> list[dict[str, Any]]:
+    """Return spans as ``agent-gateway trace --json`` prints them."""
+    return [
+        {**one._asdict(), "duration_ms": None if one.end_ns is None else (one.end_ns - one.start_ns) / 1e6}
+        for one in facts
+    ]

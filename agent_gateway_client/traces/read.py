@@ -1,0 +1,133 @@
+"""Traces as MLflow has them, together with the gateway's own traces that their mirrors lead to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import quote
+
+from mlflow.entities import Trace
+from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
+
+from agent_gateway_client.errors import NotFoundError
+from agent_gateway_client.traces.facts import SpanFacts, facts_of
+
+_TRACE_ID = re.compile(r"(?:tr-)?([0-9a-f]{32})\Z")
+_LATEST = 100
+_EXPERIMENTS = 1000
+_GATEWAYS_OWN = "mlflow.gateway."
+"""What MLflow's gateway notes of its own traces begins so."""
+
+
+class JoinedTrace(NamedTuple):
+    """A trace and what lies behind its links.
+
+    Attributes:
+        trace: The trace.
+        spans: What is shown of it.
+        linked: By trace id, what is shown of the gateway's own traces; those that cannot be read are missing.
+        tracking_uri: Where it was read.
+    """
+
+    trace: Trace
+    spans: list[SpanFacts]
+    linked: Mapping[str, list[SpanFacts]]
+    tracking_uri: str
+
+    @property
+    def trace_id(self) -> str:
+        """MLflow's id of it, ``tr-`` and 32 hexadecimal digits."""
+        return str(self.trace.info.trace_id)
+
+    @property
+    def url(self) -> str | None:
+        """Its address in MLflow's UI; ``None`` where it was read from a store that has none."""
+        return trace_url(self.tracking_uri, self.trace.info.experiment_id, self.trace_id)
+
+
+def trace_url(tracking_uri: str, experiment_id: str | None, trace_id: str) -> str | None:
+    """Return the address of a trace in MLflow's UI; ``None`` where the tracking URI is no server's."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return None
+    return f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/traces?selectedEvaluationId={quote(trace_id)}"
+
+
+def read_joined(trace_id: str, tracking_uri: str | None = None) -> JoinedTrace:
+    """Read a trace, and the gateway's own trace behind each of its links.
+
+    Args:
+        trace_id: MLflow's id, or the 32 hexadecimal digits of W3C's.
+        tracking_uri: Where MLflow is; by default, what MLflow is configured to use.
+
+    Raises:
+        NotFoundError: There is no such trace there, or MLflow does not answer.
+    """
+    match = _TRACE_ID.match(trace_id.strip().lower())
+    client = _client(tracking_uri)
+    trace = _get(client, f"tr-{match[1]}" if match else trace_id.strip())
+    spans = facts_of(trace)
+    linked = {}
+    for linked_id in dict.fromkeys(one.linked_trace_id for one in spans if one.linked_trace_id):
+        try:
+            linked[linked_id] = facts_of(_get(client, linked_id))
+        except NotFoundError:
+            continue
+    return JoinedTrace(trace, spans, linked, client.tracking_uri)
+
+
+def last_trace_id(tracking_uri: str | None = None, experiment: str | None = None) -> str:
+    """Return the id of the newest trace that is not a gateway's own.
+
+    Args:
+        tracking_uri: Where MLflow is; by default, what MLflow is configured to use.
+        experiment: Name or id of the experiment to look in; by default, all of them.
+
+    Raises:
+        NotFoundError: There is none, or MLflow does not answer.
+    """
+    client = _client(tracking_uri)
+    try:
+        known = {one.experiment_id: one.name for one in client.store.search_experiments(max_results=_EXPERIMENTS)}
+        wanted = [i for i, name in known.items() if experiment is None or experiment in (i, name)]
+        if not wanted:
+            raise NotFoundError(f"{client.tracking_uri} has no experiment {experiment!r}; see --experiment.")
+        newest = client.search_traces(
+            locations=wanted, max_results=_LATEST, order_by=["timestamp_ms DESC"], include_spans=False
+        )
+    except MlflowException as error:
+        raise _unreadable(client, error) from error
+    for trace in newest:
+        if not any(key.startswith(_GATEWAYS_OWN) for key in trace.info.trace_metadata):
+            return str(trace.info.trace_id)
+    raise NotFoundError(
+        f"{client.tracking_uri} has no trace of an agent among its newest; run the agent first, or name another server "
+        "with --tracking-uri."
+    )
+
+
+def _client(tracking_uri: str | None) -> TracingClient:
+    try:
+        return TracingClient(tracking_uri)
+    except MlflowException as error:
+        raise NotFoundError(f"MLflow cannot use the tracking URI {tracking_uri!r} ({error.error_code}).") from error
+
+
+def _get(client: TracingClient, trace_id: str) -> Trace:
+    try:
+        return client.get_trace(trace_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
+            raise NotFoundError(
+                f"{client.tracking_uri} has no trace {trace_id}. Is it another server, or has the agent not sent it "
+                "yet? (mlflow.flush_trace_async_logging() sends what waits.)"
+            ) from error
+        raise _unreadable(client, error) from error
+
+
+def _unreadable(client: TracingClient, error: MlflowException) -> NotFoundError:
+    return NotFoundError(
+        f"MLflow at {client.tracking_uri} does not answer as it should ({error.error_code}); is it running, and are "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set where it asks for them?"
+    )
