@@ -4,6 +4,7 @@ import click
 
 from agent_gateway_client._version import __version__
 from agent_gateway_client.cli.demo import demo
+from agent_gateway_client.cli.doctor import doctor
 from agent_gateway_client.cli.trace import trace
 
 
@@ -14,4 +15,5 @@ def app() -> None:
 
 
 app.add_command(demo)
+app.add_command(doctor)
 app.add_command(trace)

@@ -14,6 +14,7 @@ from agent_gateway_client.server.details import Details, is_success
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.lifespan import run_lifespan
+from agent_gateway_client.server.probe import answer, is_probe, without_probe
 from agent_gateway_client.server.responses import LAST_CHUNKS, has_last_event
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
@@ -98,6 +99,9 @@ class GatewayTracingMiddleware:
         """Serve one request, or the application's lifespan."""
         if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
             parent = extract(scope["headers"], strict=True)
+            if is_probe(scope["headers"]):
+                send = _answering(send, answer(scope["headers"], self.exporter))
+                scope = {**scope, "headers": without_probe(scope["headers"])}
             scope = self.application_scope(scope)
             if parent is not None and parent.sampled:
                 call = GatewayCall(parent, server_address=_address(scope))
@@ -243,6 +247,15 @@ class GatewayTracingMiddleware:
             return
         exporter = self.exporter
         await run_lifespan(self.app, scope, receive, send, lambda: exporter.shutdown() if exporter else None)
+
+
+def _answering(send: Send, header: tuple[bytes, bytes]) -> Send:
+    def answering_send(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start" and message["status"] not in (401, 403):
+            message = {**message, "headers": [*message.get("headers", ()), header]}
+        return send(message)
+
+    return answering_send
 
 
 _NO_CONTEXT = nullcontext()

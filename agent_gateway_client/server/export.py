@@ -56,11 +56,18 @@ class Destination(Protocol):
 
 
 class Exporter:
-    """A queue of calls and the thread that sends them."""
+    """A queue of calls and the thread that sends them.
+
+    Attributes:
+        destination: Where they are sent.
+        dropped: Number of calls that were not and will not be sent.
+        problem: Why the last spans were not taken, by an HTTP status or an exception's class; ``None`` if they were.
+    """
 
     def __init__(self, destination: Destination, *, max_waiting_calls: int = MAX_WAITING_CALLS) -> None:
         self.destination = destination
         self.dropped = 0
+        self.problem: str | None = None
         self._max_waiting = max_waiting_calls
         self._logged_dropped = 0
         self._next_log = 0.0
@@ -150,7 +157,8 @@ class Exporter:
                 self._send_pending()
                 delay = _FIRST_RETRY_SECONDS
             except Exception as error:  # whatever the destination does, the thread goes on
-                self._log_trouble(f"the store cannot be reached ({type(error).__name__})")
+                self.problem = _name_of(error)
+                self._log_trouble(f"the store cannot be reached ({self.problem})")
                 logger.debug("Mirror spans could not be sent", exc_info=True)
                 self._pause(delay * random.uniform(0.5, 1.0))
                 delay = min(delay * 2, _LAST_RETRY_SECONDS)
@@ -203,6 +211,7 @@ class Exporter:
             except Rejected:
                 self._send_one_by_one(size)
             else:
+                self.problem = None
                 for _ in range(size):
                     self._pending.popleft()
 
@@ -213,6 +222,7 @@ class Exporter:
                 self.destination.send(self._pending[0])
             except Rejected as error:
                 self._count_dropped()
+                self.problem = f"rejected: {error}"
                 self._log_trouble(f"the store rejects them ({error})")
             self._pending.popleft()
 
@@ -239,6 +249,18 @@ class Exporter:
                 len(self._queue) + len(self._pending),
                 self.dropped,
             )
+
+
+def _name_of(error: BaseException) -> str:
+    """Return what kind of error it is; its message may hold an address or a credential."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError) and not isinstance(error, OSError):
+        # MLflow's client raises an exception of its own where it cannot connect.
+        return type(cause).__name__
+    status = getattr(error, "status", None)
+    if status is None and hasattr(error, "get_http_status_code"):
+        status = error.get_http_status_code()
+    return f"HTTP {status}" if isinstance(status, int) else type(error).__name__
 
 
 _exporters: "weakref.WeakSet[Exporter]" = weakref.WeakSet()

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -28,6 +28,7 @@ from agent_gateway_client.server._litellm_proxy_facts import Facts, ends_stream
 from agent_gateway_client.server.call import CLIENT_DISCONNECT
 from agent_gateway_client.server.destinations import EXPORTER_VARIABLE
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.probe import answer, is_probe
 from agent_gateway_client.server.shared import shared_exporter
 
 try:
@@ -158,6 +159,22 @@ class LiteLLMProxyMirror(CustomLogger):
                 open_call.suspect_failure(kwargs.get("exception"))
                 if open_call.end_time_ns is not None:
                     self._calls.close_after(NO_HOOK_SECONDS, open_call)
+
+    async def async_post_call_response_headers_hook(
+        self,
+        data: Facts,
+        user_api_key_dict: Any,
+        response: Any,
+        request_headers: Mapping[str, str] | None = None,
+        litellm_call_info: Any = None,
+    ) -> dict[str, str] | None:
+        """Answer a caller whom the proxy has let in, and who asks whether the companion is there."""
+        with _harmless:
+            lines = [(name.encode(), value.encode()) for name, value in (request_headers or {}).items()]
+            if is_probe(lines):
+                name, value = answer(lines, self.exporter)
+                return {name.decode(): value.decode()}
+        return None
 
     def _end(self, open_call: OpenCall | None, error: str | None = None, end_time_ns: int | None = None) -> None:
         if open_call is None:

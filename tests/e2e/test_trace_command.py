@@ -117,8 +117,9 @@ def test_a_server_that_is_not_there(tracing: str):
     assert "http://127.0.0.1:9 does not answer" in str(told.exception)
 
 
-def test_an_empty_store(tmp_path: Path):
-    told = run("--last", "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_an_empty_experiment(gateway: DemoGateway, tracing: str):
+    mlflow.create_experiment("empty")
+    told = run("--last", "--experiment", "empty", "--tracking-uri", gateway.tracking_uri)
     assert "has no trace of an agent" in str(told.exception)
 
 

@@ -4,6 +4,7 @@ The shapes are those that litellm 1.106.2 was seen to hand out; tests/e2e/test_l
 """
 
 import asyncio
+import json
 import logging
 import sys
 import types
@@ -485,3 +486,13 @@ def test_an_environment_that_cannot_work(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=told):
         get_instance_fn("agent_gateway_client.server.litellm_proxy.mirror")
+
+
+async def test_who_asks_for_the_companion_is_told(mirror: LiteLLMProxyMirror):
+    """By a response header, as from the middleware; who does not ask is told nothing."""
+    hook = mirror.async_post_call_response_headers_hook
+    assert await hook({}, None, None, {"traceparent": TRACEPARENT}) is None
+    assert await hook({}, None, None, None) is None
+    told = await hook({}, None, None, {"traceparent": TRACEPARENT, "agent-gateway-probe": "1"})
+    assert told is not None
+    assert json.loads(told["agent-gateway-companion"])["traceparent"] == TRACEPARENT

@@ -1,0 +1,56 @@
+"""``agent-gateway doctor``: which link between an agent's trace and its gateway is broken."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from agent_gateway_client.cli._mlflow import tracking_uri_option
+
+
+@click.command()
+@click.option("--gateway", required=True, help="The gateway's URL, like http://localhost:5000/gateway.")
+@click.option("--model", required=True, help="The endpoint or model to call.")
+@tracking_uri_option
+@click.option("--api-key", envvar="AGENT_GATEWAY_API_KEY", help="What the gateway asks for; or $AGENT_GATEWAY_API_KEY.")
+@click.option("--experiment", default="agent-gateway doctor", show_default=True, help="Where the probe's trace goes.")
+@click.option("--wait", default=30.0, show_default=True, type=click.FloatRange(0.1), help="Seconds to wait for spans.")
+@click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+def doctor(
+    gateway: str,
+    model: str,
+    tracking_uri: str | None,
+    api_key: str | None,
+    experiment: str,
+    wait: float,
+    json_output: bool,
+) -> None:
+    """Send one call through a gateway, and say which link to its mirror in the trace is broken.
+
+    Works with MLflow's gateway, the LiteLLM Proxy and gateways with the middleware. The call is a short chat, and
+    its trace stays in MLflow. The exit status is 0 only if all links hold.
+    """
+    if not tracking_uri:
+        raise click.UsageError("Where do the agent's traces go? Give --tracking-uri or set MLFLOW_TRACKING_URI.")
+    from agent_gateway_client.doctor.checks import Check, Settings
+    from agent_gateway_client.doctor.examine import examine
+
+    console = Console(stderr=json_output)
+
+    def show(check: Check) -> None:
+        mark, style = ("ok", "green") if check.ok else ("BROKEN", "bold red")
+        console.print(Text.assemble((f"{mark:>6}", style), f"  {check.name}: ", (check.detail, "")), soft_wrap=True)
+        if not check.ok:
+            console.print(Text.assemble("        What to do: ", (check.fix, "bold")), soft_wrap=True)
+
+    settings = Settings(gateway, model, tracking_uri, api_key, experiment, wait)
+    checks = examine(settings, (lambda check: None) if json_output else show)
+    ok = all(check.ok for check in checks)
+    if json_output:
+        click.echo(json.dumps({"ok": ok, "checks": [check._asdict() for check in checks]}, indent=2))
+    elif ok:
+        console.print(Text("All links hold.", style="bold green"))
+    raise SystemExit(0 if ok else 1)

@@ -1,0 +1,59 @@
+"""What can be told before anything is sent."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+from agent_gateway_client.doctor.checks import Broken, Settings
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways, gateways_for_client
+
+
+def check_configuration(settings: Settings) -> str:
+    """Look at the URLs, and at the variables that steer tracing in this environment.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        Broken: Something in it cannot work.
+    """
+    try:
+        # The same rules as for wrap_openai(), which refuses a model vendor's public API.
+        gateways_for_client(settings.gateway, None)
+        Gateways([settings.gateway])
+    except ConfigurationError as error:
+        raise Broken(
+            str(error), "Give --gateway the URL of your gateway, like http://localhost:5000/gateway."
+        ) from None
+    parts = urlsplit(settings.tracking_uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Broken(
+            f"The tracking URI {_shown(settings.tracking_uri)} is no server's; a gateway in another process cannot "
+            "write to it.",
+            "Start `mlflow server`, and give its URL with --tracking-uri or MLFLOW_TRACKING_URI.",
+        )
+    otlp = [
+        name for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT") if os.environ.get(name)
+    ]
+    if otlp and _mlflow_sends_otlp():
+        raise Broken(
+            f"{otlp[0]} is set here, so MLflow sends the agent's spans there instead of to its tracking server.",
+            f"Unset {otlp[0]} in the agent's environment, or set MLFLOW_ENABLE_OTLP_EXPORTER=false.",
+        )
+    known = os.environ.get(GATEWAY_URLS_VARIABLE)
+    if known and settings.gateway not in Gateways.from_environment():
+        return f"The URLs are well-formed. ({GATEWAY_URLS_VARIABLE} is set and does not name this gateway.)"
+    return "The URLs are well-formed, and no variable here sends traces elsewhere."
+
+
+def _mlflow_sends_otlp() -> bool:
+    from mlflow.environment_variables import MLFLOW_ENABLE_OTLP_EXPORTER
+
+    return bool(MLFLOW_ENABLE_OTLP_EXPORTER.get())  # type: ignore[no-untyped-call]
+
+
+def _shown(uri: str) -> str:
+    # A database's URI may hold a password.
+    return repr(uri) if "@" not in uri else f"'{urlsplit(uri).scheme}://…'"

@@ -1,0 +1,107 @@
+"""The MLflow server that both halves of a joined trace have to arrive at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import httpx
+import mlflow
+from mlflow.entities import Span, Trace
+from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
+
+from agent_gateway_client.doctor.checks import Broken, Settings, excerpt
+
+LOWEST_VERSION = (3, 15)
+"""Of the MLflow server."""
+
+_POLL_S = 0.2
+_LOG_IN = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the agent."
+
+
+class Store:
+    """The tracking server.
+
+    Args:
+        settings: Where it is.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._uri = settings.tracking_uri.rstrip("/")
+        self.experiment_id = ""
+
+    def open(self) -> str:
+        """Reach the server, and choose or make the probe's experiment. This process then traces into it.
+
+        Returns:
+            What was seen.
+
+        Raises:
+            Broken: It cannot be reached, is too old, asks for credentials, or does not let the experiment be used.
+        """
+        version = self._version()
+        mlflow.set_tracking_uri(self._settings.tracking_uri)
+        name = self._settings.experiment
+        try:
+            self.experiment_id = str(mlflow.set_experiment(name).experiment_id)
+        except MlflowException as error:
+            status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+            if status == 401:
+                raise Broken(f"{self._uri} asks for credentials (401).", _LOG_IN) from error
+            raise Broken(
+                f"The experiment {name!r} cannot be used: {error.error_code}.",
+                "Name one with --experiment that is there and that you may write to.",
+            ) from error
+        return f"MLflow {version} answers at {self._uri}; the probe is in the experiment {name!r}."
+
+    def wait_for(self, trace_id: str, is_there: Callable[[Trace], bool], patience_s: float) -> Trace | None:
+        """Read a trace until it has what is looked for.
+
+        Returns:
+            The trace as it is then, or at last; ``None`` where there was none.
+        """
+        deadline = time.monotonic() + patience_s
+        client = TracingClient(self._settings.tracking_uri)
+        trace = None
+        while True:
+            try:
+                trace = client.get_trace(trace_id)
+                if is_there(trace):
+                    return trace
+            except MlflowException:
+                pass
+            if time.monotonic() > deadline:
+                return trace
+            time.sleep(_POLL_S)
+
+    def _version(self) -> str:
+        try:
+            response = httpx.get(f"{self._uri}/version", timeout=20)
+        except httpx.HTTPError as error:
+            raise Broken(
+                f"{self._uri} cannot be reached ({type(error).__name__}: {excerpt(str(error))}).",
+                "Start `mlflow server`, or give its URL with --tracking-uri or MLFLOW_TRACKING_URI.",
+            ) from error
+        if response.status_code in (401, 403):
+            raise Broken(f"{self._uri} asks for credentials ({response.status_code}).", _LOG_IN)
+        version = response.text.strip()
+        numbers = version.split(".")[:2]
+        if not response.is_success or len(numbers) < 2 or not all(number.isdecimal() for number in numbers):
+            raise Broken(
+                f"{self._uri} answers, but not as MLflow does ({response.status_code} to /version).",
+                "Give the URL of an MLflow server, with the prefix that it may have, as --tracking-uri.",
+            )
+        if tuple(map(int, numbers)) < LOWEST_VERSION:
+            lowest = ".".join(map(str, LOWEST_VERSION))
+            raise Broken(
+                f"{self._uri} is MLflow {version}, which is too old to take spans one by one.",
+                f"Upgrade the server to MLflow {lowest} or newer.",
+            )
+        return version
+
+
+def mirrors_in(trace: Trace | None) -> list[Span]:
+    """Return the gateways' spans of a trace."""
+    return [span for span in trace.data.spans if span.name.startswith("gateway/")] if trace else []

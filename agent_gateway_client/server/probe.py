@@ -1,0 +1,55 @@
+"""The companion's answer to a caller who asks whether it is there: ``agent-gateway doctor``.
+
+A model call that carries the header ``agent-gateway-probe`` gets one more response header, which says what of the
+caller's trace context has arrived and whether mirrors can be sent. It holds nothing of other calls but that, and a
+caller whom the gateway turns away gets none. All other calls are answered as they are.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agent_gateway_client._version import __version__
+from agent_gateway_client.propagation import TRACEPARENT, extract
+from agent_gateway_client.server.export import Exporter
+
+PROBE_HEADER = "agent-gateway-probe"
+"""Asks for the answer; its value does not matter."""
+
+COMPANION_HEADER = "agent-gateway-companion"
+"""The answer, a JSON object."""
+
+_PROBE = PROBE_HEADER.encode()
+_PROBE_LENGTH = len(_PROBE)
+_TRACEPARENT = TRACEPARENT.encode()
+
+Header = tuple[bytes, bytes]
+
+
+def is_probe(headers: Iterable[Header]) -> bool:
+    """Tell whether a request's header lines ask for the answer."""
+    # A loop: it runs for every request, and costs half of what any() does.
+    for name, _ in headers:
+        if len(name) == _PROBE_LENGTH and name.lower() == _PROBE:
+            return True
+    return False
+
+
+def without_probe(headers: Iterable[Header]) -> list[Header]:
+    """Return header lines without the question, which is nobody else's business behind the gateway."""
+    return [header for header in headers if header[0].lower() != _PROBE]
+
+
+def answer(headers: Iterable[Header], exporter: Exporter) -> Header:
+    """Return the response header for a request with these header lines."""
+    lines = list(headers)
+    received = extract(lines, strict=True)
+    facts: Mapping[str, Any] = {
+        "version": __version__,
+        "traceparents": sum(name.lower() == _TRACEPARENT for name, _ in lines),
+        # As it was understood, and not as it came.
+        "traceparent": received.traceparent if received else None,
+        "exporter": exporter.destination.convention.value,
+        "problem": exporter.problem,
+    }
+    return COMPANION_HEADER.encode(), json.dumps(facts, separators=(",", ":")).encode()
