@@ -14,6 +14,7 @@ from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.export import Destination, Rejected
 from agent_gateway_client.server.mirror import Convention
+from agent_gateway_client.server.totals import complete_totals
 
 EXPORTER_VARIABLE = "AGENT_GATEWAY_EXPORTER"
 EXPERIMENT_VARIABLE = "AGENT_GATEWAY_EXPERIMENT_ID"
@@ -34,9 +35,17 @@ class MlflowDestination:
 
     convention = Convention.MLFLOW
 
-    def __init__(self, log_spans: LogSpans, experiment_id: str) -> None:
+    def __init__(self, log_spans: LogSpans, experiment_id: str, store: Callable[[], Any] | None = None) -> None:
+        """Make a destination.
+
+        Args:
+            log_spans: What stores the spans.
+            experiment_id: Where a trace is begun that MLflow does not know yet.
+            store: Returns the tracking store in which the totals of a trace are completed; without, they are not.
+        """
         self._log_spans = log_spans
         self._experiment_id = experiment_id
+        self._store = store
 
     def send(self, spans: Sequence[ReadableSpan]) -> None:
         """See :class:`~agent_gateway_client.server.export.Destination`."""
@@ -56,6 +65,8 @@ class MlflowDestination:
             if _is_final(getattr(error, "status", None)):
                 raise Rejected(str(error)) from error
             raise
+        if self._store is not None:
+            complete_totals(self._store(), (f"tr-{span.context.trace_id:032x}" for span in spans))
 
 
 class OtlpDestination:
@@ -154,7 +165,8 @@ def mlflow_tracking_server() -> Destination:
             f"MLFLOW_TRACKING_URI is {os.environ.get('MLFLOW_TRACKING_URI')!r}, which MLflow cannot use "
             f"({type(error).__name__}); give the tracking server's URL, like http://localhost:5000."
         ) from error
-    return MlflowDestination(_quick_log_spans(client.store) or client.log_spans, experiment_id_from_environment())
+    log_spans = _quick_log_spans(client.store) or client.log_spans
+    return MlflowDestination(log_spans, experiment_id_from_environment(), lambda: client.store)
 
 
 def _quick_log_spans(store: Any) -> LogSpans | None:

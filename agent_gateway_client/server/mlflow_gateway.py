@@ -309,7 +309,7 @@ def _own_store() -> Destination:
     experiment_id = experiment_id_from_environment()
     # Looked up at the first use: MLflow opens its store when the first request comes.
     return MlflowDestination(
-        lambda experiment_id, spans: _server_store().log_spans(experiment_id, spans), experiment_id
+        lambda experiment_id, spans: _server_store().log_spans(experiment_id, spans), experiment_id, _server_store
     )
 
 

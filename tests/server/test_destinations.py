@@ -223,6 +223,50 @@ def test_the_mirror_joins_the_callers_trace(first: str, caller: str, store_uri: 
     assert trace.info.state == "OK", "a failed attempt is not the agent's failure"
 
 
+@pytest.mark.parametrize("late", [0, 1, 2, 3])
+@pytest.mark.parametrize("counts_itself", [False, True])
+def test_mirrors_that_come_after_the_end_are_counted(late: int, counts_itself: bool, caller: str, store_uri: str):
+    """Of three calls, however many of the mirrors come after the trace has ended, all tokens are counted, once.
+
+    A caller that counts its own tokens is taken at its word, as MLflow does.
+    """
+    store = SqlAlchemyStore(store_uri, "mlflow-artifacts:/")
+    destination = MlflowDestination(store.log_spans, "0", lambda: store)
+    with mlflow.start_span("agent") as agent:
+        agent.set_attribute("mine", 1)
+        calls = []
+        for _ in range(3):
+            with mlflow.start_span("step") as step:
+                calls.append(call_under(current_trace_context()))
+                if counts_itself:
+                    usage = {"input_tokens": 11, "output_tokens": 6, "total_tokens": 17}
+                    step.set_attribute("mlflow.chat.tokenUsage", usage)
+        for call in calls[late:]:
+            destination.send(mirror(call, destination.convention))
+    before = stored(agent.trace_id).info
+    for call in calls[:late]:
+        destination.send(mirror(call, destination.convention))
+    info = stored(agent.trace_id).info
+    assert info.token_usage is not None
+    assert info.token_usage["total_tokens"] == 3 * (17 if counts_itself else 15)
+    assert info.cost is not None
+    if not counts_itself:
+        assert info.cost["total_cost"] == pytest.approx(0.9)
+    assert (info.state, info.experiment_id, info.request_preview) == ("OK", caller, before.request_preview)
+    assert (info.request_time, info.execution_duration) == (before.request_time, before.execution_duration)
+    assert before.tags.items() <= info.tags.items()
+
+
+def test_totals_that_cannot_be_completed_do_not_keep_mirrors(caplog: pytest.LogCaptureFixture):
+    """Where MLflow does not let a trace be read, the mirrors are sent all the same, once, and one warning says so."""
+    sent: list[Any] = []
+    destination = MlflowDestination(lambda experiment, spans: sent.append(spans), "0", lambda: object())
+    for _ in range(2):
+        destination.send(mirror(full_call(), destination.convention))
+    assert len(sent) == 2
+    assert [record for record in caplog.records if "AttributeError" in record.getMessage()] != []
+
+
 def test_the_tracking_uri_is_where_mirrors_go(caller: str, store_uri: str, monkeypatch: pytest.MonkeyPatch):
     """Outside an MLflow server, mirrors go where MLFLOW_TRACKING_URI says, into the chosen experiment at first."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPERIMENT_ID", caller)
