@@ -87,7 +87,8 @@ def _events(
     ended = {"stop_reason": message["stop_reason"], "stop_sequence": None}
     after: list[Event] = [
         {"type": "content_block_stop", "index": 0},
-        {"type": "message_delta", "delta": ended, "usage": {"output_tokens": used["output_tokens"]}},
+        # Anthropic's API repeats the input tokens here, and there are clients that read them nowhere else.
+        {"type": "message_delta", "delta": ended, "usage": used},
         {"type": "message_stop"},
     ]
     return before, deltas, after
