@@ -197,6 +197,6 @@ class Database:
     def mirror_count(self) -> int:
         """Count the mirrors of all traces; the gateway's own spans do not know an HTTP status."""
         (row,) = self.rows(
-            "SELECT count(*) AS count FROM spans WHERE name LIKE 'gateway/%' AND content LIKE '%linkedTraceId%'"
+            "SELECT count(*) AS count FROM spans WHERE name LIKE 'gateway/%' AND content LIKE '%http.response.status%'"
         )
         return int(row["count"])

@@ -1,4 +1,4 @@
-"""An LLM gateway in FastAPI: names for models, a fallback, streams as they come. Two lines of it are about tracing."""
+"""An LLM gateway in FastAPI: names for models, a fallback, streams as they come. Few of its lines are about tracing."""
 
 import os
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ import httpx
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
-from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt
+from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, gateway_attempt
 
 PROVIDER_URL = os.environ.get("PROVIDER_URL", "https://api.openai.com/v1")
 PROVIDER_KEY = os.environ.get("PROVIDER_KEY", "none")
@@ -28,6 +28,8 @@ async def call(operation: str, request: Request) -> StreamingResponse:
     body = await request.json()
     if body.get("model") not in MODELS:
         raise HTTPException(404, "There is no such model here.")
+    if gateway_call := current_gateway_call():
+        gateway_call.endpoint = body["model"]
     for model in MODELS[body["model"]]:
         attempt = gateway_attempt(provider="openai", model=model)
         upstream = provider.build_request("POST", f"{PROVIDER_URL}/{operation}", json={**body, "model": model})

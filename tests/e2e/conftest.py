@@ -7,7 +7,9 @@ import httpx
 import mlflow
 import mlflow.openai
 import pytest
-from e2e_support import Database, httpx_client, tracing_into
+from e2e.fastapi_gateway import fastapi_gateway
+from e2e.litellm_proxy import LiteLLMProxy, configuration
+from e2e_support import USER, Database, httpx_client, tracing_into
 
 from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo.gateway import DemoGateway
@@ -33,6 +35,26 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_port: int) -> Ite
 def database(gateway: DemoGateway) -> Database:
     """The gateway's database."""
     return Database(gateway.log_path.parent / "mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def litellm_proxy(gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMProxy]:
+    """A LiteLLM Proxy in front of the gateway's model provider, whose mirrors go to the gateway's MLflow."""
+    config = configuration(gateway.provider.url)
+    with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, MLFLOW_TRACKING_URI=gateway.tracking_uri) as proxy:
+        # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.
+        with proxy.column.openai_client() as client:
+            list(client.chat.completions.create(model="chat", messages=[USER], stream=True))  # type: ignore[list-item]
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def fastapi_url(gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The FastAPI gateway of integrations/ in front of the gateway's model provider, whose mirrors go to its MLflow."""
+    provider = f"{gateway.provider.url}/v1"
+    directory = tmp_path_factory.mktemp("fastapi-gateway")
+    with fastapi_gateway(directory, MLFLOW_TRACKING_URI=gateway.tracking_uri, PROVIDER_URL=provider) as url:
+        yield url
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
+from e2e.gateways import MODELS, Column
 
-from agent_gateway_client import wrap_httpx, wrap_openai
 from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo._server import NOT_INHERITED
 
@@ -24,17 +23,12 @@ DEADLINE_S = 120.0
 STOP_DEADLINE_S = 60.0
 
 OPENAI_MODELS: dict[str, list[str]] = {
-    "chat": ["gpt-4o-mini"],
+    **{group: models[:1] for group, models in MODELS.items()},
     "cached": ["gpt-4o-mini-cached"],
     "slow": ["gpt-4o-mini-slow"],
-    "failing": ["gpt-4o-mini-fail-500"],
     "limited": ["gpt-4o-mini-fail-429"],
-    "fallback": ["gpt-4o-fail-503"],
     "two-fallbacks": ["gpt-4o-fail-503"],
     "retried": ["gpt-4o-fail-502", "gpt-4o-mini"],
-    "broken": ["gpt-4o-mini-broken-long-20"],
-    "long": ["gpt-4o-mini-long"],
-    "embeddings": ["text-embedding-3-small"],
     "any/*": ["*"],
 }
 """Model groups whose deployments speak OpenAI's API, in the order in which LiteLLM is to try them."""
@@ -78,6 +72,7 @@ def configuration(provider_url: str, callbacks: Any = MIRROR) -> dict[str, Any]:
             "fallbacks": [{"fallback": ["chat"]}, {"two-fallbacks": ["failing", "chat"]}],
         },
         "general_settings": {
+            "cancel_on_disconnect": True,
             "forward_client_headers_to_llm_api": True,
             "pass_through_endpoints": [
                 {"path": "/raw", "target": f"{provider_url}/v1", "include_subpath": True, "headers": {}, "auth": True}
@@ -136,26 +131,14 @@ class LiteLLMProxy:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def openai_client(self, **options: Any) -> openai.OpenAI:
-        """Return a wrapped OpenAI client of the proxy."""
-        return wrap_openai(openai.OpenAI(**self._options(), **options))
-
-    def async_openai_client(self, **options: Any) -> openai.AsyncOpenAI:
-        """Return a wrapped OpenAI client of the proxy, for asyncio."""
-        return wrap_openai(openai.AsyncOpenAI(**self._options(), **options))
-
-    def httpx_client(self, headers: Mapping[str, str] | None = None) -> httpx.Client:
-        """Return a wrapped httpx client of all of the proxy's routes."""
-        authorization = {"authorization": f"Bearer {MASTER_KEY}"}
-        client = httpx.Client(base_url=self.url, headers={**authorization, **(headers or {})}, timeout=DEADLINE_S)
-        return wrap_httpx(client)
+    @property
+    def column(self) -> Column:
+        """How it is reached, and what is particular to it."""
+        return Column(f"{self.url}/v1", MASTER_KEY, reads_one_line=True)
 
     def log(self) -> str:
         """Return what the proxy has written so far."""
         return self.log_path.read_text(errors="replace")
-
-    def _options(self) -> dict[str, Any]:
-        return {"base_url": f"{self.url}/v1", "api_key": MASTER_KEY, "max_retries": 0, "timeout": DEADLINE_S}
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(NOT_INHERITED)}
