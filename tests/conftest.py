@@ -12,7 +12,7 @@ __all__ = ["pytest_terminal_summary"]
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
-pytest.register_assert_rewrite("e2e.scenarios", "e2e_support")
+pytest.register_assert_rewrite("e2e_support")
 
 E2E = Path(__file__).parent / "e2e"
 

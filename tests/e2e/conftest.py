@@ -38,10 +38,15 @@ def database(gateway: DemoGateway) -> Database:
 
 
 @pytest.fixture(scope="session")
-def litellm_proxy(gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMProxy]:
-    """A LiteLLM Proxy in front of the gateway's model provider, whose mirrors go to the gateway's MLflow."""
-    config = configuration(gateway.provider.url)
-    with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, MLFLOW_TRACKING_URI=gateway.tracking_uri) as proxy:
+def litellm_proxy(
+    gateway: DemoGateway, upstream_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiteLLMProxy]:
+    """A LiteLLM Proxy in front of the gateway's model provider, whose mirrors go to the gateway's MLflow.
+
+    It is where the gateway knows another one to be.
+    """
+    directory, config = tmp_path_factory.mktemp("litellm"), configuration(gateway.provider.url)
+    with LiteLLMProxy(directory, config, upstream_port, MLFLOW_TRACKING_URI=gateway.tracking_uri) as proxy:
         # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.
         with proxy.column.openai_client() as client:
             list(client.chat.completions.create(model="chat", messages=[USER], stream=True))  # type: ignore[list-item]

@@ -1,12 +1,11 @@
 """A gateway behind a gateway: MLflow's AI Gateway asks a LiteLLM Proxy, which asks the model provider."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import httpx
 import mlflow
 import pytest
-from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
+from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy
 from e2e_support import CHAT, assert_linked, children_of, mirrored, mirrors_in
 from mlflow.entities import (
     FallbackConfig,
@@ -34,13 +33,10 @@ ENDPOINTS: dict[str, list[tuple[str, str]]] = {
 
 
 @pytest.fixture(scope="module")
-def proxy(gateway: DemoGateway, upstream_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMProxy]:
+def proxy(gateway: DemoGateway, litellm_proxy: LiteLLMProxy) -> LiteLLMProxy:
     """A LiteLLM Proxy where the first gateway knows a gateway to be; both send their mirrors to the same MLflow."""
-    directory = tmp_path_factory.mktemp("litellm")
-    environment = {"MLFLOW_TRACKING_URI": gateway.tracking_uri}
-    with LiteLLMProxy(directory, configuration(gateway.provider.url), upstream_port, **environment) as proxy:
-        create_endpoints(gateway, proxy)
-        yield proxy
+    create_endpoints(gateway, litellm_proxy)
+    return litellm_proxy
 
 
 def create_endpoints(gateway: DemoGateway, proxy: LiteLLMProxy) -> None:

@@ -1,99 +1,275 @@
-"""The same scenarios through every gateway. The made-up one is there to show what it takes to add another."""
+"""What must hold for every gateway, in one table. The made-up one is there to show what it takes to add another."""
 
+import asyncio
+import contextlib
+import http.client
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator
-from http.server import ThreadingHTTPServer
+import json
+import secrets
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+import httpx
+import mlflow
 import pytest
-from e2e.agent_calls import make_calls
-from e2e.flask_gateway import flask_server
-from e2e.gateways import MODELS, Column, exporter_to, serving
-from e2e.litellm_proxy import LiteLLMProxy
+from e2e.agent_calls import STREAM, Call, make_calls
+from e2e.columns import COLUMNS
+from e2e.gateways import Column
 from e2e.made_up_gateway import MadeUpGateway
-from e2e.scenarios import SCENARIOS, Run
-from e2e_support import Database
+from e2e.traceparents import CASES
+from e2e_support import CHAT, USER, Database, assert_linked, assert_mirror, mirrored, mirrors_in, wait_for
+from mlflow.entities import Span
 
-from agent_gateway_client.demo.gateway import ENDPOINTS, DemoGateway
+from agent_gateway_client.demo.gateway import DemoGateway
+from agent_gateway_client.demo.provider import Provider
 
+MINI = [("openai/gpt-4o-mini", "OK")]
+FELL_BACK = [("openai/gpt-4o-fail-503", "ERROR"), *MINI]
+CANARY = "c4n4ry7f3a"
 
-@pytest.fixture(scope="module")
-def mlflow_ai_gateway(gateway: DemoGateway) -> Column:
-    for name in MODELS.keys() - ENDPOINTS.keys():
-        gateway.create_endpoint(name, MODELS[name])
-    return Column(gateway.openai_base_url, has_own_traces=True)
-
-
-@pytest.fixture(scope="module")
-def asgi_middleware(fastapi_url: str) -> Column:
-    return Column(f"{fastapi_url}/v1")
+IN_TABLE = pytest.mark.table("Gateways", columns="run")
 
 
-@pytest.fixture(scope="module")
-def litellm(litellm_proxy: LiteLLMProxy) -> Column:
-    return litellm_proxy.column
+class Run(NamedTuple):
+    """A gateway, and a call of each mode through it."""
+
+    column: Column
+    calls: dict[str, Call]
+    database: Database
+    provider: Provider
 
 
-@pytest.fixture(scope="module")
-def flask_in_threads(gateway: DemoGateway) -> Iterator[Column]:
-    with exporter_to(gateway.tracking_uri) as exporter, serving(flask_server(gateway.provider.url, exporter)) as url:
-        yield Column(f"{url}/v1")
-
-
-@pytest.fixture(scope="module")
-def made_up(gateway: DemoGateway) -> Iterator[Column]:
-    with exporter_to(gateway.tracking_uri) as exporter:
-        handler = type("Handler", (MadeUpGateway,), {"provider_url": gateway.provider.url, "exporter": exporter})
-        server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})
-        with serving(server(("127.0.0.1", 0), handler)) as url:
-            yield Column(f"{url}/v1")
-
-
-COLUMNS = {
-    "MLflow AI Gateway": "mlflow_ai_gateway",
-    "ASGI (FastAPI)": "asgi_middleware",
-    "LiteLLM Proxy": "litellm",
-    "Flask in threads": "flask_in_threads",
-    "a made-up one": "made_up",
-}
-"""What the columns are called, and the fixtures that start the gateways."""
-
-Table = dict[tuple[str, str], str]
-
-
-@pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[Table]:
-    """Collects what became of each cell, and prints it all in the end."""
-    results: Table = {}
-    yield results
-    lines = ["", f"{'scenario':28}" + "".join(f"{name:>20}" for name in COLUMNS)]
-    for scenario in SCENARIOS:
-        cells = [results.get((scenario.__name__, name), "not run") for name in COLUMNS]
-        lines.append(f"{scenario.__name__:28}" + "".join(f"{cell:>20}" for cell in cells))
-    counts = Counter(results.values())
-    lines.append(f"{len(results)} cells: " + ", ".join(f"{count} {result}" for result, count in sorted(counts.items())))
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\n".join(lines))
-
-
-@pytest.fixture(scope="module", params=COLUMNS)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def run(name: str, request: pytest.FixtureRequest, gateway: DemoGateway, database: Database, tracing: str) -> Run:
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=IN_TABLE) for name in COLUMNS])
+def run(request: pytest.FixtureRequest, gateway: DemoGateway, database: Database, tracing: str) -> Iterator[Run]:
     """The gateway of a column, and a call of each mode through it."""
-    column = request.getfixturevalue(COLUMNS[name])
-    return Run(column, make_calls(column), database, gateway.provider)
+    with COLUMNS[request.param](request) as column:
+        yield Run(column, make_calls(column), database, gateway.provider)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_gateway(scenario: Callable[[Run], None], name: str, run: Run, table: Table):
-    """What the scenario's function says holds for the gateway."""
-    table[scenario.__name__, name] = "FAILED"
-    scenario(run)
-    table[scenario.__name__, name] = "ok"
+def test_one_mirror_under_the_caller(run: Run):
+    """Each call has one mirror, named after the endpoint, right below the caller's innermost span."""
+    found = {name: [(m.name, m.parent_id) for m in call.mirrors] for name, call in run.calls.items()}
+    assert found == {name: [(f"gateway/{call.mode.model}", call.caller.span_id)] for name, call in run.calls.items()}
+
+
+def test_times_are_contained(run: Run):
+    """The caller's span contains the mirror, and the mirror its attempts, one after the other."""
+    for name, call in run.calls.items():
+        mirror, caller = call.mirror, call.caller
+        moments = [caller.start_time_ns, mirror.start_time_ns]
+        for attempt in call.attempts:
+            moments += [attempt.start_time_ns, attempt.end_time_ns]
+        moments += [mirror.end_time_ns, caller.end_time_ns]
+        assert all(earlier <= later for earlier, later in pairwise(moments)), (name, moments)
+
+
+def test_status_is_the_calls_own(run: Run):
+    """A call that failed for the agent is an error and says of what; HTTP status and streaming are right too."""
+    for name, call in run.calls.items():
+        facts, failed = call.mirror.attributes, call.tokens is None
+        assert call.mirror.status.status_code == ("ERROR" if failed else "OK"), name
+        assert call.mirror.status.description == "", name
+        assert ("error.type" in facts) is failed, name
+        assert facts.get("error.type") != "client_disconnect", name
+        assert facts["http.response.status_code"] == call.status, name
+        if call.status >= 400:
+            assert facts["error.type"] == str(call.status), name
+        else:
+            assert facts["gen_ai.request.stream"] is call.mode.streamed, name
+            assert ("gen_ai.response.time_to_first_chunk" in facts) is call.mode.streamed, name
+
+
+def test_attempts_and_fallbacks(run: Run):
+    """Each model that was tried is an attempt, in order, with the status that it answered with."""
+    for name, call in run.calls.items():
+        told = [(span.name, span.status.status_code.value) for span in call.attempts]
+        failures = [f"provider/openai/{model}" for model in call.models if "fail" in model or "broken" in model]
+        assert [span for span, status in told if status == "ERROR"] == failures, name
+        assert [span for span, _ in told] == [f"provider/openai/{model}" for model in call.models], name
+        for span in call.attempts:
+            model = span.attributes["mlflow.llm.model"]
+            error = span.attributes.get("error.type")
+            assert error == (model.partition("-fail-")[2] or error), name
+            assert (error is None) is (span.status.status_code == "OK"), name
+
+
+def test_tokens_are_counted_once(run: Run):
+    """The trace has the tokens that the agent was told, once, and their cost, with and without autolog's own count."""
+    for name, call in run.calls.items():
+        usage, cost = call.trace.info.token_usage or {}, call.trace.info.cost
+        if call.tokens is None:
+            assert not usage, name
+            continue
+        counted = (usage["input_tokens"], usage.get("output_tokens", 0), usage["total_tokens"])
+        assert counted == (*call.tokens, sum(call.tokens)), name
+        priced = [span for span in call.attempts if "mlflow.llm.cost" in span.attributes]
+        assert cost == (priced[0].attributes["mlflow.llm.cost"] if priced else None), name
+        assert priced in ([], [call.attempts[-1]]), name
+
+
+def test_link_to_the_gateways_trace(run: Run):
+    """Mirror and the gateway's own trace lead to each other; a gateway that leaves no link has stored no trace."""
+    for name, call in run.calls.items():
+        own = {assert_linked(call.mirror).info.trace_id} if run.column.has_own_traces else set()
+        assert len(call.mirror.links) == len(own), name
+        assert ("mlflow.gateway.linkedTraceId" in call.mirror.attributes) is bool(own), name
+        rows = run.database.rows(
+            "SELECT DISTINCT trace_id FROM spans WHERE start_time_unix_nano BETWEEN ? AND ?",
+            call.caller.start_time_ns,
+            call.caller.end_time_ns,
+        )
+        assert {row["trace_id"] for row in rows} == own | {call.trace.info.trace_id}, name
+
+
+HEADERS = {
+    "x-canary": CANARY,
+    CANARY: "1",
+    "user-agent": CANARY,
+    "cookie": f"session={CANARY}",
+    "x-request-id": CANARY,
+    "baggage": f"user={CANARY}",
+}
+ASK = {"messages": [{"role": "system", "content": CANARY}, {"role": "user", "content": f"say {CANARY}"}]}
+FUNCTION = {"name": f"look_up_{CANARY}", "description": CANARY, "parameters": {"type": "object", "properties": {}}}
+SAID: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("chat/completions", {"model": "chat", "user": CANARY, "metadata": {CANARY: CANARY}, **ASK}),
+    "stream": ("chat/completions", {"model": "chat", "stream": True, **ASK}),
+    "tools": ("chat/completions", {"model": "chat", "tools": [{"type": "function", "function": FUNCTION}], **ASK}),
+    "fallback": ("chat/completions", {"model": "fallback", **ASK}),
+    "failing": ("chat/completions", {"model": "failing", **ASK}),
+    "cut": ("chat/completions", {"model": "cut", "stream": True, **ASK}),
+    "unknown": ("chat/completions", {"model": CANARY, **ASK}),
+    "invalid": ("chat/completions", {"model": "chat", "messages": CANARY, CANARY: CANARY}),
+    "embeddings": ("embeddings", {"model": "embeddings", "input": [CANARY]}),
+    "responses": ("responses", {"model": "responses", "input": CANARY, "instructions": CANARY}),
+}
+"""Requests with a canary wherever the caller, the model or an error can say something."""
+
+
+def test_no_payload_is_stored(run: Run):
+    """Whatever the caller, the model or an error says, no row that belongs to the caller's trace holds it."""
+    steps = {}
+    with run.column.httpx_client(HEADERS) as client:
+        for name, (path, body) in SAID.items():
+            with mlflow.start_span("step") as step, contextlib.suppress(httpx.RemoteProtocolError):
+                answer = client.post(f"{path}?q={CANARY}", json=body)
+                assert CANARY in answer.text or not answer.is_success or name in ("stream", "cut", "embeddings")
+            steps[name] = step
+    for name, step in steps.items():
+        mirrored(step)
+        rows = run.database.rows_of(step.trace_id)
+        assert {"spans", "trace_info"} <= {row["table"] for row in rows}, name
+        assert [row for row in rows if CANARY in json.dumps(row).lower()] == [], name
+
+
+def test_provider_gets_no_trace_context(run: Run):
+    """The caller's traceparent, tracestate and baggage do not go on to the provider."""
+    run.provider.clear()
+    with run.column.httpx_client({"tracestate": "a=1", "baggage": "user=1"}) as client, mlflow.start_span("step"):
+        for path, body in SAID.values():
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                client.post(path, json=body)
+    assert run.provider.requests
+    for request in run.provider.requests:
+        assert [request.header(name) for name in ("traceparent", "tracestate", "baggage")] == [[], [], []]
+
+
+def test_client_that_hangs_up(run: Run):
+    """The mirror of a call whose client closed the connection mid-stream is there, ended and marked."""
+    with run.column.openai_client() as client, mlflow.start_span("step") as step:
+        stream = client.chat.completions.create(model="long", messages=[USER], stream=True)  # type: ignore[list-item]
+        next(stream)
+        stream.close()
+        # The agent goes on with something else until the gateway has noticed.
+        wait_for("the mirror", lambda: run.database.spans(step.trace_id))
+    trace = mirrored(step)
+    (mirror,) = mirrors_in(trace)
+    (attempt,) = assert_mirror(trace, mirror, step, [("openai/gpt-4o-mini-long", "ERROR")])
+    assert [span.attributes["error.type"] for span in (mirror, attempt)] == ["client_disconnect"] * 2
+    assert mirror.attributes["http.response.status_code"] == 200
+    assert not trace.info.token_usage
+    if run.column.has_own_traces:
+        assert assert_linked(mirror).info.state == "ERROR"
+
+
+async def _ask(client: Any, number: int) -> Span:
+    """Make a call; every fifth one falls back, and every second one is a stream."""
+    with mlflow.start_span(f"call {number}") as span:
+        model, options = ("chat" if number % 5 else "fallback"), ({} if number % 2 else STREAM)
+        answer = await client.chat.completions.create(model=model, messages=[USER], **options)
+        if options:
+            async for _ in answer:
+                pass
+    return span
+
+
+def _ask_at_once(run: Run, count: int, *, in_one_trace: bool) -> list[Span]:
+    async def ask() -> list[Span]:
+        async with run.column.async_openai_client() as client:
+            with mlflow.start_span("fan out") if in_one_trace else contextlib.nullcontext():
+                return await asyncio.gather(*(_ask(client, number) for number in range(count)))
+
+    return asyncio.run(ask())
+
+
+def test_many_calls_of_one_trace(run: Run):
+    """50 concurrent calls under one trace are 50 mirrors, each under its own call's span, with its own attempts."""
+    steps = _ask_at_once(run, 50, in_one_trace=True)
+    trace = mirrored(steps[0], len(steps))
+    by_parent = {mirror.parent_id: mirror for mirror in mirrors_in(trace)}
+    assert len(mirrors_in(trace)) == len(by_parent) == len(steps)
+    for number, step in enumerate(steps):
+        assert_mirror(trace, by_parent[step.span_id], step, MINI if number % 5 else FELL_BACK)
+    used = [span.attributes.get("mlflow.chat.tokenUsage") for span in trace.data.spans]
+    assert [usage["input_tokens"] for usage in used if usage] == [3] * len(steps)
+    if run.column.has_own_traces:
+        assert len({mirror.attributes["mlflow.gateway.linkedTraceId"] for mirror in by_parent.values()}) == len(steps)
+
+
+def test_many_traces_at_once(run: Run):
+    """20 traces at once have one mirror each, none of which got into another's trace."""
+    steps = _ask_at_once(run, 20, in_one_trace=False)
+    assert len({step.trace_id for step in steps}) == len(steps)
+    for number, step in enumerate(steps):
+        trace = mirrored(step)
+        (mirror,) = mirrors_in(trace)
+        assert_mirror(trace, mirror, step, MINI if number % 5 else FELL_BACK)
+
+
+def _send(column: Column, lines: list[tuple[str, str]]) -> str:
+    """Send a call with header lines as they are; returns the id that its trace would have."""
+    trace_id, url = secrets.token_hex(16), urlsplit(column.url)
+    body = json.dumps({"model": "chat", **CHAT}).encode()
+    connection = http.client.HTTPConnection(url.netloc, timeout=60)
+    connection.putrequest("POST", f"{url.path}/chat/completions")
+    own = {"authorization": f"Bearer {column.key}", "content-type": "application/json", "content-length": len(body)}
+    for name, value in own.items():
+        connection.putheader(name, str(value))
+    for name, value in lines:
+        connection.putheader(name, value.format(t=trace_id, s=secrets.token_hex(8)))
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    answer.read()
+    connection.close()
+    return f"tr-{trace_id}"
+
+
+def test_no_mirror_without_a_parent(run: Run):
+    """A mirror is made if and only if exactly one valid, sampled parent is named; the request is served in any case."""
+    before = run.database.mirror_count()
+    sent = {name: _send(run.column, case.headers) for name, case in CASES.items()}
+    expected = {
+        name: case.mirrored or (run.column.reads_one_line and name.startswith("twice")) for name, case in CASES.items()
+    }
+    for name, trace_id in sent.items():
+        if expected[name]:
+            wait_for(f"the mirror of {name}", lambda trace_id=trace_id: run.database.spans(trace_id))
+    # The last one of all is mirrored, so no other is still to come, in whatever trace.
+    assert {name: bool(run.database.spans(trace_id)) for name, trace_id in sent.items()} == expected
+    assert run.database.mirror_count() - before == sum(expected.values())
 
 
 def test_adding_a_gateway_takes_one_short_class():
