@@ -3,7 +3,7 @@
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -89,20 +89,31 @@ def mirrored(caller: Span, count: int = 1) -> Trace:
         caller: Any span of the trace.
         count: Mirrors to wait for.
     """
+    return complete_trace(caller.trace_id, count, {caller.span_id})
+
+
+def complete_trace(trace_id: str, count: int, spans: Set[str] = frozenset()) -> Trace:
+    """Return a trace as soon as it is complete.
+
+    Args:
+        trace_id: The trace.
+        count: Mirrors to wait for.
+        spans: Ids of the client's own spans to wait for.
+    """
 
     def complete() -> Trace | None:
-        trace = read_trace(caller.trace_id)
+        trace = read_trace(trace_id)
         if trace is None or trace.info.state == "IN_PROGRESS" or len(mirrors_in(trace)) < count:
             return None
         # The client sends its spans first; the trace becomes its own, out of the default experiment, after them.
         if "mlflow.trace_schema.version" not in trace.info.trace_metadata:
             return None
-        if caller.span_id not in {span.span_id for span in trace.data.spans}:
+        if not spans <= {span.span_id for span in trace.data.spans}:
             return None
         # MLflow's client reads what is said of the whole trace, like its tokens, before it reads the spans.
-        return read_trace(caller.trace_id)
+        return read_trace(trace_id)
 
-    return wait_for(f"{count} mirrors in {caller.trace_id}", complete)
+    return wait_for(f"{count} mirrors in {trace_id}", complete)
 
 
 def linked(mirror: Span) -> Trace:

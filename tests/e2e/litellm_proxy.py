@@ -136,6 +136,10 @@ class LiteLLMProxy:
         """How it is reached, and what is particular to it."""
         return Column(f"{self.url}/v1", MASTER_KEY, reads_one_line=True)
 
+    def httpx_client(self, headers: dict[str, str] | None = None) -> httpx.Client:
+        """Return a wrapped httpx client of all of the proxy's routes."""
+        return self.column._replace(url=self.url).httpx_client(headers)
+
     def log(self) -> str:
         """Return what the proxy has written so far."""
         return self.log_path.read_text(errors="replace")

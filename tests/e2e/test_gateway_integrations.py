@@ -1,0 +1,151 @@
+"""The folders of integrations/ that are gateways: the configuration that each one shows, and its agent, as they are."""
+
+import contextlib
+import json
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import mlflow
+import pytest
+from e2e.litellm_proxy import DEADLINE_S, MASTER_KEY, LiteLLMProxy
+from e2e_support import USER, assert_linked, assert_mirror, children_of, complete_trace, mirrors_in
+from mlflow.entities import Span
+
+from agent_gateway_client.demo.gateway import DemoGateway
+
+INTEGRATIONS = Path(__file__).parents[2] / "integrations"
+MINI = ("openai/gpt-4o-mini", "OK")
+ATTEMPTS = {
+    "ask": [MINI],
+    "ask for a stream": [("openai/gpt-4o-fail-503", "ERROR"), MINI],
+    "embed": [("openai/text-embedding-3-small", "OK")],
+}
+"""The steps of each folder's agent, and what its gateway has to try for them."""
+
+
+def run(folder: str, script: str, gateway: DemoGateway, **environment: str) -> str:
+    """Run a script of a folder, which finds MLflow where the gateway's mirrors go; returns its last line."""
+    command, env = [sys.executable, script], {**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, **environment}
+    ended = subprocess.run(
+        command, cwd=INTEGRATIONS / folder, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()[-1]
+
+
+def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
+    """Assert that the agent's trace has a mirror of each step, and the tokens once; returns the mirrors.
+
+    Args:
+        told: What the agent has printed.
+        endpoints: The endpoint that each step asked, by the step's first word.
+    """
+    trace = complete_trace(json.loads(told)["trace_id"], len(ATTEMPTS))
+    mirrors = mirrors_in(trace)
+    assert len(mirrors) == len(ATTEMPTS)
+    steps = {span.name: span for span in trace.data.spans}
+    total = 0
+    for mirror, (name, attempts) in zip(mirrors, ATTEMPTS.items(), strict=True):
+        assert [span.span_id for span in children_of(trace, steps[name])] == [mirror.span_id]
+        *_, answered = assert_mirror(trace, mirror, steps[name], attempts)
+        assert mirror.name == f"gateway/{endpoints[name.rpartition(' ')[2]]}"
+        assert mirror.status.status_code == "OK"
+        assert mirror.attributes["gen_ai.request.stream"] is ("stream" in name)
+        total += answered.attributes.get("mlflow.chat.tokenUsage", {}).get("total_tokens", 0)
+    assert trace.info.token_usage is not None
+    assert trace.info.token_usage["total_tokens"] == total > 0
+    return mirrors
+
+
+def test_mlflow_gateway(gateway: DemoGateway, tracing: str):
+    """The endpoints that the folder creates serve its agent, and each mirror leads to the gateway's own trace."""
+    provider = {"OPENAI_API_BASE": f"{gateway.provider.url}/v1", "OPENAI_API_KEY": "none"}
+    assert run("mlflow-gateway", "endpoints.py", gateway, **provider).startswith("endpoint search")
+    told = run("mlflow-gateway", "agent.py", gateway, GATEWAY_URL=gateway.gateway_url)
+    for mirror in assert_all_is_there(told, ask="assistant", stream="assistant-with-fallback", embed="search"):
+        assert_linked(mirror)
+
+
+def test_fastapi_gateway(gateway: DemoGateway, fastapi_url: str, tracing: str):
+    """The folder's gateway, in which two lines are about tracing, serves its agent."""
+    told = run("fastapi-gateway", "agent.py", gateway, GATEWAY_URL=fastapi_url)
+    assert_all_is_there(told, ask="chat", stream="fallback", embed="embeddings")
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Hands what it is sent on to a server, while it may."""
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Relayed)
+        self.target = urlsplit(target)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.may_pass = threading.Event()
+        self.may_pass.set()
+        self.is_holding = threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.may_pass.set()
+        self.shutdown()
+        super().__exit__(*error)
+
+    def pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not self.may_pass.is_set():
+                    self.is_holding.set()
+                    assert self.may_pass.wait(DEADLINE_S)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+class _Relayed(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        relay = self.server
+        assert isinstance(relay, Relay)
+        with socket.create_connection((relay.target.hostname, relay.target.port)) as upstream:
+            back = threading.Thread(target=relay.pump, args=(upstream, self.request))
+            back.start()
+            relay.pump(self.request, upstream)
+            back.join()
+
+
+def test_litellm_proxy(gateway: DemoGateway, tracing: str, tmp_path: Path):
+    """The folder's configuration serves its agent; a proxy that is stopped ends when its mirrors are stored."""
+    provider = {"OPENAI_API_BASE": f"{gateway.provider.url}/v1", "OPENAI_API_KEY": "none"}
+    config = INTEGRATIONS / "litellm-proxy" / "config.yaml"
+    with (
+        Relay(gateway.tracking_uri) as relay,
+        LiteLLMProxy(tmp_path, config, MLFLOW_TRACKING_URI=relay.url, **provider) as proxy,
+    ):
+        told = run("litellm-proxy", "agent.py", gateway, GATEWAY_URL=proxy.url, GATEWAY_KEY=MASTER_KEY)
+        assert_all_is_there(told, ask="chat", stream="fallback", embed="embeddings")
+        relay.may_pass.clear()
+        with proxy.column.openai_client() as client, mlflow.start_span("step") as step:
+            for _ in range(3):
+                client.chat.completions.create(model="chat", messages=[USER])  # type: ignore[list-item]
+        assert relay.is_holding.wait(DEADLINE_S)
+        stopping = threading.Thread(target=proxy.stop)
+        stopping.start()
+        # A proxy without a mirror to send ends within a second.
+        stopping.join(2)
+        relay.may_pass.set()
+        stopping.join()
+    assert len(mirrors_in(complete_trace(step.trace_id, 3))) == 3
+
+
+def test_litellm_proxy_in_an_environment_that_cannot_work(tmp_path: Path):
+    """The proxy does not start when it is not said where mirrors go, and says what to do."""
+    proxy = LiteLLMProxy(tmp_path, INTEGRATIONS / "litellm-proxy" / "config.yaml", OPENAI_API_KEY="none")
+    with pytest.raises(AssertionError, match="litellm ended"), proxy:
+        pass
+    assert "set MLFLOW_TRACKING_URI" in proxy.log()
