@@ -18,18 +18,20 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
+from agent_gateway_client.propagation import model_call
 from agent_gateway_client.server._litellm_proxy_calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
 from agent_gateway_client.server._litellm_proxy_facts import Facts, ends_stream
-from agent_gateway_client.server.call import CLIENT_DISCONNECT
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
 from agent_gateway_client.server.destinations import EXPORTER_VARIABLE
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.probe import answer, is_probe
 from agent_gateway_client.server.shared import shared_exporter
+from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
 
 try:
     from litellm.integrations.custom_logger import CustomLogger
@@ -49,10 +51,14 @@ class LiteLLMProxyMirror(CustomLogger):
 
     Args:
         exporter: Where the calls are sent to.
+
+    Raises:
+        ConfigurationError: ``AGENT_GATEWAY_URLS``, the providers that are gateways too, holds what is no URL.
     """
 
     def __init__(self, exporter: Exporter) -> None:
         super().__init__()
+        self._upstream_gateways = reached_gateways()
         self.exporter = exporter
         if not hasattr(CustomLogger, "async_post_call_failure_deployment_hook"):
             warn_once(
@@ -67,6 +73,21 @@ class LiteLLMProxyMirror(CustomLogger):
         """Send what is known of all requests that have ended."""
         self._calls.close_ended()
         self.exporter.shutdown()
+
+    async def async_filter_deployments(
+        self,
+        model: str,
+        healthy_deployments: list[Any],
+        messages: Any,
+        request_kwargs: Facts | None = None,
+        parent_otel_span: Any = None,
+    ) -> list[Any]:
+        """A deployment is about to be chosen, in the task that will ask its provider; any of them will do."""
+        with _harmless:
+            if self._upstream_gateways and (open_call := self._calls.find(request_kwargs or {})):
+                span_id = partial(_attempt_span_id, open_call)
+                model_call.set(UpstreamRequests(open_call.call, self._upstream_gateways, span_id))
+        return healthy_deployments
 
     def log_pre_api_call(self, model: Any, messages: Any, kwargs: Facts) -> None:
         """A provider is about to be asked, or the proxy's own refusal of a request is being logged."""
@@ -185,6 +206,13 @@ class LiteLLMProxyMirror(CustomLogger):
             self._calls.close(open_call)
         else:
             self._calls.close_after(NO_HOOK_SECONDS if open_call.is_suspect else LATE_EVENT_SECONDS, open_call)
+
+
+def _attempt_span_id(open_call: OpenCall, call: GatewayCall) -> int:
+    if call.attempt_under_way() is None:
+        # Not every provider's part of LiteLLM tells when it asks the provider.
+        open_call.begin_attempt({})
+    return span_id_of_attempt_under_way(call)
 
 
 _NO_PROVIDER_IS_ASKED = "litellm_no_upstream_llm_call"

@@ -41,12 +41,13 @@ def database(gateway: DemoGateway) -> Database:
 def litellm_proxy(
     gateway: DemoGateway, upstream_port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiteLLMProxy]:
-    """A LiteLLM Proxy in front of the gateway's model provider, whose mirrors go to the gateway's MLflow.
+    """A LiteLLM Proxy where the gateway knows another one to be, in front of the same provider and of the gateway.
 
-    It is where the gateway knows another one to be.
+    Its mirrors go to the gateway's MLflow.
     """
-    directory, config = tmp_path_factory.mktemp("litellm"), configuration(gateway.provider.url)
-    with LiteLLMProxy(directory, config, upstream_port, MLFLOW_TRACKING_URI=gateway.tracking_uri) as proxy:
+    environment = {"MLFLOW_TRACKING_URI": gateway.tracking_uri, "AGENT_GATEWAY_URLS": gateway.gateway_url}
+    config = configuration(gateway.provider.url, gateway_url=gateway.openai_base_url)
+    with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, upstream_port, **environment) as proxy:
         # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.
         with proxy.column.openai_client() as client:
             list(client.chat.completions.create(model="chat", messages=[USER], stream=True))  # type: ignore[list-item]

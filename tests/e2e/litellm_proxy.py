@@ -35,13 +35,17 @@ OPENAI_MODELS: dict[str, list[str]] = {
 
 ANTHROPIC_MODELS = {"claude": "claude-3-5-haiku-20241022", "failing-claude": "claude-fail-500"}
 
+MLFLOW_MODELS = {"mlflow": "chat", "mlflow-fallback": "failing"}
+"""Model groups that are endpoints of MLflow's gateway."""
 
-def configuration(provider_url: str, callbacks: Any = MIRROR) -> dict[str, Any]:
+
+def configuration(provider_url: str, callbacks: Any = MIRROR, *, gateway_url: str | None = None) -> dict[str, Any]:
     """Return a proxy's configuration.
 
     Args:
         provider_url: The local model provider.
         callbacks: What LiteLLM is to call.
+        gateway_url: The OpenAI API of an MLflow AI Gateway that some models lead to.
     """
     openai_provider = {"api_base": f"{provider_url}/v1", "api_key": "none"}
     models = [
@@ -49,6 +53,14 @@ def configuration(provider_url: str, callbacks: Any = MIRROR) -> dict[str, Any]:
         for group, names in OPENAI_MODELS.items()
         for order, model in enumerate(names, 1)
     ]
+    fallbacks = [{"fallback": ["chat"]}, {"two-fallbacks": ["failing", "chat"]}]
+    if gateway_url:
+        gateway = {"api_base": gateway_url, "api_key": "none"}
+        models += [
+            {"model_name": group, "litellm_params": {"model": f"openai/{endpoint}", **gateway}}
+            for group, endpoint in MLFLOW_MODELS.items()
+        ]
+        fallbacks.append({"mlflow-fallback": ["mlflow"]})
     models += [
         {
             "model_name": group,
@@ -69,7 +81,7 @@ def configuration(provider_url: str, callbacks: Any = MIRROR) -> dict[str, Any]:
             "retry_after": 0,
             # A deployment that fails in one test must not be passed over in the next.
             "disable_cooldowns": True,
-            "fallbacks": [{"fallback": ["chat"]}, {"two-fallbacks": ["failing", "chat"]}],
+            "fallbacks": fallbacks,
         },
         "general_settings": {
             "cancel_on_disconnect": True,

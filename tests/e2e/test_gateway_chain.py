@@ -1,4 +1,4 @@
-"""A gateway behind a gateway: MLflow's AI Gateway asks a LiteLLM Proxy, which asks the model provider."""
+"""A gateway behind a gateway: MLflow's AI Gateway asks a LiteLLM Proxy, which asks the provider; or the other way."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import httpx
 import mlflow
 import pytest
 from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy
-from e2e_support import CHAT, assert_linked, children_of, mirrored, mirrors_in
+from e2e_support import CHAT, USER, assert_linked, children_of, mirrored, mirrors_in
 from mlflow.entities import (
     FallbackConfig,
     FallbackStrategy,
@@ -33,17 +33,12 @@ ENDPOINTS: dict[str, list[tuple[str, str]]] = {
 
 
 @pytest.fixture(scope="module")
-def proxy(gateway: DemoGateway, litellm_proxy: LiteLLMProxy) -> LiteLLMProxy:
-    """A LiteLLM Proxy where the first gateway knows a gateway to be; both send their mirrors to the same MLflow."""
-    create_endpoints(gateway, litellm_proxy)
-    return litellm_proxy
-
-
-def create_endpoints(gateway: DemoGateway, proxy: LiteLLMProxy) -> None:
+def chain(gateway: DemoGateway, litellm_proxy: LiteLLMProxy) -> None:
+    """Make the endpoints."""
     store = RestStore(lambda: MlflowHostCreds(gateway.tracking_uri))
     urls = {
-        LITELLM: proxy.url,
-        LITELLM_UNNAMED: proxy.url.replace("127.0.0.1", "localhost"),
+        LITELLM: litellm_proxy.url,
+        LITELLM_UNNAMED: litellm_proxy.url.replace("127.0.0.1", "localhost"),
         PROVIDER: gateway.provider.url,
     }
     secrets = {
@@ -80,6 +75,11 @@ def tree(trace: Trace, span: Span) -> dict[str, Any]:
     return below
 
 
+def own(trace: Trace, caller: Span) -> Span:
+    """Return the caller's span as the trace has it."""
+    return next(span for span in trace.data.spans if span.span_id == caller.span_id)
+
+
 CHAT_BY_LITELLM = {"provider/openai/chat": {"gateway/chat": {"provider/openai/gpt-4o-mini": {}}}}
 CHAIN = {"gateway/chain": CHAT_BY_LITELLM}
 FALLBACK_IN_BOTH = {
@@ -99,6 +99,9 @@ class Chain(NamedTuple):
     path: str
     body: dict[str, Any]
     mirrors: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.body['model']}{' streamed' if 'stream' in self.body else ''}"
 
 
 UNIFIED, OPENAI = "/mlflow/v1/chat/completions", "/openai/v1/chat/completions"
@@ -125,7 +128,7 @@ def count(names: dict[str, Any]) -> int:
 
 
 @pytest.fixture(scope="module")
-def made(proxy: LiteLLMProxy, http: httpx.Client) -> list[tuple[Span, httpx.Response]]:
+def made(chain: None, http: httpx.Client) -> list[tuple[Span, httpx.Response]]:
     """All calls, made before the first of their traces is waited for."""
     calls = []
     for chain in CHAINS:
@@ -134,16 +137,37 @@ def made(proxy: LiteLLMProxy, http: httpx.Client) -> list[tuple[Span, httpx.Resp
     return calls
 
 
-@pytest.mark.parametrize("number", range(len(CHAINS)), ids=lambda number: " ".join(map(str, CHAINS[number][:2]))[:60])
+@pytest.mark.parametrize("number", range(len(CHAINS)), ids=lambda number: str(CHAINS[number]))
 def test_three_levels_in_one_trace(number: int, made: list[tuple[Span, httpx.Response]]):
     """The second gateway's mirror is below the first one's attempt that asked it, its own attempts below that."""
     chain, (step, answer) = CHAINS[number], made[number]
     assert answer.status_code == 200, answer.text
     trace = mirrored(step, count(chain.mirrors))
-    assert tree(trace, next(span for span in trace.data.spans if span.span_id == step.span_id)) == chain.mirrors
+    assert tree(trace, own(trace, step)) == chain.mirrors
     first = mirrors_in(trace)[0]
     if "untracked" not in first.name:
         assert_linked(first)
+
+
+BY_MLFLOW = {"gateway/chat": {"provider/openai/gpt-4o-mini": {}}}
+FAILED_BY_MLFLOW = {"gateway/failing 500": {"provider/openai/gpt-4o-mini-fail-500 500": {}}}
+
+
+@pytest.mark.parametrize(
+    ("stream", "error"),
+    # MLflow begins a stream before it asks the provider, and LiteLLM has a name of its own for one that breaks off.
+    [(False, "500"), (True, "MidStreamFallbackError")],
+    ids=["plain", "streamed"],
+)
+def test_the_other_way_round(stream: bool, error: str, litellm_proxy: LiteLLMProxy, tracing: str):
+    """A LiteLLM Proxy in front of MLflow's AI Gateway: the same three levels, each attempt with its own below it."""
+    attempts = {f"provider/openai/failing {error}": FAILED_BY_MLFLOW, "provider/openai/chat": BY_MLFLOW}
+    with mlflow.start_span("step") as step, litellm_proxy.column.openai_client() as client:
+        answer: Any = client.chat.completions.create(model="mlflow-fallback", messages=[USER], stream=stream)
+        for _ in answer if stream else ():
+            pass
+    trace = mirrored(step, 3)
+    assert tree(trace, own(trace, step)) == {"gateway/mlflow-fallback": attempts}
 
 
 def test_tokens_are_counted_once(made: list[tuple[Span, httpx.Response]]):
@@ -159,7 +183,7 @@ def test_tokens_are_counted_once(made: list[tuple[Span, httpx.Response]]):
     assert trace.info.token_usage["total_tokens"] == reported["total_tokens"]
 
 
-def test_nobody_else_is_told(gateway: DemoGateway, proxy: LiteLLMProxy, http: httpx.Client):
+def test_nobody_else_is_told(gateway: DemoGateway, chain: None, http: httpx.Client):
     """A provider behind either gateway sees no trace context, and neither does a gateway that was not named."""
     gateway.provider.clear()
     with mlflow.start_span("step") as step:

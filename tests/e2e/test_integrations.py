@@ -144,7 +144,9 @@ def test_each_call_has_its_mirror_and_its_tokens_once(name: str, ran: dict[str, 
     tokens: Counter[str] = Counter()
     for mirror in mirrors:
         assert mirror.parent_id is not None
-        attempts = [(span.name.removeprefix("provider/"), span.status.status_code) for span in children_of(trace, mirror)]
+        attempts = [
+            (span.name.removeprefix("provider/"), span.status.status_code) for span in children_of(trace, mirror)
+        ]
         assert_mirror(trace, mirror, spans[mirror.parent_id], attempts)
         assert attempts
         tokens.update(assert_linked(mirror).info.token_usage or {})
