@@ -115,10 +115,32 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     yield "error.type", "error.type", _error_name(call.error_type)
 
 
+_WELL_KNOWN_PROVIDERS = {
+    "amazon_bedrock": "aws.bedrock",
+    "anthropic_text": "anthropic",
+    "azure": "azure.ai.openai",
+    "azure_ai": "azure.ai.inference",
+    "azure_text": "azure.ai.openai",
+    "bedrock": "aws.bedrock",
+    "cohere_chat": "cohere",
+    "gemini": "gcp.gemini",
+    "mistral": "mistral_ai",
+    "text-completion-openai": "openai",
+    "vertex_ai": "gcp.vertex_ai",
+    "vertex_ai_beta": "gcp.vertex_ai",
+    "watsonx": "ibm.watsonx.ai",
+    "watsonx_text": "ibm.watsonx.ai",
+    "xai": "x_ai",
+}
+"""What OpenTelemetry calls the providers for which MLflow and LiteLLM have names of their own."""
+
+
 def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
     usage, cost = attempt.usage, attempt.cost
     finish_reason = _name(attempt.finish_reason)
-    yield "mlflow.llm.provider", "gen_ai.provider.name", _name(attempt.provider)
+    provider = _name(attempt.provider)
+    yield "mlflow.llm.provider", None, provider
+    yield None, "gen_ai.provider.name", _WELL_KNOWN_PROVIDERS.get(provider.lower(), provider) if provider else None
     yield "mlflow.llm.model", "gen_ai.request.model", _name(attempt.model)
     yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation
     if usage is not None:

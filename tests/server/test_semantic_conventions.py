@@ -1,0 +1,70 @@
+"""mirror.py: the names that OpenTelemetry gives to what is exported, as its released package has them."""
+
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from opentelemetry.semconv import _incubating, attributes
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from server_support import attributes_of, full_call
+
+from agent_gateway_client.server.call import Attempt, Operation
+from agent_gateway_client.server.mirror import _WELL_KNOWN_PROVIDERS, Convention, mirror
+
+OURS = ("mlflow.", "agent_gateway.", "endpoint_", "server_url")
+"""Names that MLflow has given, and this package's own."""
+
+
+def modules() -> Iterable[str]:
+    for package in (attributes, _incubating):
+        folder = Path(package.__path__[0])
+        for path in sorted(folder.rglob("*_attributes.py")):
+            yield ".".join((package.__name__, *path.relative_to(folder).with_suffix("").parts))
+
+
+@pytest.fixture(scope="module")
+def released() -> set[str]:
+    """Every attribute of the package, the stable and the incubating ones."""
+    names = [value for module in modules() for value in vars(import_module(module)).values()]
+    return {name for name in names if isinstance(name, str)}
+
+
+@pytest.mark.parametrize("convention", Convention)
+def test_every_name_is_released(convention: Convention, released: set[str]):
+    """What is exported has the name of a released attribute, or one in a namespace that is not OpenTelemetry's."""
+    keys = {key for span in mirror(full_call(), convention) for key in attributes_of(span)}
+    keys |= {key for span in mirror(full_call(), convention) for event in span.events for key in event.attributes or {}}
+    conventional = {key for key in keys if not key.startswith(OURS)}
+    assert len(conventional) >= 5
+    assert conventional <= released
+
+
+def test_operations_are_well_known():
+    """What is asked of a model is one of the operations that OpenTelemetry knows, and is said in its words."""
+    known = {operation.value for operation in gen_ai_attributes.GenAiOperationNameValues}
+    assert set(get_args(Operation)) - {"other"} <= known
+    for operation in get_args(Operation):
+        for span in mirror(full_call(operation=operation), Convention.OTEL):
+            said = attributes_of(span).get("gen_ai.operation.name")
+            assert said == (None if operation == "other" else operation)
+
+
+def test_providers_are_well_known():
+    """A provider that has another name with OpenTelemetry than with MLflow and LiteLLM is called that over OTLP."""
+    known = {provider.value for provider in gen_ai_attributes.GenAiProviderNameValues}
+    assert set(_WELL_KNOWN_PROVIDERS.values()) <= known
+    assert not set(_WELL_KNOWN_PROVIDERS) & known
+    names = {"openai": "openai", "Bedrock": "aws.bedrock", "vertex ai": "gcp.vertex_ai", "my own": "my_own"}
+    call = full_call(attempts=[Attempt(provider=name, model="m") for name in names])
+    _, *spans = mirror(call, Convention.OTEL)
+    assert [attributes_of(span)["gen_ai.provider.name"] for span in spans] == list(names.values())
+    assert [span.name for span in spans] == [f"provider/{name.replace(' ', '_')}/m" for name in names]
+
+
+def test_the_names_that_litellm_has():
+    """Each provider in the table is one that LiteLLM or MLflow's gateway knows under that name."""
+    litellm = pytest.importorskip("litellm", reason="litellm is not in this environment's constraints file")
+    names = {provider.value for provider in litellm.LlmProviders}
+    assert set(_WELL_KNOWN_PROVIDERS) - names == {"amazon_bedrock"}
