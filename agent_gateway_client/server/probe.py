@@ -29,7 +29,7 @@ Header = tuple[bytes, bytes]
 def is_probe(headers: Iterable[Header]) -> bool:
     """Tell whether a request's header lines ask for the answer."""
     # A loop: it runs for every request, and costs half of what any() does.
-    for name, _ in headers:
+    for name, _ in headers:  # noqa: SIM110
         if len(name) == _PROBE_LENGTH and name.lower() == _PROBE:
             return True
     return False
