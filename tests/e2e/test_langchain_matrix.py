@@ -1,0 +1,19 @@
+"""GatewayCallbackHandler against a real gateway: every way to call a model, with autolog off, on and inline."""
+
+import pytest
+
+pytest.importorskip("langchain")
+pytest.importorskip("langchain_openai")
+pytest.importorskip("langchain_anthropic")
+pytest.importorskip("langgraph")
+
+import langchain_column
+from matrix_support import Cell, Columns, assert_cell, columns_of, each_cell
+
+columns = columns_of(langchain_column)
+
+
+@each_cell(langchain_column, "LangChain and LangGraph")
+def test_langchain(cell: Cell, autolog: str, columns: Columns):
+    """Each call of the cell has one mirror, below the span of that very call, and its tokens are counted once."""
+    assert_cell(cell, columns[autolog], autolog)
