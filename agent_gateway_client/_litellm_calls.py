@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import litellm
+import mlflow.tracking
 from litellm.integrations.mlflow import MlflowLogger
 
 from agent_gateway_client._litellm_logger import LiveLogger
@@ -29,7 +30,12 @@ _CALLBACKS = ("callbacks", "success_callback", "failure_callback", "_async_succe
 
 
 def is_autologged() -> bool:
-    """Tell whether ``mlflow.litellm.autolog()`` logs calls; async ones it may still log when it was switched off."""
+    """Tell whether ``mlflow.litellm.autolog()`` logs calls; async ones it may still log when it was switched off.
+
+    Where only the package mlflow-tracing is installed it does not, as LiteLLM's logger stands on what that leaves out.
+    """
+    if not hasattr(mlflow.tracking, "MlflowClient"):
+        return False
     return any(is_autolog(callback) for name in _CALLBACKS for callback in getattr(litellm, name, ()))
 
 
@@ -42,10 +48,9 @@ class LiteLLMCall:
     """A call of LiteLLM, from its beginning until it is logged, as LiteLLM's ``Logging`` object knows it.
 
     Its requests name its span as long as none of them is answered. What is sent after that, in the same context, may
-    be the user's own: the reader of a stream makes requests too.
+    be the user's own: the reader of a stream makes requests too. A call that has ended is as if it were not there.
 
     Attributes:
-        gateways: Those of the call that this one is a part of.
         logger: Takes the place of autolog's logger for this call, if it has a span.
         has_span: Whether a span was begun for it, even if it has ended.
     """
@@ -54,15 +59,21 @@ class LiteLLMCall:
         outer = model_call.get()
         while isinstance(outer, LiteLLMCall) and outer._logging is None:
             outer = outer._outer
-        self.gateways = outer.gateways if outer else _NONE
         self.has_span = False
         self.logger = LiveLogger(self._open_span)
         self._outer: ModelCall | None = outer
         self._began_in = active_trace_context()
         self._lock = threading.RLock()
         self._logging: Any = logging
+        self._start_time: datetime = logging.start_time
         self._span: Any = None
         self._is_named = True
+        self._has_failed = False
+
+    @property
+    def gateways(self) -> Gateways:
+        """Those of the call that this one is a part of."""
+        return self._outer.gateways if self._outer else _NONE
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
         """Return this call's span, which is begun now if it has not; ``active`` where the user has opened another."""
@@ -88,7 +99,7 @@ class LiteLLMCall:
     def returned(self, result: Any) -> None:
         """Take note of what LiteLLM returns. It does not log a stream that is not read to its end."""
         logging = self._logging
-        if logging is None or self._span is None or not logging.stream:
+        if logging is None or not logging.stream:
             return
         # LiteLLM notes the stream, in a circle and, in older versions, for as long as there is no other call: one that
         # nobody has any more would be kept, and with it the span, and with that MLflow's whole trace.
@@ -102,43 +113,41 @@ class LiteLLMCall:
         if not isinstance(error, Exception):
             self.end(error=error)
 
-    def end(
-        self,
-        result: Any = None,
-        error: BaseException | None = None,
-        start_time: datetime | None = None,
-        end_time: datetime | None = None,
-    ) -> None:
+    def end(self, result: Any = None, error: BaseException | None = None) -> None:
         """End the span, filled in as autolog does it. Never raises; the second time does nothing.
 
         Args:
             result: What LiteLLM returns, or for a stream the whole response.
             error: What it raises.
-            start_time: As LiteLLM has it; when the call began by default.
-            end_time: As LiteLLM has it; now by default.
         """
         with self._lock:
             if self._logging is None:
                 return
             if span := self._open_span():
                 try:
-                    self.logger.fill_in(self._logging, result, error, start_time, end_time)
+                    self.logger.fill_in(self._logging, result, error)
                     if span.end_time_ns is None:
                         span.end(status="ERROR" if error else "OK")
                 except Exception:
                     logger.debug("The span of a LiteLLM call was not filled in", exc_info=True)
             self._span = self._logging = None
             self._is_named = False
-            self.gateways = _NONE
-        if model_call.get() is self:
-            model_call.set(self._outer)
+            self._has_failed = error is not None
+
+    def begin_again(self, logging: Any) -> None:
+        """Take note of another attempt, a retry or a fallback: after one that has failed it has a span of its own."""
+        with self._lock:
+            if self._has_failed and self._logging is None:
+                self._logging = logging
+                self._start_time = datetime.now()
+                self._is_named = True
 
     def _open_span(self) -> Any:
         return self._span if self._span is not None and self._span.end_time_ns is None else None
 
     def _begin(self, parent: TraceContext | None) -> Any:
         try:
-            return self.logger.begin(self._logging, parent)
+            return self.logger.begin(self._logging, parent, self._start_time)
         except Exception as error:  # whatever MLflow and LiteLLM do, the user's call goes on
             logger.debug("The span of a LiteLLM call could not be begun", exc_info=True)
             warn_once(

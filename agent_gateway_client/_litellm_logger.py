@@ -33,13 +33,13 @@ class LiveLogger(MlflowLogger):
         self._open_span = open_span
         self._usage: dict[str, int] = {}
 
-    def begin(self, logging: Any, parent: TraceContext | None) -> Any:
+    def begin(self, logging: Any, parent: TraceContext | None, start_time: datetime) -> Any:
         """Begin the span, with the name and the type that autolog gives it, below ``parent`` if that is MLflow's."""
         call_type = logging.model_call_details.get("call_type") or logging.call_type
         arguments: dict[str, Any] = {
             "name": f"litellm-{call_type}",
             "span_type": self._get_span_type(call_type),
-            "start_time_ns": int(logging.start_time.timestamp() * 1e9),
+            "start_time_ns": int(start_time.timestamp() * 1e9),
         }
         if parent is not None:
             try:
@@ -50,21 +50,19 @@ class LiveLogger(MlflowLogger):
                 logger.debug("The active span is not one of this process' MLflow", exc_info=True)
         return self._client.start_trace(**arguments)
 
-    def fill_in(
-        self,
-        logging: Any,
-        result: Any,
-        error: BaseException | None,
-        start_time: datetime | None,
-        end_time: datetime | None,
-    ) -> None:
+    def fill_in(self, logging: Any, result: Any, error: BaseException | None) -> None:
         """Do now what autolog does when LiteLLM logs the call; for a stream ``result`` is all of it."""
-        details = {**logging.model_call_details, "stream": False, "exception": error}
-        start_time, end_time = start_time or logging.start_time, end_time or datetime.now()
-        if error is None:
-            self.log_success_event(details, result, start_time, end_time)
-        else:
-            self.log_failure_event(details, result, start_time, end_time)
+        details = {
+            **logging.model_call_details,
+            # Autolog takes out of it what it has read.
+            "optional_params": dict(logging.model_call_details.get("optional_params") or {}),
+            # LiteLLM has not made it yet; what is there is of an attempt before this one.
+            "standard_logging_object": None,
+            "stream": False,
+            "exception": error,
+        }
+        log = self.log_success_event if error is None else self.log_failure_event
+        log(details, result, logging.start_time, datetime.now())
 
     def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """Log the call, but no part of a stream before all of it is there."""
@@ -98,7 +96,7 @@ class LiveLogger(MlflowLogger):
 
     def _extract_attributes(self, kwargs: Any) -> dict[str, Any]:
         attributes: dict[str, Any] = super()._extract_attributes(kwargs)
-        usage = {**self._usage, **(attributes.pop(_USAGE, None) or {})}
+        usage = {**(attributes.pop(_USAGE, None) or {}), **self._usage}
         # Of a call that reports none LiteLLM says 0, which would hide what the gateway knows of it.
         return {**attributes, _USAGE: usage} if usage.get("total_tokens") else attributes
 

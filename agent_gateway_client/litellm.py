@@ -4,10 +4,12 @@ Its requests go through httpx and aiohttp, whatever the kind of call, and are re
 particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``, which goes round Python's clients.
 """
 
+import asyncio
 import inspect
 import os
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from importlib.util import find_spec
 from typing import Any
 
@@ -95,6 +97,15 @@ def _begins(original: Callable[..., Any], switch: Switch) -> Any:
     return __init__
 
 
+def _begins_again(original: Callable[..., Any], switch: Switch) -> Any:
+    def update_environment_variables(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if call := _call_of(self, switch):
+            call.begin_again(self)
+        return original(self, *args, **kwargs)
+
+    return update_environment_variables
+
+
 def _ends_before(original: Callable[..., Any], switch: Switch) -> Any:
     """End a call when its logging is only asked for: it is done later, when the caller's own span may be over."""
 
@@ -171,6 +182,22 @@ def _returns(original: Callable[..., Any], switch: Switch) -> Any:
     return update_response_metadata
 
 
+def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
+    """Let async code that a sync call stands on know the caller's span: in a notebook, LiteLLM runs it in a thread."""
+
+    def run_async_function(async_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return original(async_function, *args, **kwargs)
+        context = copy_context()
+
+        async def in_context(*args: Any, **kwargs: Any) -> Any:
+            return await context.run(asyncio.ensure_future, async_function(*args, **kwargs))
+
+        return original(in_context, *args, **kwargs)
+
+    return run_async_function
+
+
 def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
     def setup(*args: Any, **kwargs: Any) -> Any:
         prepared = original(*args, **kwargs)
@@ -201,6 +228,7 @@ def _replacements() -> dict[str, Replace]:
     """Return what is replaced: in LiteLLM, the object that every call has, and that knows when it begins and ends."""
     replacements: dict[str, Replace] = {
         f"{_LOGGING}.__init__": _begins,
+        f"{_LOGGING}.update_environment_variables": _begins_again,
         f"{_LOGGING}.success_handler": _ends_after,
         f"{_LOGGING}.failure_handler": _ends_after,
         f"{_LOGGING}.async_success_handler": _ends_before,
@@ -208,6 +236,8 @@ def _replacements() -> dict[str, Replace]:
         f"{_LOGGING}.handle_sync_success_callbacks_for_async_calls": _ends_before,
         f"{_LOGGING}.get_combined_callback_list": _calls_back,
         "litellm.utils:update_response_metadata": _returns,
+        "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
+        "litellm.router:run_async_function": _keeps_context,
         f"{_STREAM}.__next__": _streams,
         f"{_STREAM}.__anext__": _async_streams,
     }
@@ -236,9 +266,9 @@ def _call_of(logging: Any, switch: Switch) -> LiteLLMCall | None:
 
 def _end(call: LiteLLMCall, logged: dict[str, Any]) -> None:
     if "exception" in logged:
-        call.end(error=logged["exception"], end_time=logged.get("end_time"))
+        call.end(error=logged["exception"])
     elif not isinstance(logged.get("result"), litellm.ModelResponseStream):
-        call.end(logged.get("result"), start_time=logged.get("start_time"), end_time=logged.get("end_time"))
+        call.end(logged.get("result"))
 
 
 def _add_headers(kwargs: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ import inspect
 import io
 import warnings
 import wave
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import mlflow
 import pytest
@@ -28,7 +29,17 @@ from agent_gateway_client.demo.provider import Provider
 
 each_way = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
+in_one_loop = [
+    # As an error, a warning of LiteLLM's or of what it stands on would be a call that fails.
+    pytest.mark.filterwarnings("ignore"),
+    # LiteLLM keeps clients and tasks that belong to a loop.
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+MINI = "openai/gpt-4o-mini"
+CLAUDE = "anthropic/claude-3-5-haiku-20241022"
 MESSAGES = [{"role": "user", "content": "one two three"}]
+CLAUDE_MESSAGES: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 9}
 STREAM: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -45,50 +56,80 @@ def silence() -> io.BytesIO:
     return file
 
 
-CALLS: dict[str, tuple[str, str, Callable[[], dict[str, Any]]]] = {
-    "completion": ("completion", "openai/gpt-4o-mini", lambda: {"messages": MESSAGES}),
-    "completion, streamed": ("completion", "openai/gpt-4o-mini", lambda: {"messages": MESSAGES, **STREAM}),
-    "text completion": ("text_completion", "text-completion-openai/gpt-4o-mini", lambda: {"prompt": "one two"}),
-    "embedding": ("embedding", "openai/text-embedding-3-small", lambda: {"input": ["one two", "three"]}),
-    "responses": ("responses", "openai/gpt-4o-mini", lambda: {"input": "one two three"}),
-    "responses, streamed": ("responses", "openai/gpt-4o-mini", lambda: {"input": "one two three", "stream": True}),
-    "image": ("image_generation", "openai/dall-e-3", lambda: {"prompt": "a hat"}),
-    "transcription": ("transcription", "openai/whisper-1", lambda: {"file": silence()}),
-    "speech": ("speech", "openai/tts-1", lambda: {"input": "one two", "voice": "alloy"}),
-    "moderation": ("moderation", "omni-moderation-latest", lambda: {"input": "one two"}),
-    "anthropic": ("completion", "anthropic/claude-3-5-haiku-20241022", lambda: {"messages": MESSAGES, "max_tokens": 9}),
-    "anthropic, streamed": (
-        "completion",
-        "anthropic/claude-3-5-haiku-20241022",
-        lambda: {"messages": MESSAGES, "max_tokens": 9, "stream": True},
-    ),
-    "gemini": ("completion", "gemini/gemini-2.0-flash", lambda: {"messages": MESSAGES}),
-}
-"""Each kind of call: the function (the async one has an a before its name), the model, and what else it is given."""
+class Call(NamedTuple):
+    """A kind of call.
 
-USAGE = {
-    "completion": (3, 5),
-    "completion, streamed": (3, 5),
-    "text completion": (2, 4),
-    "embedding": (3, 0),
-    "responses": (3, 5),
-    "responses, streamed": (3, 5),
-    "anthropic": (3, 5),
-    "anthropic, streamed": (3, 5),
-    "gemini": (3, 5),
+    Attributes:
+        function: Its name in LiteLLM; the async one has an ``a`` before its last part.
+        model: Who is asked.
+        arguments: What else it is given.
+        usage: The tokens that the provider reports for it, in and out; ``None`` where it reports none.
+        is_sync: Whether it can be made without asyncio too.
+    """
+
+    function: str
+    model: str
+    arguments: dict[str, Any]
+    usage: tuple[int, int] | None = None
+    is_sync: bool = True
+
+
+CALLS = {
+    "completion": Call("completion", MINI, {"messages": MESSAGES}, (3, 5)),
+    "completion, streamed": Call("completion", MINI, {"messages": MESSAGES, **STREAM}, (3, 5)),
+    "text completion": Call("text_completion", "text-completion-openai/gpt-4o-mini", {"prompt": "one two"}, (2, 4)),
+    "text completion, streamed": Call(
+        "text_completion", "text-completion-openai/gpt-4o-mini", {"prompt": "one two", "stream": True}
+    ),
+    "embedding": Call("embedding", "openai/text-embedding-3-small", {"input": ["one two", "three"]}, (3, 0)),
+    "responses": Call("responses", MINI, {"input": "one two three"}, (3, 5)),
+    "responses, streamed": Call("responses", MINI, {"input": "one two three", "stream": True}, (3, 5)),
+    "responses of Claude": Call("responses", CLAUDE, {"input": "one two three"}, (3, 5)),
+    "image": Call("image_generation", "openai/dall-e-3", {"prompt": "a hat"}),
+    "transcription": Call("transcription", "openai/whisper-1", {"file": silence}),
+    "speech": Call("speech", "openai/tts-1", {"input": "one two", "voice": "alloy"}),
+    "moderation": Call("moderation", "omni-moderation-latest", {"input": "one two"}),
+    "rerank": Call("rerank", "cohere/rerank-v3.5", {"query": "one", "documents": ["one two", "three"]}),
+    "Claude": Call("completion", CLAUDE, CLAUDE_MESSAGES, (3, 5)),
+    "Claude, streamed": Call("completion", CLAUDE, {**CLAUDE_MESSAGES, "stream": True}, (3, 5)),
+    "messages": Call("anthropic.messages.create", CLAUDE, CLAUDE_MESSAGES, (3, 5), is_sync=False),
+    # Of a model whose price it does not know LiteLLM does not put the parts of this stream together.
+    "messages, streamed": Call("anthropic.messages.create", CLAUDE, {**CLAUDE_MESSAGES, "stream": True}, is_sync=False),
+    "messages of GPT": Call("anthropic.messages.create", MINI, CLAUDE_MESSAGES, (3, 5)),
+    "gemini": Call("completion", "gemini/gemini-2.0-flash", {"messages": MESSAGES}, (3, 5)),
 }
-"""The tokens that the provider reports for these calls, in and out; for the others none."""
+"""Each kind of call."""
+
+PATHS = {"anthropic": "", "cohere": "/v2/rerank", "gemini": "/v1beta"}
+"""What LiteLLM takes for the address of a provider's API, if not ``/v1``."""
+
+each_call = pytest.mark.parametrize(
+    ("name", "is_async"),
+    [
+        pytest.param(name, is_async, id=f"{name}-{'async' if is_async else 'sync'}")
+        for name, call in CALLS.items()
+        for is_async in (False, True)
+        if is_async or call.is_sync
+    ],
+)
+
+
+def arguments_for(provider: Provider, model: str = MINI) -> dict[str, Any]:
+    """Return how LiteLLM reaches a model of the provider."""
+    path = PATHS.get(model.partition("/")[0], "/v1")
+    return {"model": model, "api_base": provider.url + path, "api_key": "none"}
 
 
 async def make_call(name: str, provider: Provider, *, is_async: bool, **more: Any) -> Any:
     """Make a call and read all of what it returns; gives the last part of a stream."""
-    function, model, arguments = CALLS[name]
-    path = {"anthropic": "", "gemini": "/v1beta"}.get(model.partition("/")[0], "/v1")
-    keywords = {"model": model, "api_base": provider.url + path, "api_key": "none", **arguments()}
-    if function != "moderation":
+    call = CALLS[name]
+    given = {key: value() if callable(value) else value for key, value in call.arguments.items()}
+    keywords = {**arguments_for(provider, call.model), **given}
+    if call.function != "moderation":
         keywords["max_retries"] = 0
     keywords |= more
-    result = getattr(litellm, "a" * is_async + function)(**keywords)
+    *place, function = call.function.split(".")
+    result = getattr(attrgetter(".".join(place))(litellm) if place else litellm, "a" * is_async + function)(**keywords)
     if inspect.isawaitable(result):
         result = await result
     if not keywords.get("stream"):
@@ -125,6 +166,13 @@ async def provider(shared_provider: Provider, monkeypatch: pytest.MonkeyPatch) -
     litellm.in_memory_llm_clients_cache.flush_cache()
 
 
+def switch_autolog_on() -> None:
+    """Switch autolog on, where LiteLLM can do what it stands on."""
+    if not hasattr(mlflow.tracking, "MlflowClient"):
+        pytest.skip("LiteLLM's MlflowLogger needs mlflow.tracking.MlflowClient, which mlflow-tracing leaves out")
+    mlflow.litellm.autolog()
+
+
 def switch_autolog_off() -> None:
     """Switch autolog off, and let LiteLLM forget the loggers that autolog leaves behind."""
     mlflow.litellm.autolog(disable=True)
@@ -134,7 +182,7 @@ def switch_autolog_off() -> None:
 
 @pytest.fixture
 def autolog(provider: Provider) -> None:
-    mlflow.litellm.autolog()
+    switch_autolog_on()
 
 
 def sent(provider: Provider) -> list[list[str]]:
@@ -146,3 +194,14 @@ def ended(start: str = "litellm-") -> list[Any]:
     """Return the spans that ended, those of LiteLLM by default."""
     mlflow.flush_trace_async_logging()
     return [span for span in MemoryExporter.spans.get_finished_spans() if span.name.startswith(start)]
+
+
+def usage(span: Any) -> tuple[int, int] | None:
+    """Return the tokens of a span, in and out."""
+    found = mlflow.entities.Span(span).get_attribute("mlflow.chat.tokenUsage")
+    return found and (found["input_tokens"], found["output_tokens"])
+
+
+def parent_id(span: Any) -> str:
+    """Return the id of an OpenTelemetry span's parent, as MLflow has it."""
+    return f"{span.parent.span_id:016x}"

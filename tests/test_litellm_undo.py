@@ -56,7 +56,7 @@ def test_everything_is_put_back():
     """Undone, every attribute is the very object that it was before, in whatever order the handles are undone."""
     instrument_litellm(GATEWAY).uninstrument()
     before = replaced()
-    assert len(before) >= 15
+    assert len(before) > 10
     first, second = instrument_litellm(GATEWAY), instrument_litellm("http://other.test")
     assert not any(now is original for now, original in zip(replaced().values(), before.values(), strict=True))
     for handle in (first, first):
@@ -212,4 +212,4 @@ def test_without_litellm_the_error_says_what_to_install():
         "MissingDependencyError instrument_litellm() needs the package litellm: "
         "pip install 'agent-gateway-client[litellm]'\n"
     )
-    assert output("tiktoken").startswith("ModuleNotFoundError ")
+    assert output("openai").startswith("ModuleNotFoundError ")

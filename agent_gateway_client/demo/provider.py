@@ -1,7 +1,7 @@
 """A small deterministic model provider on loopback, for the demo, the tests and the notebooks.
 
-It speaks OpenAI's, Anthropic's and Gemini's HTTP APIs and costs nothing. How a model behaves is in its name:
-see `agent_gateway_client.demo.behaviour`.
+It speaks OpenAI's, Anthropic's and Gemini's HTTP APIs, and Cohere's rerank, and costs nothing. How a model behaves is
+in its name: see `agent_gateway_client.demo.behaviour`.
 
 Example:
     with Provider() as provider:
@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent_gateway_client.demo import _anthropic, _gemini, _openai_chat, _openai_other, _openai_responses
+from agent_gateway_client.demo import _anthropic, _cohere, _gemini, _openai_chat, _openai_other, _openai_responses
 from agent_gateway_client.demo._port import listen
 from agent_gateway_client.demo.behaviour import ProviderStreamBroken
 from agent_gateway_client.errors import StartError
@@ -174,6 +174,7 @@ class Provider:
                 Route("/v1/batches", files.list_batches),
                 Route("/v1/batches", files.create_batch, methods=["POST"]),
                 Route("/v1/messages", _anthropic.messages, methods=["POST"]),
+                Route("/v2/rerank", _cohere.rerank, methods=["POST"]),
                 Route("/v1beta/models/{call}", _gemini.generate, methods=["POST"]),
                 Route("/serving-endpoints/gemini/v1beta/models/{call}", _gemini.generate, methods=["POST"]),
                 Route("/_requests", self._list_requests),

@@ -1,4 +1,4 @@
-"""The provider's Anthropic and Gemini APIs, as they are on the wire."""
+"""The provider's Anthropic, Gemini and Cohere APIs, as they are on the wire."""
 
 import json
 from typing import Any
@@ -93,3 +93,20 @@ def test_gemini_calls_functions(http: httpx.Client):
     contents = [{"parts": [{"functionResponse": {"name": "weather", "response": {"result": "18 degrees"}}}]}]
     answer = generate(http, "generateContent", tools=tools, contents=contents).json()
     assert answer["candidates"][0]["content"]["parts"] == [{"text": "The tool says: 18 degrees"}]
+
+
+def test_cohere_ranks_documents_best_first(http: httpx.Client):
+    """By the words that they share with the query; an error is Cohere's own."""
+    body = {
+        "model": "rerank-v3.5",
+        "query": "weather in Lisbon",
+        "documents": ["fish", "Lisbon", "the weather in Lisbon"],
+    }
+    answer = http.post("/v2/rerank", json={**body, "top_n": 2}).json()
+    assert [(result["index"], round(result["relevance_score"], 2)) for result in answer["results"]] == [
+        (2, 1),
+        (1, 0.33),
+    ]
+    failed = http.post("/v2/rerank", json={**body, "model": "rerank-fail-429"})
+    assert failed.status_code == 429
+    assert failed.json()["message"].endswith("weather in Lisbon")
