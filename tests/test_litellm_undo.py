@@ -212,4 +212,4 @@ def test_without_litellm_the_error_says_what_to_install():
         "MissingDependencyError instrument_litellm() needs the package litellm: "
         "pip install 'agent-gateway-client[litellm]'\n"
     )
-    assert output("openai").startswith("ModuleNotFoundError ")
+    assert output("dotenv").startswith("ModuleNotFoundError ")
