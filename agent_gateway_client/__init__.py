@@ -5,10 +5,10 @@ go to an LLM gateway, and on no other request. The names below are loaded on fir
 no framework and no MLflow. The half that runs in the gateway is :mod:`agent_gateway_client.server`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from agent_gateway_client._version import __version__
+
+# Type checkers know the name wherever it comes from; importing typing would take longer than all else here.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from agent_gateway_client.http import trace_headers, unwrap, wrap_httpx
@@ -44,10 +44,12 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -32,6 +33,7 @@ PUBLIC_NAMES = [
 ]
 NEEDED_BY = {"GatewayCallbackHandler": "langchain_core", "instrument_litellm": "litellm"}
 CLIENT_REQUIREMENTS = ["mlflow-tracing", "openai", "opentelemetry-api"]
+GATEWAY = "http://localhost:5000/gateway/openai/v1"
 CONSTRAINTS = sorted(ROOT.glob("constraints*.txt"))
 
 
@@ -62,6 +64,31 @@ def test_importing_the_package_loads_nothing_else():
     """import agent_gateway_client loads no MLflow, no OpenAI, no httpx: nothing outside the standard library."""
     assert modules_loaded_by("import agent_gateway_client") == {"agent_gateway_client"}
     assert modules_loaded_by("import agent_gateway_client; dir(agent_gateway_client)") == {"agent_gateway_client"}
+
+
+def all_modules_loaded_by(code: str) -> set[str]:
+    """Return every module that a Python with nothing loaded but itself loads for ``code``."""
+    program = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    # -S: what is in an environment's .pth files may load half of the standard library before.
+    command = [sys.executable, "-S", "-c", program]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return set(output.split())
+
+
+def test_importing_the_package_takes_few_modules():
+    """import agent_gateway_client loads its own two modules; ten would be as cheap, and typing alone is twenty."""
+    assert len(all_modules_loaded_by("import agent_gateway_client")) <= 10
+    assert len(all_modules_loaded_by("import agent_gateway_client, typing")) > 10
+
+
+def test_wrap_openai_adds_nothing_to_openai_but_the_opentelemetry_api():
+    """To a program that has openai anyway, wrap_openai adds this package's own modules and OpenTelemetry's API."""
+    used = f"import openai\nclient = openai.OpenAI(base_url={GATEWAY!r}, api_key='none')"
+    api = all_modules_loaded_by(f"{used}\nimport opentelemetry.context, opentelemetry.trace")
+    more = all_modules_loaded_by(f"{used}\nfrom agent_gateway_client import wrap_openai\nwrap_openai(client)") - api
+    assert {name.partition(".")[0] for name in more} == {"agent_gateway_client"}
+    assert not any(name.startswith("opentelemetry.sdk") for name in api)
 
 
 def test_a_module_that_is_loaded_would_be_seen():
