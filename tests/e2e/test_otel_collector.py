@@ -1,0 +1,146 @@
+"""Gateway processes -> an OpenTelemetry collector -> MLflow on PostgreSQL, as integrations/otel-collector says."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import httpx
+import mlflow
+import psycopg
+import pytest
+from e2e.backends import Collector, FastapiGateway, Postgres
+from e2e_support import CHAT, DEADLINE_S, children_of, wait_for
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from agent_gateway_client import wrap_httpx
+from agent_gateway_client.demo._server import MlflowServer
+from agent_gateway_client.demo.provider import Provider
+
+AGENTS, CALLS = 100, 20
+GATEWAYS = 2
+AT_ONCE = 10
+SPANS = AGENTS * (1 + 3 * CALLS)
+TOKENS = 3
+
+
+class Made(NamedTuple):
+    """What was made.
+
+    Attributes:
+        callers: Trace id and span id of the span around each call, as MLflow has them.
+        postgres: MLflow's database.
+    """
+
+    callers: list[tuple[str, str]]
+    postgres: Postgres
+
+    def spans(self, names: str) -> list[tuple[str, str, str, dict[str, Any]]]:
+        """Return trace id, span id, parent id and attributes of the spans of certain names."""
+        query = "SELECT trace_id, span_id, parent_span_id, content FROM spans WHERE name LIKE %s"
+        with psycopg.connect(self.postgres.conninfo) as connection:
+            rows = connection.execute(query, [names]).fetchall()
+        return [(trace, span, parent, json.loads(content)["attributes"]) for trace, span, parent, content in rows]
+
+    def count(self) -> int:
+        with psycopg.connect(self.postgres.conninfo) as connection:
+            row = connection.execute("SELECT count(*) FROM spans").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+async def run_agents(urls: list[str], tracer: Any) -> list[tuple[str, str]]:
+    """Make all calls, each agent's through every gateway in turn; returns the spans around them."""
+    callers = []
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def agent(client: httpx.AsyncClient) -> None:
+        async with turn:
+            with tracer.start_as_current_span("agent"):
+                for number in range(CALLS):
+                    with tracer.start_as_current_span("ask") as span:
+                        url = f"{urls[number % len(urls)]}/v1/chat/completions"
+                        answer = await client.post(url, json={"model": "chat", **CHAT})
+                        assert answer.status_code == 200, answer.text
+                    context = span.get_span_context()
+                    callers.append((f"tr-{context.trace_id:032x}", f"{context.span_id:016x}"))
+
+    async with wrap_httpx(httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False), urls) as client:
+        await asyncio.gather(*(agent(client) for _ in range(AGENTS)))
+    return callers
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """2,000 calls through two gateway processes; all that there is to be sent has been sent to MLflow."""
+    Collector.program()
+    with ExitStack() as running:
+        postgres = running.enter_context(Postgres())
+        server = MlflowServer(
+            tmp_path_factory.mktemp("mlflow"), postgres.url, app_name=None, workers=1, port=None, env={}
+        )
+        running.callback(server.close)
+        server.start()
+        collector = running.enter_context(Collector(tmp_path_factory.mktemp("collector"), server.url, "0"))
+        provider = running.enter_context(Provider())
+        gateways = [
+            running.enter_context(
+                FastapiGateway(tmp_path_factory.mktemp("gateway"), f"{provider.url}/v1", collector.url)
+            )
+            for _ in range(GATEWAYS)
+        ]
+        tracing = TracerProvider()
+        tracing.add_span_processor(
+            BatchSpanProcessor(OTLPSpanExporter(f"{collector.url}/v1/traces"), max_queue_size=2 * AGENTS * CALLS)
+        )
+        callers = asyncio.run(run_agents([gateway.url for gateway in gateways], tracing.get_tracer("agents")))
+        tracing.shutdown()
+        made = Made(callers, postgres)
+        # The agents' own spans, and for each call the span around it, the mirror and its attempt.
+        for tenths in range(1, 11):
+            wait_for(f"{tenths} tenths of all spans", lambda least=SPANS * tenths // 10: made.count() >= least)
+        mlflow.set_tracking_uri(server.url)
+        yield made
+
+
+def test_each_call_has_one_mirror(made: Made):
+    """2,000 calls through two processes are 2,000 mirrors, each once and under its own caller's span."""
+    assert len(set(made.callers)) == AGENTS * CALLS
+    mirrors = made.spans("gateway/%")
+    assert len({(trace, span) for trace, span, *_ in mirrors}) == len(mirrors) == AGENTS * CALLS
+    assert Counter((trace, parent) for trace, _, parent, _ in mirrors) == Counter(made.callers)
+
+
+def test_each_mirror_has_its_attempt(made: Made):
+    """The attempts came along, each under its own mirror, with the conventional attributes."""
+    mirrors = {(trace, span) for trace, span, *_ in made.spans("gateway/%")}
+    attempts = made.spans("provider/%")
+    assert {(trace, parent) for trace, _, parent, _ in attempts} == mirrors
+    assert len(attempts) == AGENTS * CALLS
+    for *_, attributes in attempts:
+        assert attributes["gen_ai.provider.name"] == '"openai"'
+
+
+def test_both_processes_have_served(made: Made):
+    """The calls went through both gateways, and the mirrors say through which."""
+    ports = Counter(attributes["server.port"] for *_, attributes in made.spans("gateway/%"))
+    assert sorted(ports.values()) == [AGENTS * CALLS / GATEWAYS] * GATEWAYS
+
+
+def test_mlflow_shows_the_trace(made: Made):
+    """MLflow's own client reads an agent's trace: nested, with each call's tokens counted once."""
+    trace = mlflow.get_trace(made.callers[0][0])
+    assert trace is not None
+    (agent,) = [span for span in trace.data.spans if span.parent_id is None]
+    asks = children_of(trace, agent)
+    assert len(asks) == CALLS
+    for ask in asks:
+        (mirror,) = children_of(trace, ask)
+        (attempt,) = children_of(trace, mirror)
+        assert (mirror.name, attempt.name) == ("gateway/chat", "provider/openai/gpt-4o-mini")
+    assert trace.info.token_usage is not None
+    assert trace.info.token_usage["input_tokens"] == CALLS * TOKENS

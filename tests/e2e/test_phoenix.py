@@ -1,0 +1,100 @@
+"""Arize Phoenix as the place of all traces, as integrations/phoenix says: spans sent over OTLP, and read back."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+from e2e.backends import ROOT, FastapiGateway, Phoenix
+from e2e_support import DEADLINE_S, wait_for
+
+from agent_gateway_client.demo._server import NOT_INHERITED
+from agent_gateway_client.demo.provider import Provider
+
+FOLDER = ROOT / "integrations" / "phoenix"
+SPANS = 8
+"""The agent's three, a mirror for each of its two calls, and three attempts."""
+
+
+@pytest.fixture(scope="module")
+def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+    """The spans of the folder's agent by their names, as Phoenix's API returns them."""
+    with ExitStack() as running:
+        phoenix = running.enter_context(Phoenix(tmp_path_factory.mktemp("phoenix")))
+        provider = running.enter_context(Provider())
+        directory = tmp_path_factory.mktemp("gateway")
+        gateway = running.enter_context(FastapiGateway(directory, f"{provider.url}/v1", phoenix.url))
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
+        ran = subprocess.run(
+            [sys.executable, "agent.py"],
+            cwd=FOLDER,
+            env={**inherited, "OTEL_EXPORTER_OTLP_ENDPOINT": phoenix.url, "GATEWAY_URL": gateway.url},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+        trace_id = ran.stdout.split()[-1]
+
+        def complete() -> list[dict[str, Any]] | None:
+            parameters = {"trace_id": trace_id, "limit": "100"}
+            answer = httpx.get(f"{phoenix.url}/v1/projects/default/spans", params=parameters, timeout=DEADLINE_S)
+            found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
+            return found if len(found) >= SPANS else None
+
+        found = wait_for("all spans", complete)
+        assert {span["context"]["trace_id"] for span in found} == {trace_id}
+        # Two attempts have the same model, and so the same name; the mirror above tells which is which.
+        names = {span["context"]["span_id"]: span["name"] for span in found}
+        yield {f"{names.get(span['parent_id'], '')} > {span['name']}": span for span in found}
+
+
+MIRRORS = {
+    "ask > gateway/chat": "chat",
+    "ask for a stream > gateway/fallback": "fallback",
+}
+ANSWERED = ["gateway/chat > provider/openai/gpt-4o-mini", "gateway/fallback > provider/openai/gpt-4o-mini"]
+FAILED = "gateway/fallback > provider/openai/gpt-4o-fail-503"
+
+
+def test_one_trace(spans: dict[str, dict[str, Any]]):
+    """The agent's own spans and the mirrors are in one tree, and nothing else is."""
+    own = {" > agent", "agent > ask", "agent > ask for a stream"}
+    assert set(spans) == own | set(MIRRORS) | set(ANSWERED) | {FAILED}
+    assert len(spans) == SPANS
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_a_mirror(name: str, spans: dict[str, dict[str, Any]]):
+    """The gateway's span has the conventional attributes of a call, and is an OK one."""
+    span = spans[name]
+    facts = span["attributes"]
+    assert span["status_code"] == "OK"
+    assert facts["agent_gateway.endpoint.name"] == MIRRORS[name]
+    assert facts["gen_ai.operation.name"] == "chat"
+    assert facts["gen_ai.request.stream"] is (MIRRORS[name] == "fallback")
+    assert facts["server.address"] == "127.0.0.1"
+    assert facts["http.response.status_code"] == 200
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_an_attempt(name: str, spans: dict[str, dict[str, Any]]):
+    """An attempt that answered has provider, model, tokens and finish reason by their conventional names."""
+    facts = spans[name]["attributes"]
+    assert spans[name]["status_code"] == "OK"
+    assert (facts["gen_ai.provider.name"], facts["gen_ai.request.model"]) == ("openai", "gpt-4o-mini")
+    assert facts["gen_ai.usage.input_tokens"] > 0
+    assert facts["gen_ai.usage.output_tokens"] > 0
+    assert facts["gen_ai.response.finish_reasons"] == ["stop"]
+
+
+def test_a_failed_attempt(spans: dict[str, dict[str, Any]]):
+    """An attempt that failed is a failed span, and says of what."""
+    span = spans[FAILED]
+    assert span["status_code"] == "ERROR"
+    assert span["status_message"] == ""
+    assert span["attributes"]["error.type"] == "503"
