@@ -1,0 +1,199 @@
+"""No payload gets into the caller's trace: canaries in all that a caller, a provider or an error says.
+
+The exact bytes that leave the exporter are searched, over OTLP and on the way to an MLflow server. 10,000 examples each
+with NIGHTLY.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asgi_support import Client, http_scope
+from canaries import (
+    CANARY,
+    EXAMPLES,
+    Answer,
+    CanaryFound,
+    Question,
+    answers,
+    body_of,
+    headers_of,
+    questions,
+    search,
+    sentences,
+    texts,
+    words,
+)
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from otlp_receiver import Receiver
+from server_support import DEADLINE_S
+from starlette.exceptions import HTTPException
+
+from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call
+from agent_gateway_client.server import mirror as mirror_module
+from agent_gateway_client.server.destinations import destination_from_environment
+from agent_gateway_client.server.details import add_response
+from agent_gateway_client.server.export import Exporter
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pauses() -> Iterator[None]:
+    """As the companion's tests have it, for fixtures that live longer than one of them."""
+    from agent_gateway_client.server import export
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_BATCH_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module", params=["mlflow", "otlp"])
+def sent(request: pytest.FixtureRequest) -> Iterator[tuple[Exporter, Receiver]]:
+    """An exporter, and what it sends."""
+    with Receiver() as receiver, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGENT_GATEWAY_EXPORTER", request.param)
+        patch.setenv("MLFLOW_TRACKING_URI", receiver.url)
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        yield Exporter(destination_from_environment()), receiver
+
+
+class Failed(Exception):
+    """An error of the application's own."""
+
+
+def _chained(text: str) -> Exception:
+    error = Failed(text, {text: text})
+    error.__cause__ = ValueError(text)
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    return error
+
+
+failures = st.one_of(
+    st.builds(Failed, texts),
+    st.builds(lambda text: HTTPException(502, detail=text, headers={"x-error": text}), texts),
+    st.builds(lambda text: OSError(5, text, text), texts),
+    st.builds(_chained, texts),
+    st.builds(lambda text: UnicodeDecodeError("utf-8", text.encode("utf-8", "replace"), 0, 1, text), texts),
+)
+error_texts = st.none() | failures | sentences
+attempts = st.lists(st.tuples(st.sampled_from(["openai", "anthropic"]), error_texts), max_size=3)
+
+Serve = Callable[[Exporter, Question, Answer, Any, Any], None]
+
+
+def by_middleware(exporter: Exporter, question: Question, answer: Answer, tried: Any, failure: Any) -> None:
+    """Serve a request through the ASGI middleware; the application fails half-way, if it is to fail."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        for provider, error in tried:
+            attempt = gateway_attempt(provider=provider, model="configured")
+            attempt.end(error)
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        for chunk in answer.chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if failure is not None:
+            raise failure
+        await send({"type": "http.response.body", "body": b""})
+
+    asked = False
+
+    async def receive() -> Any:
+        nonlocal asked
+        asked = True
+        return {"type": "http.request", "body": body_of(question), "more_body": False}
+
+    path = f"/{question.query}/v1/chat/completions"
+    if question.query.endswith("0"):
+        path = f"/v1beta/models/{CANARY} {question.query}:generateContent"
+    lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers_of(question)]
+    scope = http_scope(lines, path=path, raw_path=path.encode(), query_string=f"key={question.query}".encode())
+    middleware = GatewayTracingMiddleware(app, exporter)
+    try:
+        asyncio.run(middleware(scope, receive, Client().send))
+    except Exception as error:
+        if error is not failure:
+            raise
+    assert asked
+
+
+def by_hand(exporter: Exporter, question: Question, answer: Answer, tried: Any, failure: Any) -> None:
+    """Serve a request inside gateway_call()."""
+    try:
+        with gateway_call(headers_of(question), endpoint="chat", exporter=exporter) as call:
+            for provider, error in tried:
+                with call.attempt(provider=provider, model="configured") as attempt:
+                    attempt.end(error)
+            add_response(call, answer.chunks, streaming=("content-type", "text/event-stream") in answer.headers)
+            call.http_status = answer.status
+            if failure is not None:
+                raise failure
+    except Exception as error:
+        if error is not failure:
+            raise
+
+
+gateways = pytest.mark.parametrize("serve", [by_middleware, by_hand])
+examples = given(questions(["chat", "gpt-4o"]), answers, attempts, st.none() | failures)
+
+
+@gateways
+def test_no_payload_leaves(serve: Serve, sent: tuple[Exporter, Receiver], logged: pytest.LogCaptureFixture):
+    """Each call is mirrored, and none of the canaries is in the bytes of its mirror, nor in what is logged."""
+    exporter, receiver = sent
+
+    @EXAMPLES
+    @examples
+    def check(question: Question, answer: Answer, tried: Any, failure: Any) -> None:
+        serve(exporter, question, answer, tried, failure)
+        assert exporter.flush(DEADLINE_S)
+        assert search(receiver) == 1
+
+    check()
+    assert CANARY not in logged.text
+    assert exporter.dropped == 0
+
+
+LEAKS: dict[str, Callable[[Any], str | None]] = {
+    "tracestate": lambda call: call.parent.tracestate[:40],
+    "message of an error": lambda call: next((str(error) for error in _seen if isinstance(error, Exception)), None),
+}
+"""Leaks as somebody might make them: what a fact of the mirror would be read from."""
+_seen: list[Any] = []
+
+
+@gateways
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("sent", ["otlp"], indirect=True)
+def test_a_planted_leak_is_found(leak: str, serve: Serve, sent: tuple[Exporter, Receiver], monkeypatch: Any):
+    """With one careless fact in the mirror, the same examples and the same search find it."""
+    exporter, receiver = sent
+    call_facts = mirror_module._call_facts
+
+    def leaking_facts(call: Any) -> Any:
+        yield from call_facts(call)
+        value = LEAKS[leak](call)
+        yield "leaked", "leaked", mirror_module._name(value)
+
+    monkeypatch.setattr(mirror_module, "_call_facts", leaking_facts)
+
+    @settings(EXAMPLES, phases=[Phase.generate])
+    @examples
+    def check(question: Question, answer: Answer, tried: Any, failure: Any) -> None:
+        _seen[:] = [failure]
+        serve(exporter, question, answer, tried, failure)
+        assert exporter.flush(DEADLINE_S)
+        search(receiver)
+
+    with pytest.raises(CanaryFound):
+        check()
+    receiver.requests.clear()
+
+
+@given(st.one_of(words, sentences))
+def test_every_canary_text_would_be_found(text: str):
+    """Cut to a name of the mirror's, each text of the examples still shows the canary."""
+    assert CANARY in (mirror_module._name(text) or "")
