@@ -10,7 +10,7 @@ from agent_gateway_client._log import warn_once
 from agent_gateway_client.propagation import TRACEPARENT, extract
 from agent_gateway_client.server import _litellm_proxy_facts as read
 from agent_gateway_client.server._litellm_proxy_facts import Facts
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, Attempt, GatewayCall
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, MAX_ATTEMPTS, Attempt, GatewayCall
 from agent_gateway_client.server.responses import model_name
 
 MAX_OPEN_CALLS = 10_000
@@ -196,7 +196,8 @@ class OpenCall:
 
     def _add(self, one: _Try) -> _Try:
         self.call.add(one.attempt)
-        self._tries.append(one)
+        if len(self._tries) < MAX_ATTEMPTS:
+            self._tries.append(one)
         return one
 
     def _unfinished(self) -> list[_Try]:

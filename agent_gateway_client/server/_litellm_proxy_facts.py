@@ -6,13 +6,14 @@ sets, and names that the proxy's configuration knows; the rest may be a caller's
 
 import sys
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
 from openai import APIConnectionError
 
 from agent_gateway_client.server.call import Cost, Operation, TokenUsage
-from agent_gateway_client.server.responses import has_last_event
+from agent_gateway_client.server.responses import has_last_event, reason_name
 
 Facts = Mapping[str, Any]
 """What LiteLLM hands to a callback: a request's data, a deployment's arguments, or a logging event's details."""
@@ -98,13 +99,16 @@ def deployment_id(facts: Facts) -> str | None:
 
 
 def address(url: Any) -> str | None:
-    """Return ``host:port`` of a URL."""
+    """Return ``host:port`` of a URL whose host is an IP address.
+
+    LiteLLM's URL of a request is made of its ``Host`` header, and a name in there is what its caller wrote.
+    """
     try:
         parts = urlsplit(str(url))
         port = parts.port or (443 if parts.scheme == "https" else 80)
+        return f"{ip_address(parts.hostname or '')}:{port}"
     except ValueError:
         return None
-    return f"{parts.hostname}:{port}" if parts.hostname else None
 
 
 def token_usage(payload: Facts) -> TokenUsage | None:
@@ -135,7 +139,7 @@ def finish_reason(response: Any) -> str | None:
     """Return why a model stopped, as a chat completion or a response of OpenAI's Responses API says it."""
     choices = getattr(response, "choices", None)
     reason = getattr(choices[0], "finish_reason", None) if choices else getattr(response, "status", None)
-    return reason if isinstance(reason, str) and reason.isidentifier() else None
+    return reason_name(reason)
 
 
 def nanoseconds(seconds: Any) -> int | None:

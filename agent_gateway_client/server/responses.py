@@ -111,6 +111,11 @@ def model_name(value: Any) -> str | None:
     return value if isinstance(value, str) and _MODEL.match(value) else None
 
 
+def reason_name(value: Any) -> str | None:
+    """Return a value if it has the form of a finish reason."""
+    return value if isinstance(value, str) and _FINISH_REASON.match(value) else None
+
+
 def _read_stream(reading: "_Reading", head: str, tail: str | None) -> None:
     lines = _lines(head)
     if tail is None:
@@ -218,8 +223,7 @@ class _Reading:
             self._see_error(part["error"])
 
     def _see_finish_reason(self, value: Any) -> None:
-        if isinstance(value, str) and _FINISH_REASON.match(value):
-            self._finish_reason = value
+        self._finish_reason = reason_name(value) or self._finish_reason
 
     def _see_error(self, error: Any) -> None:
         said = [error.get(key) for key in ("code", "status", "type")] if isinstance(error, dict) else []

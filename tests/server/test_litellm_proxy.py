@@ -20,6 +20,7 @@ from server_support import PARENT, TRACEPARENT, MemoryDestination, facts_of, ids
 
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.server import _litellm_proxy_calls, litellm_proxy, shared
+from agent_gateway_client.server import _litellm_proxy_facts as read
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror
 
@@ -185,7 +186,24 @@ async def test_a_call_and_all_its_facts(mirror: LiteLLMProxyMirror, destination:
         "input_tokens": 3, "output_tokens": 5, "total_tokens": 8, "cache_read_input_tokens": 1
     }  # fmt: skip
     assert facts["mlflow.llm.cost"] == {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3}
-    assert facts_of(gateway)["server_url"] == "gw:4000"
+    assert "server_url" not in facts_of(gateway)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:4000/v1/chat/completions", "127.0.0.1:4000"),
+        ("https://10.0.0.7/v1", "10.0.0.7:443"),
+        ("http://[::1]:4000/v1", "::1:4000"),
+        ("http://please-say-something.test:4000/v1", None),
+        ("http://please:99999/v1", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_proxys_address(url: Any, expected: str | None):
+    """It comes from the Host header, in which a caller can write any name, but no text as an IP address."""
+    assert read.address(url) == expected
 
 
 async def test_the_success_may_be_logged_first(mirror: LiteLLMProxyMirror, destination: MemoryDestination):

@@ -1,0 +1,178 @@
+"""No payload leaves a real MLflow AI Gateway or a real LiteLLM Proxy for the trace store; and none is lost at the end.
+
+The gateways send over OTLP, and the exact bytes are searched. 10,000 examples each with NIGHTLY.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from canaries import EXAMPLES, Answer, Question, answers, body_of, headers_of, questions, search, words
+from e2e.hostile_provider import OK, HostileProvider
+from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
+from e2e_support import CHAT, DEADLINE_S, wait_for
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from otlp_receiver import Receiver
+from server_support import TRACEPARENT
+
+from agent_gateway_client.demo._endpoints import Endpoints
+from agent_gateway_client.demo.gateway import DemoGateway
+
+SIGTERM_CALLS = 500
+ONCE = settings(EXAMPLES, phases=[Phase.generate])
+"""A server cannot be asked the same again: what comes of a request comes later."""
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[HostileProvider]:
+    with HostileProvider() as provider:
+        yield provider
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def environment(receiver: Receiver) -> dict[str, str]:
+    return {"AGENT_GATEWAY_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+
+
+@pytest.fixture(scope="module")
+def mlflow_gateway(
+    receiver: Receiver, provider: HostileProvider, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DemoGateway]:
+    """MLflow's gateway, with endpoints in front of the hostile provider too."""
+    directory = tmp_path_factory.mktemp("canaries")
+    with DemoGateway(directory=directory, env=environment(receiver)) as gateway:
+        endpoints = Endpoints(gateway.tracking_uri, provider.url)
+        # The secret's name tells the providers apart.
+        endpoints.refresh(["openai", "anthropic"])
+        endpoints.create("hostile", ["gpt-4o-mini", "gpt-4o"], "openai", True)
+        endpoints.create("hostile-claude", ["claude-3-5-haiku-20241022"], "anthropic", True)
+        endpoints.create("hostile-untracked", ["gpt-4o-mini"], "openai", False)
+        yield gateway
+
+
+MLFLOW_ENDPOINTS = ["hostile", "hostile-claude", "hostile-untracked"]
+MLFLOW_PATHS = [
+    "/mlflow/v1/chat/completions",
+    "/hostile/mlflow/invocations",
+    "/hostile-untracked/mlflow/invocations",
+    "/openai/v1/chat/completions",
+    "/openai/v1/embeddings",
+    "/openai/v1/responses",
+    "/anthropic/v1/messages",
+    "/proxy/hostile/v1/chat/completions",
+    "/gemini/v1beta/models/hostile:generateContent",
+]
+
+
+def send(client: httpx.Client, path: str, question: Question) -> None:
+    """Send a request; what comes back does not matter."""
+    headers = [*headers_of(question), ("content-type", "application/json")]
+    with suppress(httpx.HTTPError):
+        client.post(path, params={"key": question.query}, headers=headers, content=body_of(question))
+
+
+def test_mlflow(mlflow_gateway: DemoGateway, provider: HostileProvider, receiver: Receiver):
+    """Whatever is said to MLflow's gateway, and whatever its provider answers, none of it is in the mirrors."""
+    mirrors = sent = 0
+    client = httpx.Client(base_url=mlflow_gateway.gateway_url, timeout=DEADLINE_S)
+    paths = st.sampled_from(MLFLOW_PATHS) | words.map(lambda word: f"/{word}/mlflow/invocations")
+
+    @ONCE
+    @given(questions(MLFLOW_ENDPOINTS), answers, paths)
+    def check(question: Question, answer: Answer, path: str) -> None:
+        nonlocal mirrors, sent
+        provider.answer = answer
+        send(client, path, question)
+        sent += 1
+        mirrors += search(receiver)
+
+    with client:
+        check()
+
+    def all_came() -> bool:
+        nonlocal mirrors
+        mirrors += search(receiver)
+        return mirrors >= sent * 0.6
+
+    # Not all of them: MLflow does not let a request through whose Host header is made up.
+    wait_for("the mirrors", all_came)
+
+
+def test_a_stop_while_spans_wait(mlflow_gateway: DemoGateway, provider: HostileProvider, receiver: Receiver):
+    """SIGTERM while 500 mirrors wait for a store that does not answer: when it does, all of them are there, once."""
+    provider.answer = OK
+    wait_for("a pause", lambda: len(receiver.requests) == 0 or search(receiver) >= 0)
+    receiver.open.clear()
+    body = {"model": "chat", **CHAT}
+    parents = [f"{number:016x}" for number in range(1, SIGTERM_CALLS + 1)]
+
+    def call(span_id: str) -> int:
+        traceparent = f"{TRACEPARENT[:36]}{span_id}-01"
+        url = f"{mlflow_gateway.openai_base_url}/chat/completions"
+        return httpx.post(url, json=body, headers={"traceparent": traceparent}, timeout=DEADLINE_S).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(call, parents)) == {200}
+        known = {span.parent_span_id.hex() for span in receiver.spans}
+        assert not known & set(parents), "all of them wait"
+        stopped = threads.submit(mlflow_gateway.stop_server)
+        # The server has begun to stop when it takes no request any more.
+        wait_for("the stop", lambda: not _answers(mlflow_gateway.tracking_uri))
+        receiver.open.set()
+        stopped.result()
+    found = [span.parent_span_id.hex() for span in receiver.spans if span.name == "gateway/chat"]
+    assert sorted(set(found) & set(parents)) == parents
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+LITELLM_PATHS = [
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/completions",
+    "/v1/messages",
+    "/raw/chat/completions",
+]
+
+
+def test_litellm(provider: HostileProvider, tmp_path: Path):
+    """Whatever is said to a LiteLLM Proxy, and whatever its provider answers, none of it is in the mirrors."""
+    config = configuration(provider.url)
+    for model in config["model_list"]:
+        # A client of LiteLLM's own would wait and try again.
+        model["litellm_params"]["max_retries"] = 0
+    mirrors = 0
+    with Receiver() as receiver:
+        with LiteLLMProxy(tmp_path, config, **environment(receiver)) as proxy:
+            authorization = {"authorization": f"Bearer {MASTER_KEY}"}
+            client = httpx.Client(base_url=proxy.url, headers=authorization, timeout=DEADLINE_S)
+
+            @ONCE
+            @given(questions(["chat", "fallback", "claude", "embeddings"]), answers, st.sampled_from(LITELLM_PATHS))
+            def check(question: Question, answer: Answer, path: str) -> None:
+                nonlocal mirrors
+                provider.answer = answer
+                lines = [line for line in question.headers if line[0] not in ("x-api-key", "cookie")]
+                send(client, path, question._replace(headers=lines))
+                mirrors += search(receiver)
+
+            with client:
+                check()
+                provider.answer = OK
+        mirrors += search(receiver)
+    assert mirrors > EXAMPLES.max_examples / 4
