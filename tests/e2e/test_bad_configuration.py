@@ -11,6 +11,7 @@ import pytest
 CASES = {
     "exporter": ({"AGENT_GATEWAY_EXPORTER": "carrier-pigeon"}, "AGENT_GATEWAY_EXPORTER is 'carrier-pigeon'"),
     "app": ({"AGENT_GATEWAY_MLFLOW_APP": "nobody"}, "AGENT_GATEWAY_MLFLOW_APP is 'nobody'"),
+    "predicate": ({"AGENT_GATEWAY_MAY_JOIN": "nobody:may_join"}, "AGENT_GATEWAY_MAY_JOIN is 'nobody:may_join'"),
 }
 """Variables, and what is said of them. All other bad values are tried without a server, in tests/server."""
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import base64
+import os
+import re
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,16 +32,25 @@ from agent_gateway_client.demo.gateway import DemoGateway
 MESSAGES: Any = [USER]
 MINI = [("openai/gpt-4o-mini", "OK")]
 CREDENTIALS = ("admin", "a password of the tests")
-BASIC = {"Authorization": "Basic " + base64.b64encode(":".join(CREDENTIALS).encode()).decode()}
 CALLS = 24
 AUTH = """
 [mlflow]
-default_permission = READ
+default_permission = USE
 database_uri = sqlite:///basic_auth.db
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = 600
 """
-"""MLflow's own settings, but that it need not hash the password for each of the requests that make the endpoints."""
+"""MLflow's own settings, but that every user may call the gateway, and that not every request hashes a password."""
+
+GUIDE = Path(__file__).parents[2] / "docs" / "who-may-join.md"
+
+
+def basic(name: str, password: str) -> dict[str, str]:
+    """Return the header with a user's credentials."""
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+BASIC = basic(*CREDENTIALS)
 
 
 def post_chat(gateway: DemoGateway, trace_id: str, headers: dict[str, str] | None = None) -> int:
@@ -51,11 +63,15 @@ def post_chat(gateway: DemoGateway, trace_id: str, headers: dict[str, str] | Non
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """MLflow's basic-auth app with the companion around it, and this process logged in."""
+    """MLflow's basic-auth app with the companion and the guide's predicate around it, and this process logged in."""
     directory = tmp_path_factory.mktemp("guarded")
+    (predicate,) = re.findall(r"^```python\n# our_tenants\.py\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    (directory / "our_tenants.py").write_text(predicate)
     (directory / "auth.ini").write_text(AUTH)
     environment = {
         "AGENT_GATEWAY_MLFLOW_APP": "basic-auth",
+        "AGENT_GATEWAY_MAY_JOIN": "our_tenants:may_join",
+        "PYTHONPATH": os.pathsep.join([str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of the tests",
         "MLFLOW_AUTH_ADMIN_USERNAME": CREDENTIALS[0],
@@ -93,6 +109,20 @@ def test_who_may_not_call_may_not_write_a_trace(guarded: DemoGateway):
     database = Database(guarded.log_path.parent / "mlflow.db")
     wait_for("the mirror", lambda: database.spans(f"tr-{later}"))
     assert database.spans(f"tr-{trace_id}") == []
+
+
+def test_who_may_join(guarded: DemoGateway):
+    """Of users who may all call the gateway, only those whom the predicate names can write into a trace."""
+    traces = {}
+    for name in ("mallory", "alice"):
+        user = {"username": name, "password": "a password of the tests"}
+        created = httpx.post(f"{guarded.tracking_uri}/api/2.0/mlflow/users/create", json=user, headers=BASIC)
+        assert created.status_code == 200, created.text
+        traces[name] = secrets.token_hex(16)
+        assert post_chat(guarded, traces[name], basic(name, user["password"])) == 200
+    database = Database(guarded.log_path.parent / "mlflow.db")
+    wait_for("the mirror", lambda: database.spans(f"tr-{traces['alice']}"))
+    assert database.spans(f"tr-{traces['mallory']}") == []
 
 
 @pytest.fixture(scope="module")
