@@ -47,15 +47,12 @@ class Receiver:
         requests: What was taken.
         troubles: What happens to the next requests, one after the other; then they are taken.
         tries: Requests so far, taken or not.
-        open: While it is not set, requests wait for their answer.
     """
 
     def __init__(self) -> None:
         self.requests: list[Received] = []
         self.troubles: list[Trouble] = []
         self.tries = 0
-        self.open = threading.Event()
-        self.open.set()
         self._changed = threading.Condition()
         self._gone = threading.Event()
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -100,7 +97,6 @@ class Receiver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._gone.set()
-        self.open.set()
         self.stop()
 
     def _tried(self) -> Trouble:
@@ -135,7 +131,6 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             trouble = receiver._tried()
-            receiver.open.wait(DEADLINE_S)
             if trouble == "silence":
                 receiver._gone.wait(DEADLINE_S)
             if trouble == "garbage":
