@@ -1,1 +1,19 @@
-"""All on this machine: a model provider, a real MLflow AI Gateway, and agents that call it."""
+"""All on this machine: a model provider, a real MLflow AI Gateway, and agents that call it.
+
+:func:`start_gateway` starts one for a notebook or a shell with a single call.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent_gateway_client.demo.running import RunningGateway, start_gateway
+
+__all__ = ["RunningGateway", "start_gateway"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from agent_gateway_client.demo import running
+
+    return getattr(running, name)

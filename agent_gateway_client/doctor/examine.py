@@ -26,6 +26,7 @@ _EXPORT_FIXES = {
     "its MLFLOW_TRACKING_URI or OTEL_EXPORTER_OTLP_ENDPOINT.",
     "RESOURCE_DOES_NOT_EXIST": "Set AGENT_GATEWAY_EXPERIMENT_ID for the gateway to an experiment that is there.",
     "NotImplementedError": "Upgrade the MLflow server that the gateway writes to; it needs 3.15 or newer.",
+    "HTTP 501": "Give the MLflow server that the gateway writes to a database as its backend store.",
     "keeps no spans": "Give the MLflow server that the gateway writes to a database as its backend store, and 3.15 or "
     "newer.",
 }

@@ -177,7 +177,9 @@ class Gateway:
             raise Broken(said, "Give the key that the gateway asks for with --api-key or AGENT_GATEWAY_API_KEY.")
         if status in (400, 404, 405, 422):
             raise Broken(said, "Give --model the name of a chat endpoint that this gateway has.")
-        raise Broken(said, "Mend the endpoint first: its provider, its key, its quota. The gateway's log says more.")
+        # A LiteLLM Proxy without its database packages says 500 to a call without a key.
+        key = "" if self._settings.api_key else " If it asks its callers for a key, give that with --api-key."
+        raise Broken(said, f"Mend the endpoint: its provider, its key, its quota; the gateway's log says more.{key}")
 
 
 def _companion(response: httpx.Response) -> Companion | None:

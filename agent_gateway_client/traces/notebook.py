@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.traces.read import JoinedTrace, read_joined
 from agent_gateway_client.traces.waterfall import waterfall
+
+_RECENT_S = 10.0
+_QUIET_S = 1.0
+_PATIENCE_S = 20.0
+_POLL_S = 0.1
 
 
 class Waterfall:
@@ -32,8 +39,9 @@ class Waterfall:
 def show_trace(trace_id: str | None = None, tracking_uri: str | None = None) -> Waterfall:
     """Draw a joined trace as a waterfall in a notebook: the agent's spans, and the gateway's below them.
 
-    What this process has not sent yet is sent first. To draw more than one in a cell, give each to IPython's
-    ``display()``.
+    What this process has not sent yet is sent first, and of a trace that has just ended the gateways' spans are waited
+    for, which come a moment later: until nothing new has come for a second. To draw more than one in a cell, give each
+    to IPython's ``display()``.
 
     Args:
         trace_id: MLflow's id of the trace; by default, that of the last one that this process made.
@@ -53,4 +61,26 @@ def show_trace(trace_id: str | None = None, tracking_uri: str | None = None) -> 
         trace_id = mlflow.get_last_active_trace_id()
         if trace_id is None:
             raise ConfigurationError("This process has made no trace yet; name one: show_trace('tr-…').")
-    return Waterfall(read_joined(trace_id, tracking_uri))
+    return Waterfall(_read_settled(trace_id, tracking_uri))
+
+
+def _read_settled(trace_id: str, tracking_uri: str | None) -> JoinedTrace:
+    deadline = time.monotonic() + _PATIENCE_S
+    joined = read_joined(trace_id, tracking_uri)
+    changed = time.monotonic()
+    while _is_recent(joined) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        began = time.monotonic()
+        again = read_joined(trace_id, tracking_uri)
+        now = time.monotonic()
+        if again.spans != joined.spans or again.linked != joined.linked:
+            joined, changed = again, now
+        # A server that takes its time to read takes it to write, too.
+        elif now - changed > _QUIET_S + 5 * (now - began):
+            break
+    return joined
+
+
+def _is_recent(joined: JoinedTrace) -> bool:
+    last_ns = max((span.end_ns or span.start_ns for span in joined.spans), default=0)
+    return time.time_ns() - last_ns < _RECENT_S * 1e9

@@ -6,17 +6,19 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
 from meddler import gateway_app, meddler, replacing, without
 from served import Served
 
 from agent_gateway_client import __version__
+from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.doctor.checks import Check, Settings
 from agent_gateway_client.doctor.examine import examine
@@ -81,7 +83,7 @@ def broken(checks: list[Check]) -> Check:
 
 
 def test_all_is_well(gateway: DemoGateway):
-    """The command, as a person runs it: one line a check, the exit status, and the same as JSON."""
+    """The command, as a program runs it: one JSON object, and the exit status."""
     command = [COMMAND, "doctor", "--gateway", gateway.gateway_url, "--model", "chat"]
     env = {**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri}
     told = subprocess.run([*command, "--json"], env=env, capture_output=True, text=True, timeout=300)
@@ -94,10 +96,20 @@ def test_all_is_well(gateway: DemoGateway):
     details = {check["name"]: check["detail"] for check in report["checks"]}
     assert f"agent-gateway-client {__version__}" in details["companion"]
     assert "s after the call" in details["mirror"]
-    told = subprocess.run([*command[:-1], "nobody"], env=env, capture_output=True, text=True, timeout=300)
-    assert told.returncode == 1
-    assert "BROKEN  endpoint: The gateway answers" in told.stdout
-    assert "What to do: Give --model" in told.stdout
+
+
+def test_what_a_person_is_told(gateway: DemoGateway):
+    """One line a check, what to do about the broken one, and the exit status."""
+    command = ["doctor", "--gateway", gateway.gateway_url, "--tracking-uri", gateway.tracking_uri, "--model"]
+    told = CliRunner().invoke(app, [*command, "chat"])
+    assert (told.exit_code, told.output.splitlines()[-1]) == (0, "All links hold.")
+    assert [line.split(":")[0].split()[-1] for line in told.output.splitlines()[:-1]] == ALL
+    told = CliRunner().invoke(app, [*command, "nobody"])
+    assert told.exit_code == 1
+    assert "BROKEN  endpoint: The gateway answers" in told.output
+    assert "What to do: Give --model" in told.output.splitlines()[-1]
+    told = CliRunner().invoke(app, [*command[:3], "--model", "chat"], env={"MLFLOW_TRACKING_URI": None})
+    assert (told.exit_code, "Give --tracking-uri" in told.output) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +175,11 @@ def test_a_store_that_is_not_there(gateway: DemoGateway):
         ({"/version": (200, "2.22.1")}, "MLflow 2.22.1, which is too old", "Upgrade the server to MLflow 3.15"),
         ({"/version": (200, "<html>")}, "not as MLflow does", "--tracking-uri"),
         ({"/version": (401, "")}, "asks for credentials", "MLFLOW_TRACKING_USERNAME"),
-        ({"/experiments/get-by-name": (401, "{}")}, "asks for credentials", "MLFLOW_TRACKING_USERNAME"),
+        (
+            {"/experiments/get-by-name": (401, "You are not authenticated.")},
+            "asks for credentials",
+            "MLFLOW_TRACKING_USERNAME",
+        ),
         (
             {"/experiments/get-by-name": (403, '{"error_code": "PERMISSION_DENIED"}')},
             "cannot be used: PERMISSION_DENIED",
@@ -292,7 +308,7 @@ def test_mlflow_without_the_companion(plain: DemoGateway):
 )  # fmt: skip
 def test_a_store_that_refuses_the_mirrors(status: int, fix: str, gateway: DemoGateway):
     """Authentication, permission, an experiment or a path that is not there, a store of files."""
-    with Served(meddler(gateway.tracking_uri, answers={"/v1/traces": (status, "{}")})) as uri:
+    with Served(meddler(gateway.tracking_uri, answers={"/v1/traces": (status, "No.")})) as uri:
         exporter = exporter_to(uri)
         with asgi_gateway(gateway, exporter) as url:
             check = broken(examined(gateway, url, IMPATIENCE_S))
@@ -358,23 +374,28 @@ def test_a_gateway_that_counts_tokens_of_its_own(gateway: DemoGateway):
     assert "the trace counts 2000" in check.detail
 
 
-def litellm(gateway: DemoGateway, directory: Path, callbacks: Any) -> AbstractContextManager[LiteLLMProxy]:
-    config = configuration(gateway.provider.url, **({} if callbacks is None else {"callbacks": callbacks}))
-    return LiteLLMProxy(directory, config, MLFLOW_TRACKING_URI=gateway.tracking_uri)
+@pytest.fixture(scope="module")
+def proxy(gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMProxy]:
+    config = configuration(gateway.provider.url)
+    with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, MLFLOW_TRACKING_URI=gateway.tracking_uri) as proxy:
+        yield proxy
 
 
-def test_litellm_proxy(gateway: DemoGateway, tmp_path: Path):
-    """All is well with its key; without it, the endpoint is what is broken."""
-    with litellm(gateway, tmp_path, None) as proxy:
-        checks = examined(gateway, proxy.url, api_key=MASTER_KEY)
-        assert [check.name for check in checks if check.ok] == ALL, checks
-        check = broken(examined(gateway, proxy.url))
-        assert check.name == "endpoint"
-        assert "--api-key" in check.fix
+def test_litellm_proxy(proxy: LiteLLMProxy, gateway: DemoGateway):
+    checks = examined(gateway, proxy.url, api_key=MASTER_KEY)
+    assert [check.name for check in checks if check.ok] == ALL, checks
 
 
-def test_litellm_proxy_without_the_companion(gateway: DemoGateway, tmp_path: Path):
-    with litellm(gateway, tmp_path, []) as proxy:
-        check = broken(examined(gateway, proxy.url, IMPATIENCE_S, api_key=MASTER_KEY))
+def test_litellm_proxy_without_its_key(proxy: LiteLLMProxy, gateway: DemoGateway):
+    check = broken(examined(gateway, proxy.url))
+    assert check.name == "endpoint"
+    assert "--api-key" in check.fix
+
+
+def test_litellm_proxy_whose_companion_is_not_heard_of(proxy: LiteLLMProxy, gateway: DemoGateway):
+    """As if it had none: what comes from it is kept back, and it makes no mirror. The fix is LiteLLM's."""
+    hiding = meddler(proxy.url, change=without("traceparent"), kept_back=frozenset({"agent-gateway-companion"}))
+    with Served(hiding) as url:
+        check = broken(examined(gateway, url, IMPATIENCE_S, api_key=MASTER_KEY))
     assert check.name == "companion"
     assert "litellm_settings" in check.fix
