@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import click
 from rich.console import Console
@@ -38,6 +39,8 @@ def doctor(
     from agent_gateway_client.doctor.checks import Check, Settings
     from agent_gateway_client.doctor.examine import examine
 
+    # It tells of its queue when the process ends.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     console = Console(stderr=json_output)
 
     def show(check: Check) -> None:

@@ -60,7 +60,7 @@ def trace(
 
 
 def _as_object(joined: Any) -> dict[str, Any]:
-    from agent_gateway_client.traces.facts import as_objects
+    from agent_gateway_client.traces.facts import as_objects, total_cost
 
     info = joined.trace.info
     return {
@@ -69,6 +69,7 @@ def _as_object(joined: Any) -> dict[str, Any]:
         "url": joined.url,
         "state": str(info.state),
         "tokens": info.token_usage,
+        "cost": total_cost(joined.spans),
         "spans": as_objects(joined.spans),
         "linked": {linked_id: as_objects(spans) for linked_id, spans in joined.linked.items()},
     }

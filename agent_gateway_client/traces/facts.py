@@ -88,7 +88,7 @@ class SpanFacts(NamedTuple):
     @property
     def cost_text(self) -> str:
         """Its cost, for people; ``""`` where it is not known."""
-        return "" if self.cost is None else f"${self.cost:.8f}".rstrip("0").rstrip(".")
+        return cost_text(self.cost)
 
 
 def facts_of(trace: Trace) -> list[SpanFacts]:
@@ -121,6 +121,28 @@ def with_ends(spans: Sequence[SpanFacts]) -> Iterator[tuple[SpanFacts, list[Span
         ended = path[depth:]
         del path[depth:]
         yield span, ended[::-1]
+
+
+def total_cost(spans: Sequence[SpanFacts]) -> float | None:
+    """Return a trace's cost in USD, or ``None`` where none is known.
+
+    As MLflow sums tokens: what a span says counts for all that is below it, so a call whose client's span and mirror
+    both know the cost counts once.
+    """
+    counted: list[float] = []
+    covered_from: int | None = None
+    for span in spans:
+        if covered_from is not None and span.depth > covered_from:
+            continue
+        covered_from = None if span.cost is None else span.depth
+        if span.cost is not None:
+            counted.append(span.cost)
+    return sum(counted) if counted else None
+
+
+def cost_text(cost: float | None) -> str:
+    """Return a cost for people; ``""`` where it is not known."""
+    return "" if cost is None else f"${cost:.8f}".rstrip("0").rstrip(".")
 
 
 def _facts(span: Span, depth: int, parent: SpanFacts | None) -> SpanFacts:

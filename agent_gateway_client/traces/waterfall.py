@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from agent_gateway_client.traces.facts import SpanFacts, duration_text, with_ends
+from agent_gateway_client.traces.facts import SpanFacts, cost_text, duration_text, total_cost, with_ends
 from agent_gateway_client.traces.read import JoinedTrace
 
 _STYLE = Path(__file__).with_name("waterfall.css")
@@ -48,7 +48,6 @@ def _heading(joined: JoinedTrace, nanoseconds: int) -> str:
     spans = joined.spans
     gateway_spans = [span for span in spans if span.kind == "gateway"]
     usage = joined.trace.info.token_usage or {}
-    costs = [span.cost for span in spans if span.cost is not None]
     facts = [
         duration_text(nanoseconds),
         f"{len(spans)} spans",
@@ -56,8 +55,8 @@ def _heading(joined: JoinedTrace, nanoseconds: int) -> str:
     ]
     if usage:
         facts.append(f"{usage.get('input_tokens', 0)} + {usage.get('output_tokens', 0)} tokens")
-    if costs:
-        facts.append(f"${sum(costs):.8f}".rstrip("0").rstrip("."))
+    if cost := cost_text(total_cost(spans)):
+        facts.append(cost)
     name = escape(joined.trace_id)
     linked = f'<a href="{escape(joined.url)}" rel="noopener">{name}</a>' if joined.url else name
     return f'<p class="heading"><b>{linked}</b> {" · ".join(escape(fact) for fact in facts)}</p>'

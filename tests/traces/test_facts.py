@@ -4,7 +4,7 @@ import pytest
 from mlflow.entities import Span
 from trace_samples import joined, span
 
-from agent_gateway_client.traces.facts import MAX_VALUE_LENGTH, SpanFacts
+from agent_gateway_client.traces.facts import MAX_VALUE_LENGTH, SpanFacts, total_cost
 
 
 def facts(*spans: Span) -> list[SpanFacts]:
@@ -55,3 +55,18 @@ def test_values_of_other_kinds_than_expected_do_no_harm():
         span(1, None, "step", 0, 1, mlflow__chat__tokenUsage="many", mlflow__llm__cost=[1], mlflow__llm__model=5)
     )
     assert (shown.usage, shown.cost, shown.model) == (None, None, "5")
+
+
+def test_a_cost_counts_once():
+    """Where a client's span knows it, its mirror's is the same; siblings and calls without autologging count each."""
+    cost = {"mlflow__llm__cost": {"total_cost": 0.25}}
+    shown = facts(
+        span(1, None, "agent", 0, 9),
+        span(2, 1, "Completions", 1, 3, **cost),
+        span(3, 2, "gateway/chat", 1, 3),
+        span(4, 3, "provider/openai/m", 1, 3, **cost),
+        span(5, 1, "gateway/chat", 4, 6),
+        span(6, 5, "provider/openai/m", 4, 6, **cost),
+    )
+    assert total_cost(shown) == 0.5
+    assert total_cost(shown[:1]) is None
