@@ -38,6 +38,10 @@ def each_autolog(request: pytest.FixtureRequest) -> Iterator[str]:
     mlflow.langchain.autolog(disable=True)
 
 
+with_autolog = pytest.mark.parametrize("autolog", ["on"], indirect=True)
+"""For what does not depend on how autolog is set up: the test is run once, with autolog on."""
+
+
 @pytest.fixture(name="handler")
 def open_handler() -> Iterator[GatewayCallbackHandler]:
     """A handler for the tests' gateway."""

@@ -30,6 +30,7 @@ from langchain_support import (
     open_handler,  # noqa: F401
     own_parents,
     parents,
+    with_autolog,
 )
 
 from agent_gateway_client.langchain import GatewayCallbackHandler
@@ -65,6 +66,9 @@ CALLS: dict[str, tuple[list[str], Call]] = {
 
 each_call = pytest.mark.parametrize("call", CALLS)
 
+each_base_call = pytest.mark.parametrize("call", ["invoke", "ainvoke", "stream", "astream", "generate", "agenerate"])
+"""The calls of a model that all others come down to."""
+
 
 def chain(model: Any) -> Any:
     return RunnableLambda(str) | model | RunnableLambda(lambda message: message.text)
@@ -78,18 +82,18 @@ def broken() -> Any:
     return RunnableLambda(lambda _: 1 / 0)
 
 
-@each_stack
 @each_call
-async def test_every_request_names_its_own_call(stack: Any, call: str, autolog: str, handler: GatewayCallbackHandler):
+async def test_every_request_names_its_own_call(call: str, autolog: str, handler: GatewayCallbackHandler):
     """Each request names the span that autolog makes of its own call, or the active span where it makes none."""
     wire = Wire()
     words, run = CALLS[call]
     with mlflow.start_span("agent") as span:
-        await value_of(run(http_model(wire, stack), {"callbacks": [handler]}))
+        await value_of(run(http_model(wire), {"callbacks": [handler]}))
     assert parents(wire) == own_parents(words, named_by(span), autolog)
 
 
-@each_call
+@with_autolog
+@each_base_call
 async def test_a_handler_on_the_model_is_as_good(call: str, autolog: str, handler: GatewayCallbackHandler):
     """The handler may be given to the model, and then to no run."""
     wire = Wire()
@@ -99,7 +103,7 @@ async def test_a_handler_on_the_model_is_as_good(call: str, autolog: str, handle
     assert parents(wire) == own_parents(words, named_by(span), autolog)
 
 
-@each_call
+@each_base_call
 async def test_without_an_outer_span(call: str, autolog: str, handler: GatewayCallbackHandler):
     """Where nothing is active, the requests name autolog's spans all the same; without autolog they carry nothing."""
     wire = Wire()
@@ -111,7 +115,7 @@ async def test_without_an_outer_span(call: str, autolog: str, handler: GatewayCa
         assert parents(wire) == own_parents(words, "", autolog)
 
 
-@each_call
+@each_base_call
 async def test_runs_without_a_handler_send_nothing(call: str, autolog: str, handler: GatewayCallbackHandler):
     """A handler that exists, but was not given to the run, changes nothing."""
     wire = Wire()
@@ -121,7 +125,7 @@ async def test_runs_without_a_handler_send_nothing(call: str, autolog: str, hand
     assert wire.sent() == [[]] * len(words)
 
 
-@each_call
+@each_base_call
 async def test_other_hosts_get_nothing(call: str, autolog: str, handler: GatewayCallbackHandler):
     """A model that talks to another host sends it no trace context, whatever its run was given."""
     wire = Wire()
@@ -131,6 +135,7 @@ async def test_other_hosts_get_nothing(call: str, autolog: str, handler: Gateway
     assert wire.sent() == [[]] * len(words)
 
 
+@with_autolog
 @each_stack
 @pytest.mark.parametrize("call", ["invoke", "ainvoke", "stream", "astream"])
 async def test_a_redirect_to_another_host_loses_the_header(

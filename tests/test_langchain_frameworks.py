@@ -21,7 +21,7 @@ pytest.importorskip("uvicorn")
 import aiohttp
 from langchain_modes import MODES, Mode, model_for, openai_model, run
 from langchain_openai import OpenAIEmbeddings
-from langchain_support import HttpModel, each_autolog, messages, model_spans  # noqa: F401
+from langchain_support import AUTOLOG, HttpModel, each_autolog, messages, model_spans, with_autolog  # noqa: F401
 
 from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.langchain import GatewayCallbackHandler
@@ -109,10 +109,15 @@ def prompt_of(body: dict[str, Any]) -> str:
     return str(content if isinstance(content, str) else content[0].get("text") or content[0].get("content"))
 
 
-each_mode = pytest.mark.parametrize("mode", MODES, ids=str)
+SAME_CALLS = ("responses API", "ChatAnthropic")
+"""They are called like ChatOpenAI, and come to the wire in ways of their own: once is enough."""
+
+MODES_AND_AUTOLOG = [
+    (mode, autolog) for mode in MODES for autolog in AUTOLOG if autolog == "on" or mode.framework not in SAME_CALLS
+]
 
 
-@each_mode
+@pytest.mark.parametrize(("mode", "autolog"), MODES_AND_AUTOLOG, indirect=["autolog"], ids=str)
 def test_every_way_to_call_a_model(mode: Mode, autolog: str, provider: Provider, loop: asyncio.AbstractEventLoop):
     """Each request has one header, which names the span of its own call: the one that was given its prompt."""
     with GatewayCallbackHandler(provider.url) as handler, mlflow.start_span("agent") as span:
@@ -135,6 +140,7 @@ def test_every_way_to_call_a_model(mode: Mode, autolog: str, provider: Provider,
 FEW = [mode for mode in MODES if mode.name in ("invoke", "ainvoke", "stream", "astream") or "agent" in mode.name]
 
 
+@with_autolog
 @pytest.mark.parametrize("mode", FEW, ids=str)
 def test_a_redirect_to_another_host_loses_the_header(
     mode: Mode, autolog: str, provider: Provider, redirecting: Any, loop: asyncio.AbstractEventLoop
@@ -147,6 +153,7 @@ def test_a_redirect_to_another_host_loses_the_header(
     assert [request.header("traceparent") for request in provider.requests] == [[]] * mode.calls
 
 
+@with_autolog
 @pytest.mark.parametrize("mode", FEW, ids=str)
 def test_another_host_gets_nothing(mode: Mode, autolog: str, provider: Provider, loop: asyncio.AbstractEventLoop):
     """A model of the same graph that talks to another host sends it nothing."""

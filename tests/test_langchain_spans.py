@@ -31,6 +31,7 @@ from langchain_support import (
     model_spans,
     open_handler,  # noqa: F401
     parents,
+    with_autolog,
 )
 
 from agent_gateway_client import trace_headers, wrap_httpx
@@ -65,6 +66,7 @@ async def test_a_span_that_the_user_opens_inside_wins(call: str, autolog: str, h
     assert sorted(parents(wire).values()) == sorted([parent] for parent in seen)
 
 
+@with_autolog
 @each_call
 async def test_other_clients_in_the_models_code(call: str, autolog: str, handler: GatewayCallbackHandler):
     """What else the model's code sends names the call too: wrapped clients, and trace_headers()."""
@@ -164,6 +166,7 @@ async def test_an_unsampled_call_is_sent_as_unsampled(
     assert not MemoryExporter.spans.get_finished_spans()
 
 
+@with_autolog
 @each_call
 async def test_tracing_that_is_switched_off(call: str, autolog: str, handler: GatewayCallbackHandler):
     """Where MLflow's tracing is disabled, calls work and carry nothing."""

@@ -11,7 +11,7 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.language_models import BaseLLM
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from langchain_support import STACK, each_autolog, model_spans, open_handler, plain_parent  # noqa: F401
+from langchain_support import STACK, each_autolog, model_spans, open_handler, plain_parent, with_autolog  # noqa: F401
 
 from agent_gateway_client.langchain import GatewayCallbackHandler
 
@@ -80,6 +80,7 @@ async def test_the_first_prompts_span_is_named(call: str, autolog: str, handler:
     assert wire.sent()[0] == [spans.get(words[0], named_by(span))]
 
 
+@with_autolog
 @each_call
 async def test_without_a_handler_nothing_is_sent(call: str, autolog: str, handler: GatewayCallbackHandler):
     """A handler that was not given to the run changes nothing."""
