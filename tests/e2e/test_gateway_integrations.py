@@ -41,7 +41,7 @@ def run(folder: str, script: str, gateway: DemoGateway, **environment: str) -> s
 
 
 def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
-    """Assert that the agent's trace has a mirror of each step, and the tokens once; returns the mirrors.
+    """Assert that the agent's trace has a mirror of each step, with the tokens of each; returns the mirrors.
 
     Args:
         told: What the agent has printed.
@@ -51,16 +51,15 @@ def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
     mirrors = mirrors_in(trace)
     assert len(mirrors) == len(ATTEMPTS)
     steps = {span.name: span for span in trace.data.spans}
-    total = 0
     for mirror, (name, attempts) in zip(mirrors, ATTEMPTS.items(), strict=True):
         assert [span.span_id for span in children_of(trace, steps[name])] == [mirror.span_id]
         *_, answered = assert_mirror(trace, mirror, steps[name], attempts)
         assert mirror.name == f"gateway/{endpoints[name.rpartition(' ')[2]]}"
         assert mirror.status.status_code == "OK"
         assert mirror.attributes["gen_ai.request.stream"] is ("stream" in name)
-        total += answered.attributes.get("mlflow.chat.tokenUsage", {}).get("total_tokens", 0)
-    assert trace.info.token_usage is not None
-    assert trace.info.token_usage["total_tokens"] == total > 0
+        # Not the trace's total: MLflow adds nothing to one that has tokens and whose client has ended it, and this agent
+        # ends its trace as soon as it has its last answer.
+        assert answered.attributes["mlflow.chat.tokenUsage"]["total_tokens"] > 0
     return mirrors
 
 
