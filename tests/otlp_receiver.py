@@ -1,13 +1,20 @@
 """An OTLP/HTTP endpoint on loopback that keeps what it takes, byte by byte, and can be in all kinds of trouble."""
 
 import contextlib
+import datetime
 import gzip
+import ipaddress
 import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from server_support import DEADLINE_S
@@ -43,13 +50,17 @@ class Received(NamedTuple):
 class Receiver:
     """The endpoint, as a context manager.
 
+    Args:
+        certificate: A certificate and its key, for https.
+
     Attributes:
         requests: What was taken.
         troubles: What happens to the next requests, one after the other; then they are taken.
         tries: Requests so far, taken or not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
+        self._certificate = certificate
         self.requests: list[Received] = []
         self.troubles: list[Trouble] = []
         self.tries = 0
@@ -62,7 +73,7 @@ class Receiver:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self._certificate else ''}://127.0.0.1:{self._port}"
 
     @property
     def spans(self) -> list[Span]:
@@ -71,6 +82,10 @@ class Receiver:
     def start(self) -> None:
         """Be there; after ``stop()``, at the same port again."""
         self._server = _Server(("127.0.0.1", self._port), _handler(self))
+        if self._certificate is not None:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(self._certificate)
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
@@ -156,3 +171,24 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def make_certificate(directory: Path) -> Path:
+    """Return a file with a certificate for 127.0.0.1 that nobody has signed, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = directory / "certificate.pem"
+    plain = serialization.NoEncryption()
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.write_bytes(certificate.public_bytes(pem) + key.private_bytes(pem, pkcs8, plain))
+    return path

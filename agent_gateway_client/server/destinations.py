@@ -97,7 +97,14 @@ class OtlpDestination:
         def note_status(response: Response, *_: Any, **__: Any) -> None:
             self._status = response.status_code
 
-        session = Session()
+        class CertificateFirst(Session):
+            """A session whose own certificate goes before REQUESTS_CA_BUNDLE, unlike those of requests."""
+
+            def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+                own = self.verify if verify is None else verify
+                return super().merge_environment_settings(url, proxies, stream, own, cert)
+
+        session = CertificateFirst()
         session.hooks["response"].append(note_status)
         self._exporter = OTLPSpanExporter(session=session)
         logging.getLogger(OTLPSpanExporter.__module__).addFilter(_is_not_ours)

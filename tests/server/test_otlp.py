@@ -3,13 +3,15 @@
 import logging
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from otlp_receiver import Receiver
+from otlp_receiver import Receiver, make_certificate
 from server_support import DEADLINE_S, SPAN_ID, TRACE_ID, full_call
 
 from agent_gateway_client.propagation import TraceContext
@@ -130,3 +132,49 @@ def test_an_endpoint_that_is_away_is_no_flood_of_logs(
     with caplog.at_level(logging.WARNING), pytest.raises(ConnectionError):
         destination.send(mirror(full_call(), destination.convention))
     assert caplog.messages == []
+
+
+def test_an_endpoint_for_traces_alone(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
+    """The variables for traces go before those for all signals, and their endpoint is taken as it is."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{receiver.url}/otlp/here")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20all")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Bearer%20traces")
+    destination = OtlpDestination()
+    destination.send(mirror(full_call(), destination.convention))
+    (request,) = receiver.requests
+    assert request.path == "/otlp/here"
+    assert request.headers["authorization"] == "Bearer traces"
+
+
+def test_an_endpoint_that_does_not_answer_is_given_up(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
+    """OTEL_EXPORTER_OTLP_TIMEOUT ends a try, and the next one may succeed."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    destination = OtlpDestination()
+    receiver.open.clear()
+    with pytest.raises(ConnectionError):
+        destination.send(mirror(full_call(), destination.convention))
+    receiver.open.set()
+    destination.send(mirror(full_call(), destination.convention))
+
+
+def test_an_endpoint_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An https endpoint is trusted with the certificate in OTEL_EXPORTER_OTLP_CERTIFICATE, and not without.
+
+    That there is a bundle of others for all programs of the machine makes no difference.
+    """
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+    certificate = make_certificate(tmp_path)
+    with Receiver(certificate) as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
+        destination = OtlpDestination()
+        with pytest.raises(ConnectionError):
+            destination.send(mirror(full_call(), destination.convention))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificate))
+        destination = OtlpDestination()
+        destination.send(mirror(full_call(), destination.convention))
+    assert receiver.url.startswith("https://")
+    assert len(receiver.spans) == 3

@@ -1,0 +1,96 @@
+"""A gateway that is no MLflow server: its mirrors go over HTTP to an MLflow server that asks for credentials."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e_support import DEADLINE_S, Database
+from server_support import full_call
+
+from agent_gateway_client.demo._server import MlflowServer
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.destinations import mlflow_tracking_server
+from agent_gateway_client.server.export import Exporter
+
+USER, PASSWORD, TOKEN = "admin", "a password of the tests", "a-token-of-the-tests"
+AUTH = """
+[mlflow]
+default_permission = READ
+database_uri = sqlite:///basic_auth.db
+authorization_function = by_token_or_password:authenticate
+"""
+BY_TOKEN_OR_PASSWORD = f"""
+from flask import request
+from mlflow.server.auth import authenticate_request_basic_auth
+from werkzeug.datastructures import Authorization
+
+def authenticate():
+    if request.headers.get("Authorization") == "Bearer {TOKEN}":
+        return Authorization("basic", {{"username": "{USER}", "password": ""}})
+    return authenticate_request_basic_auth()
+"""
+"""MLflow's own way to check tokens: a function, which hands those with a password to MLflow's."""
+
+BY_TOKEN = {"MLFLOW_TRACKING_TOKEN": TOKEN}
+BY_PASSWORD = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
+WRONG = [
+    {},
+    {"MLFLOW_TRACKING_TOKEN": "another"},
+    {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": "wrong"},
+]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("guarded")
+
+
+@pytest.fixture(scope="module")
+def server(directory: Path) -> Iterator[MlflowServer]:
+    (directory / "auth.ini").write_text(AUTH)
+    (directory / "by_token_or_password.py").write_text(BY_TOKEN_OR_PASSWORD)
+    environment = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of the tests",
+        "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")]),
+    }
+    store = f"sqlite:///{directory / 'mlflow.db'}"
+    server = MlflowServer(directory, store, app_name="basic-auth", workers=1, port=None, env=environment)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(autouse=True)
+def tracking(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the environment name the server, without any credentials."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    for name in (*BY_TOKEN, *BY_PASSWORD):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("credentials", [BY_TOKEN, BY_PASSWORD], ids=["token", "password"])
+def test_credentials_of_the_environment(credentials: dict[str, str], directory: Path, monkeypatch: pytest.MonkeyPatch):
+    """MLflow's own variables say who sends; mirrors wait while they are wrong, and arrive when they are mended."""
+    trace_id = secrets.randbits(128)
+    exporter = Exporter(mlflow_tracking_server())
+    database = Database(directory / "mlflow.db")
+    for wrong in WRONG:
+        with monkeypatch.context() as patch:
+            for name, value in wrong.items():
+                patch.setenv(name, value)
+            exporter.submit(full_call(parent=TraceContext(trace_id, 7, 1)))
+            assert not exporter.flush(0.5)
+    assert database.spans(f"tr-{trace_id:032x}") == []
+    for name, value in credentials.items():
+        monkeypatch.setenv(name, value)
+    assert exporter.flush(DEADLINE_S)
+    names = [span["name"] for span in database.spans(f"tr-{trace_id:032x}")]
+    assert sorted(set(names)) == ["gateway/chat", "provider/anthropic/claude-3-5-haiku", "provider/openai/gpt-4o"]
+    assert exporter.dropped == 0
