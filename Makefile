@@ -34,7 +34,7 @@ PYTEST := -m pytest --numprocesses=$(shell getconf _NPROCESSORS_ONLN) --dist=loa
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-main test-openai3 test-lowest lint types format update clean
+.PHONY: help venv demo test test-main test-openai3 test-lowest bench lint types format update clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ test-openai3: $(OPENAI3)/.installed ## The client's tests with openai 3, where t
 test-lowest: $(LOWEST)/.installed ## The client's tests with the lowest supported versions
 	@echo "==> The client's tests with the lowest supported versions ($(PYTHON_LOWEST))"
 	$(LOWEST)/bin/python $(PYTEST) $(CLIENT_TESTS)
+
+bench: $(MAIN)/.bench ## Set up, then measure everything that benchmarks/ does, with real servers (less than 10 minutes)
+	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
+	$(MAIN)/bin/python -m benchmarks
 
 lint: $(MAIN)/.installed ## Check style and format with ruff
 	@echo "==> Checking style and format"
@@ -97,6 +101,11 @@ $(MAIN)/.installed: pyproject.toml $(MAIN_CONSTRAINTS)
 	@echo "==> Installing everything into $(MAIN) (about 190 packages; less than a minute)"
 	@set -o pipefail; $(MAIN)/bin/python $(INSTALL) --constraint $(MAIN_CONSTRAINTS) --editable '.[all]' --group dev | $(PROGRESS)
 	@touch $(MAIN)/.demo $@
+
+$(MAIN)/.bench: $(MAIN)/.installed
+	@echo "==> Installing what the benchmarks compare with into $(MAIN)"
+	@set -o pipefail; $(MAIN)/bin/python $(INSTALL) --constraint $(MAIN_CONSTRAINTS) --group bench | $(PROGRESS)
+	@touch $@
 
 $(OPENAI3)/.installed: pyproject.toml $(OPENAI3_CONSTRAINTS)
 	@$(call create,$(PYTHON),$(OPENAI3),$(OPENAI3_CONSTRAINTS))

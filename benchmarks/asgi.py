@@ -1,0 +1,203 @@
+"""What the middleware adds to a request of an ASGI gateway, beside two OpenTelemetry spans made inline."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from opentelemetry.propagate import extract
+from opentelemetry.propagators.textmap import Getter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from agent_gateway_client.server import GatewayTracingMiddleware
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.mirror import Convention
+from benchmarks.measure import added, estimate, interleave, percentile
+from benchmarks.report import Report
+from benchmarks.tracing import ANSWER
+from benchmarks.tracing import Nowhere as NowhereExporter
+
+CALLS = 200
+CHUNKS = 500
+FLOOR = "floor: two OpenTelemetry spans inline"
+HEADERS = [
+    (b"host", b"gateway:5000"),
+    (b"accept-encoding", b"gzip, deflate"),
+    (b"connection", b"keep-alive"),
+    (b"accept", b"application/json"),
+    (b"content-type", b"application/json"),
+    (b"user-agent", b"OpenAI/Python 2.54.0"),
+    *((b"x-stainless-" + name, b"something") for name in (b"lang", b"package-version", b"os", b"arch", b"runtime")),
+    (b"authorization", b"Bearer none"),
+    (b"x-stainless-async", b"false"),
+    (b"x-stainless-retry-count", b"0"),
+    (b"x-stainless-read-timeout", b"600"),
+    (b"content-length", b"80"),
+]
+TRACED = [*HEADERS, (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")]
+REQUEST = {"type": "http.request", "body": b'{"model":"gpt-4o-mini","messages":[]}', "more_body": False}
+CHUNK = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"one "}}],"model":"gpt-4o-mini"}\n\n'
+
+Application = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Nowhere:
+    convention = Convention.MLFLOW
+
+    def send(self, spans: Sequence[ReadableSpan]) -> None:
+        """Take the spans, and forget them."""
+
+
+def run(report: Report) -> None:
+    requests(report)
+    streams(report)
+    first_byte(report)
+
+
+def requests(report: Report) -> None:
+    """Requests with and without a traceparent, in this thread's processor time."""
+    group = "one request of an ASGI gateway"
+    exporter = Exporter(Nowhere())
+    ours = GatewayTracingMiddleware(answer, exporter)
+
+    def flushed(timed: Callable[[], float]) -> float:
+        exporter.flush()
+        return timed()
+
+    traced, untraced = _batch(ours, TRACED), _batch(ours, HEADERS)
+    samples = interleave(
+        {
+            "bare": _batch(answer, TRACED),
+            FLOOR: _batch(inline_spans(answer), TRACED),
+            "ours, traced": partial(flushed, traced),
+            "ours, not traced": untraced,
+        },
+        seconds=10,
+    )
+    rows = report.added(group, samples, [name for name in samples if name != "bare"], FLOOR)
+    report.mark("ASGI request, traced, in terms of two inline spans", rows["ours, traced"].ratio or 0, 0.25)
+    report.mark("ASGI request, not traced", rows["ours, not traced"].value, 2, "µs")
+
+
+def streams(report: Report) -> None:
+    """One server-sent event more."""
+    ours = GatewayTracingMiddleware(stream, Exporter(Nowhere()))
+    few, many = partial(_batch, chunks=0, calls=20), partial(_batch, chunks=CHUNKS, calls=4)
+    cases = {
+        "bare, no chunk": few(stream, TRACED),
+        "bare": many(stream, TRACED),
+        "ours, no chunk": few(ours, TRACED),
+        "ours": many(ours, TRACED),
+    }
+    samples = interleave(cases, seconds=8)
+
+    def per_chunk(found: Any) -> float:
+        return (added("ours", "ours, no chunk")(found) - added("bare", "bare, no chunk")(found)) / CHUNKS
+
+    value, low, high = (1e6 * number for number in estimate(per_chunk, samples))
+    report.add("one chunk of a stream", "ours", value, "µs", low=low, high=high)
+    report.mark("ASGI, one chunk of a stream", value, 0.5, "µs")
+
+
+def first_byte(report: Report) -> None:
+    """From the request to the first chunk that the server gets to send; the middleware never holds one back."""
+    ours = GatewayTracingMiddleware(stream, Exporter(Nowhere()))
+    cases = {"bare": _first_byte(stream), "ours": _first_byte(ours)}
+    samples = interleave(cases, seconds=4)
+    value, low, high = (1e6 * number for number in estimate(added("ours"), samples))
+    report.add("time to the first byte", "ours", value, "µs", low=low, high=high)
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    """The gateway: an answer, and nothing else."""
+    await receive()
+    await send(START)
+    await send(BODY)
+
+
+async def stream(scope: Any, receive: Any, send: Any) -> None:
+    """The gateway: as many chunks as the scope says."""
+    await receive()
+    await send(STREAM_START)
+    await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+    for _ in range(scope["chunks"]):
+        await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+def inline_spans(app: Application) -> Application:
+    """The floor: what an operator writes with OpenTelemetry, the two spans of a mirror and half of its facts."""
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(NowhereExporter(), max_queue_size=CALLS * 4))
+    tracer = provider.get_tracer("benchmarks")
+
+    async def traced(scope: Any, receive: Any, send: Any) -> None:
+        parent = extract(scope["headers"], getter=_HeaderGetter())
+        with tracer.start_as_current_span("gateway/chat", parent, attributes={"endpoint_name": "chat"}) as gateway:
+            facts = {"mlflow.llm.provider": "openai", "mlflow.llm.model": "gpt-4o-mini"}
+            with tracer.start_as_current_span("provider/openai/gpt-4o-mini", attributes=facts):
+                await app(scope, receive, send)
+            gateway.set_attribute("http.response.status_code", 200)
+
+    return traced
+
+
+class _HeaderGetter(Getter[Any]):
+    def get(self, carrier: Any, key: str) -> list[str] | None:
+        name = key.encode()
+        return [value.decode() for header, value in carrier if header == name] or None
+
+    def keys(self, carrier: Any) -> list[str]:
+        return [name.decode() for name, _ in carrier]
+
+
+def scope(headers: Any, chunks: int = 0) -> dict[str, Any]:
+    path = "/v1/chat/completions"
+    server = ("127.0.0.1", 5000)
+    return {"type": "http", "method": "POST", "path": path, "headers": headers, "server": server, "chunks": chunks}
+
+
+async def receive() -> Any:
+    return REQUEST
+
+
+async def send(message: Any) -> None:
+    pass
+
+
+def _batch(app: Application, headers: Any, chunks: int = 0, calls: int = CALLS) -> Callable[[], float]:
+    request = scope(headers, chunks)
+
+    async def requests() -> float:
+        begin = time.thread_time()
+        for _ in range(calls):
+            await app(request, receive, send)
+        return (time.thread_time() - begin) / calls
+
+    return lambda: asyncio.run(requests())
+
+
+def _first_byte(app: Application) -> Callable[[], float]:
+    request = scope(TRACED, 0)
+
+    async def requests() -> float:
+        seen: list[float] = []
+
+        async def timed_send(message: Any) -> None:
+            if message.get("more_body"):
+                seen.append(time.perf_counter() - begin)
+
+        for _ in range(50):
+            begin = time.perf_counter()
+            await app(request, receive, timed_send)
+        return percentile(seen, 50)
+
+    return lambda: asyncio.run(requests())
+
+
+BODY = {"type": "http.response.body", "body": json.dumps(ANSWER).encode()}
+START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+STREAM_START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}

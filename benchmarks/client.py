@@ -1,0 +1,112 @@
+"""What a request costs more: httpx and OpenAI's SDK over a transport without a network."""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import httpx
+import mlflow
+import openai
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from agent_gateway_client import wrap_httpx
+from agent_gateway_client.http import hook_of
+from benchmarks.measure import added, estimate, interleave, loop, median, ratio
+from benchmarks.report import Report
+from benchmarks.tracing import BASE_URL, MESSAGES, Nowhere, active_span, answering_transport, floor_hook
+
+OTHER = "http://other.test:5000"
+OURS = "ours"
+ELSEWHERE = "ours, to another host"
+OTEL = "OpenTelemetry httpx instrumentation"
+EXTRA_HEADERS = "MLflow's extra_headers"
+
+
+def run(report: Report) -> None:
+    with active_span():
+        hooks(report)
+        httpx_calls(report)
+        openai_calls(report)
+
+
+def hooks(report: Report) -> None:
+    """The hook alone, timed inside of real calls of OpenAI's SDK: the sharpest look at the physics."""
+    ours: Any = hook_of(wrap_httpx(_client()))
+    elsewhere: Any = hook_of(wrap_httpx(_client(), [OTHER]))
+    samples = interleave(
+        {
+            "bare": _timed_hook(lambda request: None),
+            "floor": _timed_hook(floor_hook),
+            OURS: _timed_hook(ours),
+            ELSEWHERE: _timed_hook(elsewhere),
+        },
+        seconds=6,
+    )
+    rows = report.added("hook in one call", samples, [name for name in samples if name != "bare"])
+    report.mark("Client, request to a gateway, in terms of the floor", rows[OURS].ratio or 0, 1.25)
+    report.mark("Client, request to another host, in terms of the floor", rows[ELSEWHERE].ratio or 0, 0.2)
+
+
+def _timed_hook(hook: Callable[[Any], Any]) -> Callable[[], float]:
+    taken = 0.0
+
+    def timed(request: Any) -> None:
+        nonlocal taken
+        begin = time.perf_counter()
+        hook(request)
+        taken = time.perf_counter() - begin
+
+    def batch() -> float:
+        sdk.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
+        return taken
+
+    sdk = openai.OpenAI(base_url=BASE_URL, api_key="none", http_client=_client(timed))
+    return batch
+
+
+def httpx_calls(report: Report) -> None:
+    """Whole requests of httpx: little else is in them, so that the costs beside it show."""
+    _calls(report, "one request, httpx", lambda client, headers: client.post("/chat/completions", headers=headers))
+
+
+def openai_calls(report: Report) -> None:
+    """Whole calls of OpenAI's SDK."""
+
+    def call(client: httpx.Client, headers: dict[str, str] | None) -> Any:
+        return sdk(client).chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, extra_headers=headers)
+
+    sdk = cache(lambda client: openai.OpenAI(base_url=BASE_URL, api_key="none", http_client=client))
+    _calls(report, "one call, OpenAI's SDK", call)
+
+
+def _calls(report: Report, group: str, call: Callable[[httpx.Client, dict[str, str] | None], Any]) -> None:
+    cases = {name: loop(partial(call, client, None), 20) for name, client in _clients()}
+    bare = _client()
+    get_headers = mlflow.tracing.get_tracing_context_headers_for_http_request
+    cases[EXTRA_HEADERS] = loop(lambda: call(bare, get_headers()), 20)
+    samples = interleave(cases, seconds=12)
+    report.added(group, samples, [name for name in samples if name != "bare"])
+    whole, low, high = estimate(median("bare"), samples)
+    report.add(group, "(all of it without anything)", 1e6 * whole, "µs", low=1e6 * low, high=1e6 * high)
+    share, _, _ = estimate(ratio(added(OURS), added(OTEL)), samples)
+    report.mark(f"Client, {group}, in terms of OpenTelemetry's httpx instrumentation", share, 1 / 15)
+
+
+def _clients() -> Iterator[tuple[str, httpx.Client]]:
+    from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    instrumented = _client()
+    HTTPXClientInstrumentor.instrument_client(instrumented, tracer_provider=provider)
+    yield "bare", _client()
+    yield "floor", _client(floor_hook)
+    yield OURS, wrap_httpx(_client())
+    yield ELSEWHERE, wrap_httpx(_client(), [OTHER])
+    yield OTEL, instrumented
+
+
+def _client(*hooks: Callable[[Any], Any]) -> httpx.Client:
+    return httpx.Client(base_url=BASE_URL, transport=answering_transport(), event_hooks={"request": [*hooks]})

@@ -1,0 +1,108 @@
+"""How fast mirrors are stored: the exporter beside what its destination takes when nothing else is done."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from mlflow.tracing.client import TracingClient
+from opentelemetry.sdk.trace import ReadableSpan
+
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage, new_span_id
+from agent_gateway_client.server.destinations import MlflowDestination, OtlpDestination
+from agent_gateway_client.server.export import MAX_BATCH, Destination, Exporter
+from agent_gateway_client.server.mirror import mirror
+from benchmarks.report import Report
+from benchmarks.stores import no_postgres, otlp_sink, postgres
+
+CALLS = 1_000
+MARK = 500
+
+
+def run(report: Report) -> None:
+    logging.disable(logging.INFO)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-gateway-")))
+        compare(report, "SQLite", _store(f"sqlite:///{directory / 'mlflow.db'}"))
+        if reason := no_postgres():
+            report.note(f"No PostgreSQL: {reason}.")
+        else:
+            compare(report, "PostgreSQL", _store(stack.enter_context(postgres())))
+        stack.enter_context(_environment("OTEL_EXPORTER_OTLP_ENDPOINT", stack.enter_context(otlp_sink())))
+        compare(report, "OTLP", OtlpDestination())
+
+
+def compare(report: Report, name: str, destination: Destination) -> None:
+    """Store calls through the exporter and, in turns, the same spans in the largest batches without it."""
+    exporter = Exporter(destination)
+    destination.send([span for call in _calls(10) for span in mirror(call, destination.convention)])
+    ours, limit = [], []
+    for _ in range(3):
+        ours.append(CALLS / _exported(exporter, _calls(CALLS)))
+        limit.append(CALLS / _sent(destination, _calls(CALLS)))
+    assert exporter.dropped == 0
+    rates = sorted(ours)[1], sorted(limit)[1]
+    group = f"mirrored calls stored, {name}"
+    share = rates[0] / rates[1]
+    report.add(group, "the destination alone, batches of 200", rates[1], "calls/s", low=min(limit), high=max(limit))
+    report.add(
+        group,
+        "through the exporter",
+        rates[0],
+        "calls/s",
+        low=min(ours),
+        high=max(ours),
+        ratio=share,
+        ratio_of="the destination alone",
+    )
+    if name == "PostgreSQL" and rates[0] < MARK:
+        report.note(
+            f"MLflow itself stores {rates[1]:.0f} mirrored calls/s on {name}; the exporter gets to {share:.0%}."
+        )
+        report.mark(f"Exporter, {name}, in terms of what MLflow itself takes", share, 0.9, at_least=True)
+    elif name == "PostgreSQL":
+        report.mark(f"Exporter, {name}", rates[0], MARK, "calls/s", at_least=True)
+
+
+def _exported(exporter: Exporter, calls: Sequence[GatewayCall]) -> float:
+    begin = time.perf_counter()
+    for call in calls:
+        exporter.submit(call)
+    assert exporter.flush(120)
+    return time.perf_counter() - begin
+
+
+def _sent(destination: Destination, calls: Sequence[GatewayCall]) -> float:
+    spans: list[list[ReadableSpan]] = [mirror(call, destination.convention) for call in calls]
+    begin = time.perf_counter()
+    for start in range(0, len(spans), MAX_BATCH):
+        destination.send([span for both in spans[start : start + MAX_BATCH] for span in both])
+    return time.perf_counter() - begin
+
+
+def _calls(count: int) -> list[GatewayCall]:
+    """Calls of agents that make ten of them in a trace."""
+    found = []
+    trace_id = 0
+    for number in range(count):
+        if number % 10 == 0:
+            trace_id = new_span_id() << 64 | new_span_id()
+        call = GatewayCall(TraceContext(trace_id, new_span_id(), 1), endpoint="chat", http_status=200)
+        call.add(Attempt("openai", "gpt-4o-mini", usage=TokenUsage(10, 3, 13), finish_reason="stop"))
+        call.end()
+        found.append(call)
+    return found
+
+
+def _store(uri: str) -> Destination:
+    return MlflowDestination(TracingClient(uri).log_spans, "0")
+
+
+def _environment(name: str, value: str) -> Any:
+    from unittest.mock import patch
+
+    return patch.dict("os.environ", {name: value})

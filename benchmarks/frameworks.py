@@ -1,0 +1,67 @@
+"""What the adapters of LangChain and LiteLLM add to a call, beside a hand-written hook on the same HTTP client."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from agent_gateway_client import GatewayCallbackHandler, instrument_litellm
+from benchmarks.measure import Samples, interleave, loop
+from benchmarks.report import Report
+from benchmarks.tracing import BASE_URL, GATEWAY, active_span, answering_transport, floor_hook
+
+CALLS = 10
+SECONDS = 12
+
+
+def run(report: Report) -> None:
+    with active_span(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _report(report, "one call, LangChain", langchain())
+        _report(report, "one call, LiteLLM", litellm())
+
+
+def _report(report: Report, group: str, samples: Samples) -> None:
+    rows = report.added(group, samples, [name for name in samples if name != "bare"])
+    report.mark(f"Client, {group}, in terms of the floor", rows["ours"].ratio or 0, 3)
+
+
+def langchain() -> Samples:
+    """ChatOpenAI with our handler in its callbacks."""
+    from langchain_openai import ChatOpenAI
+
+    def model(*hooks: Any, **options: Any) -> Callable[[], Any]:
+        client = httpx.Client(transport=answering_transport(), event_hooks={"request": [*hooks]})
+        chat = ChatOpenAI(model="gpt-4o-mini", base_url=BASE_URL, api_key="none", http_client=client, **options)
+        return lambda: chat.invoke("one two three")
+
+    bare, floor = model(), model(floor_hook)
+
+    def ours() -> float:
+        # Made and closed around the measurement: while a handler is open, every model's methods are replaced.
+        with GatewayCallbackHandler(GATEWAY) as handler:
+            return loop(model(callbacks=[handler]), CALLS)()
+
+    return interleave({"bare": loop(bare, CALLS), "floor": loop(floor, CALLS), "ours": ours}, SECONDS)
+
+
+def litellm() -> Samples:
+    """litellm.completion() between instrument_litellm() and its undo."""
+    import litellm
+
+    transport = answering_transport()
+
+    def call(*hooks: Any) -> float:
+        litellm.client_session = httpx.Client(transport=transport, event_hooks={"request": [*hooks]})
+        litellm.in_memory_llm_clients_cache.flush_cache()
+        arguments: dict[str, Any] = {"model": "openai/gpt-4o-mini", "api_base": BASE_URL, "api_key": "none"}
+        messages = [{"role": "user", "content": "one two three"}]
+        litellm.completion(messages=messages, **arguments)
+        return loop(lambda: litellm.completion(messages=messages, **arguments), CALLS)()
+
+    def ours() -> float:
+        with instrument_litellm(GATEWAY):
+            return call()
+
+    return interleave({"bare": call, "floor": lambda: call(floor_hook), "ours": ours}, SECONDS)

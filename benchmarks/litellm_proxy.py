@@ -1,0 +1,45 @@
+"""A real LiteLLM Proxy with the callback and without: throughput in a closed loop."""
+
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from agent_gateway_client.demo.provider import Provider
+from benchmarks.load import calls_per_second
+from benchmarks.measure import interleave, median
+from benchmarks.report import Report
+from benchmarks.stores import otlp_sink
+
+# What starts a proxy for the tests.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from e2e.litellm_proxy import MASTER_KEY, MIRROR, LiteLLMProxy, configuration
+
+CLIENTS = 8
+BARE = "without the callback"
+
+
+def run(report: Report) -> None:
+    with ExitStack() as stack:
+        provider = stack.enter_context(Provider())
+        environment = {
+            "AGENT_GATEWAY_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": stack.enter_context(otlp_sink()),
+        }
+        proxies = {}
+        for name, callbacks in ((BARE, []), ("with the callback", MIRROR)):
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            config = configuration(provider.url, callbacks)
+            proxies[name] = stack.enter_context(LiteLLMProxy(directory, config, **environment))
+        cases = {name: partial(_segment, f"{proxy.url}/v1") for name, proxy in proxies.items()}
+        samples = interleave(cases, seconds=20, warm_up=1, least=4)
+    statistics = {name: median(name) for name in samples}
+    report.compared(f"LiteLLM Proxy, {CLIENTS} clients", samples, statistics, BARE, "calls/s")
+
+
+def _segment(base_url: str) -> float:
+    found = calls_per_second(base_url, CLIENTS, 2, MASTER_KEY)
+    time.sleep(0.5)
+    return found

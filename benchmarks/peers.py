@@ -1,0 +1,133 @@
+"""What other packages' wrappers add to a call of OpenAI's SDK. They do more than we do: each makes a span of its own.
+
+Each runs in a process of its own, because most of them cannot be taken off again: first the bare call, then the same
+with the wrapper. Where one is not installed, that is said. What they would send goes to a closed port of this machine.
+"""
+
+import json
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import httpx
+import openai
+
+from benchmarks.measure import loop
+from benchmarks.report import Report
+from benchmarks.tracing import BASE_URL, MESSAGES, Nowhere, answering_transport, trace_nowhere
+
+CALLS = 10
+ROUNDS = 60
+NOWHERE = "http://127.0.0.1:9"
+
+
+def run(report: Report) -> None:
+    for name, (module, _) in PEERS.items():
+        if not _is_installed(module):
+            report.note(f"{name} was left out: the module {module} is not installed.")
+            continue
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.peers", name]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            report.note(f"{name} was left out: {done.stderr.strip().splitlines()[-1]}")
+            continue
+        bare, wrapped = json.loads(done.stdout.splitlines()[-1])
+        report.add("one call, OpenAI's SDK, other wrappers", name, 1e6 * (wrapped - bare), "µs")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _braintrust(client: openai.OpenAI) -> Any:
+    import braintrust
+
+    os.environ.update(BRAINTRUST_APP_URL=NOWHERE, BRAINTRUST_API_URL=NOWHERE, BRAINTRUST_API_KEY="none")
+    braintrust.init_logger(project="benchmarks", set_current=True)
+    return braintrust.wrap_openai(client)
+
+
+def _langfuse(client: openai.OpenAI) -> Any:
+    os.environ.update(LANGFUSE_HOST=NOWHERE, LANGFUSE_PUBLIC_KEY="none", LANGFUSE_SECRET_KEY="none")
+    import langfuse.openai  # noqa: F401 (replaces methods of OpenAI's classes)
+
+    return client
+
+
+def _langsmith(client: openai.OpenAI) -> Any:
+    os.environ.update(LANGSMITH_TRACING="true", LANGSMITH_ENDPOINT=NOWHERE, LANGSMITH_API_KEY="none")
+    from langsmith.wrappers import wrap_openai
+
+    return wrap_openai(client)
+
+
+def _openinference(client: openai.OpenAI) -> Any:
+    from openinference.instrumentation.openai import OpenAIInstrumentor
+
+    OpenAIInstrumentor().instrument(tracer_provider=_provider())
+    return client
+
+
+def _openllmetry(client: openai.OpenAI) -> Any:
+    from opentelemetry.instrumentation.openai import OpenAIInstrumentor
+
+    OpenAIInstrumentor().instrument(tracer_provider=_provider())
+    return client
+
+
+def _mlflow(client: openai.OpenAI) -> Any:
+    import mlflow
+
+    trace_nowhere()
+    mlflow.openai.autolog()
+    return client
+
+
+def _provider() -> Any:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    return provider
+
+
+PEERS: dict[str, tuple[str, Callable[[openai.OpenAI], Any]]] = {
+    "Braintrust": ("braintrust", _braintrust),
+    "Langfuse": ("langfuse", _langfuse),
+    "OpenInference": ("openinference.instrumentation.openai", _openinference),
+    "OpenLLMetry": ("opentelemetry.instrumentation.openai", _openllmetry),
+    "LangSmith": ("langsmith", _langsmith),
+    "mlflow.openai.autolog": ("mlflow", _mlflow),
+}
+
+
+def _median_of(client: Any) -> float:
+    timed = loop(lambda: client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES), CALLS)
+    for _ in range(5):
+        timed()
+    return statistics.median(timed() for _ in range(ROUNDS))
+
+
+def _measure(name: str) -> None:
+    logging.disable()
+    warnings.simplefilter("ignore")
+    http_client = httpx.Client(transport=answering_transport())
+    client: Any = openai.OpenAI(base_url=BASE_URL, api_key="none", http_client=http_client)
+    found = [_median_of(client), _median_of(PEERS[name][1](client))]
+    print(json.dumps(found), flush=True)
+    # Nobody waits for what cannot be sent.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _measure(sys.argv[1])
