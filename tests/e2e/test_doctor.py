@@ -1,85 +1,27 @@
-"""`agent-gateway doctor`: every way to break the loop that it names, provoked."""
+"""`agent-gateway doctor`: what is broken before the gateway's companion comes into play, each provoked."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from click.testing import CliRunner
-from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
-from meddler import gateway_app, meddler, replacing, without
+from doctor_support import ALL, IMPATIENCE_S, broken, examined
+from meddler import meddler, replacing, without
 from served import Served
 
 from agent_gateway_client import __version__
 from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
-from agent_gateway_client.doctor.checks import Check, Settings
+from agent_gateway_client.doctor.checks import Settings
 from agent_gateway_client.doctor.examine import examine
-from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.call import TokenUsage, current_call
-from agent_gateway_client.server.destinations import OtlpDestination, mlflow_tracking_server
-from agent_gateway_client.server.export import Exporter
 
-PATIENCE_S = 60.0
-"""For what has to come."""
-IMPATIENCE_S = 2.0
-"""For what does not come."""
-ALL = [
-    "configuration", "gateway", "store", "span", "endpoint", "trace", "companion", "header", "exporter", "mirror",
-    "parent", "tokens",
-]  # fmt: skip
 COMMAND = str(Path(sys.executable).parent / "agent-gateway")
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command sets these for its process."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-
-
-def exporter_to(uri: str) -> Exporter:
-    """Return an exporter as a gateway with MLFLOW_TRACKING_URI has it."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    try:
-        return Exporter(mlflow_tracking_server())
-    finally:
-        mlflow.set_tracking_uri(before)
-
-
-@contextmanager
-def asgi_gateway(
-    gateway: DemoGateway, *exporters: Exporter, change_answer: Callable[[dict[str, Any]], Any] = lambda answer: answer
-) -> Iterator[str]:
-    """A gateway that is not MLflow's; for each exporter it has the middleware once."""
-    app = gateway_app(gateway.provider.url, change_answer)
-    for exporter in exporters:
-        app.add_middleware(GatewayTracingMiddleware, exporter=exporter)
-    with Served(app) as url:
-        yield url
-
-
-def examined(gateway: DemoGateway, url: str = "", patience_s: float = PATIENCE_S, **more: Any) -> list[Check]:
-    settings = Settings(url or gateway.gateway_url, "chat", gateway.tracking_uri, patience_s=patience_s)
-    return examine(settings._replace(**more))
-
-
-def broken(checks: list[Check]) -> Check:
-    """Return the check that does not hold, after a look that it is the only one, and the last."""
-    names = [check.name for check in checks]
-    expected = ALL[: ALL.index(checks[-1].name) + 1]
-    assert names == expected, checks
-    assert [check.ok for check in checks] == [True] * (len(checks) - 1) + [False], checks
-    assert all(check.detail and (check.ok == (not check.fix)) for check in checks)
-    return checks[-1]
 
 
 def test_all_is_well(gateway: DemoGateway):
@@ -276,126 +218,3 @@ def test_a_proxy_that_keeps_the_companions_answer_back(gateway: DemoGateway):
     with Served(meddler(gateway.tracking_uri, kept_back=frozenset({"agent-gateway-companion"}))) as url:
         checks = examined(gateway, f"{url}/gateway")
     assert [check.name for check in checks if check.ok] == [name for name in ALL if name != "header"]
-
-
-def test_a_gateway_without_the_companion(gateway: DemoGateway):
-    with asgi_gateway(gateway) as url:
-        check = broken(examined(gateway, url, IMPATIENCE_S))
-    assert check.name == "companion"
-    assert "add_middleware(GatewayTracingMiddleware)" in check.fix
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """MLflow as it is."""
-    with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as gateway:
-        yield gateway
-
-
-def test_mlflow_without_the_companion(plain: DemoGateway):
-    """MLflow's own mirror is lost in its default configuration, and the doctor says so."""
-    *_, companion, own = checks = examined(plain, patience_s=IMPATIENCE_S)
-    assert [check.name for check in checks] == [*ALL[: ALL.index("companion") + 1], "mlflow_mirror"]
-    assert (companion.ok, own.ok) == (False, False)
-    assert "--app-name agent-gateway" in companion.fix
-    assert "MLflow's own mirror was lost, as it is by default" in own.detail
-
-
-@pytest.mark.parametrize(
-    ("status", "fix"),
-    [(401, "MLFLOW_TRACKING_USERNAME"), (403, "write to the experiment"), (404, "AGENT_GATEWAY_EXPERIMENT_ID"),
-     (501, "a database as its backend store")],
-)  # fmt: skip
-def test_a_store_that_refuses_the_mirrors(status: int, fix: str, gateway: DemoGateway):
-    """Authentication, permission, an experiment or a path that is not there, a store of files."""
-    with Served(meddler(gateway.tracking_uri, answers={"/v1/traces": (status, "No.")})) as uri:
-        exporter = exporter_to(uri)
-        with asgi_gateway(gateway, exporter) as url:
-            check = broken(examined(gateway, url, IMPATIENCE_S))
-            exporter.shutdown(0)
-    assert check.name == "exporter"
-    assert f"HTTP {status}" in check.detail
-    assert fix in check.fix
-
-
-def test_a_gateway_whose_store_is_away(gateway: DemoGateway):
-    exporter = exporter_to("http://127.0.0.1:9")
-    with asgi_gateway(gateway, exporter) as url:
-        check = broken(examined(gateway, url, IMPATIENCE_S))
-        exporter.shutdown(0)
-    assert check.name == "exporter"
-    assert "MLFLOW_TRACKING_URI" in check.fix
-
-
-def test_a_gateway_that_writes_to_another_mlflow(gateway: DemoGateway, plain: DemoGateway):
-    with asgi_gateway(gateway, exporter_to(plain.tracking_uri)) as url:
-        check = broken(examined(gateway, url, IMPATIENCE_S))
-    assert check.name == "mirror"
-    assert "writes to another MLflow" in check.detail
-
-
-def test_a_gateway_that_writes_to_a_collector(gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch):
-    """Which takes the spans, and does not hand them on to MLflow."""
-    with Served(meddler(gateway.tracking_uri, answers={"/v1/traces": (200, "")})) as collector:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
-        exporter = Exporter(OtlpDestination())
-        monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT")
-        with asgi_gateway(gateway, exporter) as url:
-            check = broken(examined(gateway, url, IMPATIENCE_S))
-    assert check.name == "mirror"
-    assert "by OTLP" in check.detail
-    assert "AGENT_GATEWAY_EXPORTER" in check.fix
-
-
-def test_a_companion_that_is_there_twice(gateway: DemoGateway):
-    exporter = exporter_to(gateway.tracking_uri)
-    with asgi_gateway(gateway, exporter, exporter) as url:
-        check = broken(examined(gateway, url))
-    assert (check.name, "2 mirrors" in check.detail, "once" in check.fix) == ("parent", True, True)
-
-
-def test_a_gateway_that_hides_the_tokens(gateway: DemoGateway):
-    with asgi_gateway(
-        gateway, exporter_to(gateway.tracking_uri), change_answer=lambda answer: answer.pop("usage")
-    ) as url:
-        check = broken(examined(gateway, url, IMPATIENCE_S))
-    assert (check.name, "says nothing of tokens" in check.detail) == ("tokens", True)
-
-
-def test_a_gateway_that_counts_tokens_of_its_own(gateway: DemoGateway):
-    def count(answer: Any) -> None:
-        call = current_call.get()
-        assert call is not None
-        call.attempt(model="m").usage = TokenUsage(1000, 1000, 2000)
-
-    with asgi_gateway(gateway, exporter_to(gateway.tracking_uri), change_answer=count) as url:
-        check = broken(examined(gateway, url))
-    assert check.name == "tokens"
-    assert "the trace counts 2000" in check.detail
-
-
-@pytest.fixture(scope="module")
-def proxy(gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiteLLMProxy]:
-    config = configuration(gateway.provider.url)
-    with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, MLFLOW_TRACKING_URI=gateway.tracking_uri) as proxy:
-        yield proxy
-
-
-def test_litellm_proxy(proxy: LiteLLMProxy, gateway: DemoGateway):
-    checks = examined(gateway, proxy.url, api_key=MASTER_KEY)
-    assert [check.name for check in checks if check.ok] == ALL, checks
-
-
-def test_litellm_proxy_without_its_key(proxy: LiteLLMProxy, gateway: DemoGateway):
-    check = broken(examined(gateway, proxy.url))
-    assert check.name == "endpoint"
-    assert "--api-key" in check.fix
-
-
-def test_litellm_proxy_whose_companion_is_not_heard_of(proxy: LiteLLMProxy, gateway: DemoGateway):
-    """As if it had none: what comes from it is kept back, and it makes no mirror. The fix is LiteLLM's."""
-    hiding = meddler(proxy.url, change=without("traceparent"), kept_back=frozenset({"agent-gateway-companion"}))
-    with Served(hiding) as url:
-        check = broken(examined(gateway, url, IMPATIENCE_S, api_key=MASTER_KEY))
-    assert check.name == "companion"
-    assert "litellm_settings" in check.fix

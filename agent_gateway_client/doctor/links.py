@@ -1,0 +1,183 @@
+"""What each link has to be like, judged by what was seen. Each function returns that, or raises ``Broken``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mlflow.entities import Span, Trace
+from mlflow.tracing.constant import TokenUsageKey
+
+from agent_gateway_client.doctor.checks import Broken
+from agent_gateway_client.doctor.gateway import ADD_COMPANION, Answer, Companion
+from agent_gateway_client.doctor.store import mirrors_in
+from agent_gateway_client.propagation import TraceContext
+
+_EXPORT_FIXES = {
+    "HTTP 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the gateway.",
+    "HTTP 403": "Let the gateway's user write to the experiment that AGENT_GATEWAY_EXPERIMENT_ID names (0 by default).",
+    "HTTP 404": "Set AGENT_GATEWAY_EXPERIMENT_ID for the gateway to an experiment that is there, and check the path of "
+    "its MLFLOW_TRACKING_URI or OTEL_EXPORTER_OTLP_ENDPOINT.",
+    "RESOURCE_DOES_NOT_EXIST": "Set AGENT_GATEWAY_EXPERIMENT_ID for the gateway to an experiment that is there.",
+    "NotImplementedError": "Upgrade the MLflow server that the gateway writes to; it needs 3.15 or newer.",
+    "HTTP 501": "Give the MLflow server that the gateway writes to a database as its backend store.",
+    "keeps no spans": "Give the MLflow server that the gateway writes to a database as its backend store, and 3.15 or "
+    "newer.",
+}
+"""What to do about an exporter's problem, by a part of its name."""
+
+
+class Probe(NamedTuple):
+    """The probe call and the span that it was sent in."""
+
+    trace_id: str
+    span_id: str
+    answer: Answer
+    ended: float
+
+
+def check_span(context: TraceContext | None) -> str:
+    """A span is active, and is sampled."""
+    if context is None:
+        raise Broken("MLflow makes no span here.", "Do not call mlflow.tracing.disable(), and update mlflow-tracing.")
+    if not context.sampled:
+        raise Broken(
+            "The span is not sampled, so neither MLflow nor a gateway keeps anything of it.",
+            "Unset MLFLOW_TRACE_SAMPLING_RATIO, or set it to 1.",
+        )
+    return f"A span is active, and its context is {context.traceparent}."
+
+
+def own_span(trace: Trace, probe: Probe) -> Span | None:
+    """Return the probe's own span, if it is there."""
+    return next((span for span in trace.data.spans if span.span_id == probe.span_id), None)
+
+
+def check_trace(trace: Trace | None, probe: Probe, experiment_id: str) -> str:
+    """The agent's own span arrived."""
+    if trace is None or own_span(trace, probe) is None:
+        raise Broken(
+            f"The agent's own span of the trace {probe.trace_id} did not arrive.",
+            f"Let this user write to the experiment {experiment_id}; MLflow's log says why it was refused.",
+        )
+    return f"The agent's span is in the trace {probe.trace_id}."
+
+
+def is_ours(mirror: Span) -> bool:
+    """Tell whether a mirror is the companion's."""
+    # MLflow's own mirror does not know it.
+    return mirror.get_attribute("http.response.status_code") is not None
+
+
+def check_companion(companion: Companion | None, trace: Trace | None, kind: str) -> str:
+    """The gateway has a companion."""
+    if companion is not None:
+        return f"agent-gateway-client {companion.version} is in the gateway."
+    if any(is_ours(mirror) for mirror in mirrors_in(trace)):
+        return "It cannot be asked through this gateway, but its mirror arrived, so it is there."
+    raise Broken("The gateway has no companion: it did not answer, and no mirror of it arrived.", ADD_COMPANION[kind])
+
+
+def check_mlflows_own(trace: Trace | None) -> str:
+    """MLflow's own mirror, of a gateway without a companion, arrived."""
+    if mirrors_in(trace):
+        return "MLflow's own mirror arrived. It lasts less than a millisecond, and its status is OK when a call fails."
+    raise Broken(
+        "MLflow's own mirror was lost, as it is by default: its exporter looks for the caller's trace too late.",
+        "The companion makes mirrors of its own. (Without it: MLFLOW_USE_BATCH_SPAN_PROCESSOR=false for the server.)",
+    )
+
+
+def check_header(companion: Companion, sent: TraceContext | None) -> str:
+    """The companion received the trace context as it was sent."""
+    received = companion.received
+    if sent is None:
+        raise Broken("The request went out without a traceparent.", "Update agent-gateway-client and httpx.")
+    if received is None:
+        count = companion.traceparents
+        seen = "no traceparent" if count == 0 else f"{count} traceparent headers, which together are invalid"
+        raise Broken(
+            f"The request went out with {sent.traceparent}, and reached the companion with {seen}.",
+            "Something between agent and gateway takes the header off or adds to it: have the proxy or load balancer "
+            "pass traceparent and tracestate on as they are.",
+        )
+    if (received.trace_id, received.span_id) != (sent.trace_id, sent.span_id):
+        raise Broken(
+            f"The request went out with {sent.traceparent}, and reached the companion with {received.traceparent}.",
+            "Something between agent and gateway traces by itself and replaces the header: switch tracing off there "
+            "for the gateway, or have it pass traceparent on.",
+        )
+    if not received.sampled:
+        raise Broken(
+            f"The trace reached the companion as not sampled ({received.traceparent}).",
+            "Have the proxy in between leave the traceparent's flags alone.",
+        )
+    return "The companion received the traceparent as it was sent."
+
+
+def check_exporter(companion: Companion | None, trace: Trace | None) -> str:
+    """The companion can send its mirrors."""
+    if mirrors_in(trace):
+        return "The companion's mirrors are stored."
+    if companion is None or companion.problem is None:
+        return "The companion knows of no trouble with sending mirrors."
+    fixes = (fix for part, fix in _EXPORT_FIXES.items() if part in companion.problem)
+    raise Broken(
+        f"The companion cannot send its mirrors: {companion.problem}.",
+        next(
+            fixes, "See that MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT) of the gateway can be reached there."
+        ),
+    )
+
+
+def check_mirror(trace: Trace | None, companion: Companion | None, tracking_uri: str, seconds: float) -> str:
+    """The mirror arrived."""
+    if mirrors_in(trace):
+        return f"The mirror was there {seconds:.1f} s after the call."
+    if companion and companion.exporter == "otel":
+        raise Broken(
+            f"The companion sends its mirrors by OTLP, and they do not arrive at {tracking_uri}.",
+            "Look for the trace where OTEL_EXPORTER_OTLP_ENDPOINT of the gateway points to, or unset "
+            "AGENT_GATEWAY_EXPORTER there to send mirrors to MLflow.",
+        )
+    raise Broken(
+        f"No mirror arrived at {tracking_uri}, and the companion knows of no trouble: it writes to another MLflow.",
+        "Let MLFLOW_TRACKING_URI of the gateway and of the agent name the same server. (An MLflow gateway writes to "
+        "its own store.)",
+    )
+
+
+def check_parent(trace: Trace | None, probe: Probe) -> str:
+    """There is one mirror, below the span that made the call."""
+    mirrors = mirrors_in(trace)
+    if len(mirrors) > 1:
+        raise Broken(
+            f"The one call has {len(mirrors)} mirrors, and its tokens count as often.",
+            "Install the companion once: not as two middlewares, and of several gateways in a row, in one.",
+        )
+    if mirrors[0].parent_id != probe.span_id:
+        raise Broken(
+            f"The mirror is below the span {mirrors[0].parent_id}, not below {probe.span_id}, which made the call.",
+            "Something between agent and gateway replaces the traceparent; have it pass that on.",
+        )
+    return "The mirror is below the span that made the call."
+
+
+def tokens(trace: Trace | None) -> int | None:
+    """Return the tokens that the trace counts, if it knows any."""
+    return (trace.info.token_usage or {}).get(TokenUsageKey.TOTAL_TOKENS) if trace else None
+
+
+def check_tokens(reported: int | None, counted: int | None) -> str:
+    """The trace counts the tokens that the response reports, once."""
+    if reported is None:
+        raise Broken(
+            "The gateway's response says nothing of tokens, so the trace cannot.",
+            "Have the gateway pass the provider's usage on.",
+        )
+    if counted != reported:
+        raise Broken(
+            f"The response reports {reported} tokens, and the trace counts {counted or 'none'}.",
+            "Let only one place say the tokens of a call: see gateway_attempt() if the gateway sets them itself, and "
+            "autologging if a client's span has them too.",
+        )
+    return f"The trace counts the {reported} tokens that the response reports, once."
