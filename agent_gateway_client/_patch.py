@@ -62,6 +62,8 @@ class Patch:
             before = vars(self._owner).get(self._name, _ABSENT)
             original, switch = getattr(self._owner, self._name), Switch()
             made = _Made(functools.wraps(original)(self._replace(original, switch)), before, switch)
+            for covered in self._made:
+                covered.switch.is_on = False
             setattr(self._owner, self._name, made.replacement)
             self._made.append(made)
         made.switch.is_on = True

@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 class HttpServer:
     """The server, as a context manager. It answers 200, or redirects to the URL in the query parameter ``to``.
 
+    Below the gateway's ``/away`` everything is redirected to the other host.
+
     One server is two hosts: a gateway at the address, and somebody else at the name ``localhost``. As a proxy it lets
     nobody through.
 
@@ -63,6 +65,8 @@ def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
             self.rfile.read(int(self.headers.get("content-length") or 0))
             server.requests.append((f"http://{self.headers['host']}{self.path}", self.headers.items()))
             to = parse_qs(urlsplit(self.path).query).get("to")
+            if self.path.startswith("/gateway/away"):
+                to = [f"{server.other}/elsewhere"]
             self.send_response(307 if to else 200)
             if to:
                 self.send_header("location", to[0])

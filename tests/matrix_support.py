@@ -36,6 +36,7 @@ from typing import Any, NamedTuple, Protocol
 import mlflow
 import pytest
 from e2e_support import assert_linked, assert_mirror, children_of, mirrors_in, read_trace, wait_for
+from http_server import HttpServer
 from mlflow.entities import Span, Trace
 
 from agent_gateway_client.demo.gateway import DemoGateway
@@ -56,7 +57,11 @@ class Cell(NamedTuple):
             once have to have prompts of their own: that is how they are told apart.
         calls: How many calls of a model that makes.
         attempts: ``provider/model`` and status of each attempt that the gateway makes for each of the calls.
-        callers: Types of the spans that autolog makes of calls of a model.
+        callers: Types of the spans that autolog makes of calls of a model; none, where it makes none that is active
+            while the request is sent.
+        nested: Whether autolog makes several such spans of one call, each in the one before.
+        leaves_early: Whether the framework stops reading when it knows that no more is to come, and ends its span
+            before the response ends.
     """
 
     framework: str
@@ -65,6 +70,8 @@ class Cell(NamedTuple):
     calls: int = 1
     attempts: Sequence[tuple[str, str]] = (MINI,)
     callers: Sequence[str] = ("CHAT_MODEL", "LLM", "EMBEDDING")
+    nested: bool = False
+    leaves_early: bool = False
 
     def __str__(self) -> str:
         return f"{self.framework}: {self.mode}"
@@ -134,32 +141,41 @@ def _finished(result: Any, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(wait())
 
 
+def start(column: Column, gateway_url: str, tracking_uri: str, autolog: str) -> "subprocess.Popen[str]":
+    """Start a framework's program."""
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "200",
+    }
+    return subprocess.Popen(
+        [sys.executable, column.__file__, gateway_url, tracking_uri, autolog],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def made_by(running: "subprocess.Popen[str]") -> dict[str, Made]:
+    """Return what became of each cell when a framework's program has ended."""
+    output, errors = running.communicate(timeout=COLUMN_DEADLINE_S)
+    assert running.returncode == 0, errors
+    return {name: Made(*made) for name, made in json.loads(output.splitlines()[-1]).items()}
+
+
 class Columns(dict[str, dict[str, Made]]):
     """What became of each cell, by setting of autolog and by name; all settings are run at the same time."""
 
     def __init__(self, column: Column, gateway: DemoGateway) -> None:
         super().__init__()
-        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "200",
-        }
         self._running = {
-            autolog: subprocess.Popen(
-                [sys.executable, column.__file__, gateway.gateway_url, gateway.tracking_uri, autolog],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for autolog in column.AUTOLOG
+            autolog: start(column, gateway.gateway_url, gateway.tracking_uri, autolog) for autolog in column.AUTOLOG
         }
 
     def __missing__(self, autolog: str) -> dict[str, Made]:
-        output, errors = self._running[autolog].communicate(timeout=COLUMN_DEADLINE_S)
-        assert self._running[autolog].returncode == 0, errors
-        self[autolog] = {name: Made(*made) for name, made in json.loads(output.splitlines()[-1]).items()}
+        self[autolog] = made_by(self._running[autolog])
         return self[autolog]
 
     def close(self) -> None:
@@ -204,19 +220,39 @@ def assert_cell(cell: Cell, column: dict[str, Made], autolog: str) -> None:
     mirrors = mirrors_in(trace)
     assert len(mirrors) == cell.calls, f"{len(mirrors)} mirrors in {trace_id}"
     spans = {span.span_id: span for span in trace.data.spans}
-    if autolog == "off":
+    if autolog == "off" or not cell.callers:
         callers = [span_id] * cell.calls
     else:
-        callers = [span.span_id for span in trace.data.spans if span.span_type in cell.callers and is_clients(span)]
+        calling = [span for span in trace.data.spans if span.span_type in cell.callers and is_clients(span)]
+        callers = innermost(calling) if cell.nested else [span.span_id for span in calling]
     parents = [str(mirror.parent_id) for mirror in mirrors]
     assert sorted(parents) == sorted(callers), f"the mirrors are below {parents}, the calls are {callers}: {trace_id}"
     for mirror in mirrors:
         caller = spans[str(mirror.parent_id)]
-        assert_mirror(trace, mirror, caller, list(cell.attempts))
+        assert_mirror(trace, mirror, caller, list(cell.attempts), is_within=not cell.leaves_early)
         prompt = prompt_of(root_of(assert_linked(mirror)).inputs)
-        if autolog != "off":
+        if caller.span_id != span_id:
             assert prompt in json.dumps(caller.inputs), f"the mirror of {prompt!r} is below the call of {caller.inputs}"
     assert_tokens_counted_once(trace, mirrors)
+
+
+def assert_other_hosts_get_nothing(column: Column, gateway: DemoGateway) -> None:
+    """Assert that every cell's context goes to a gateway that redirects all to another host, and no further."""
+    with HttpServer() as server:
+        made = made_by(start(column, f"{server.gateway}/away", gateway.tracking_uri, "off"))
+    at_gateway: set[str] = set()
+    elsewhere = []
+    for (url, _), sent in zip(server.requests, server.sent(), strict=True):
+        if url.startswith(server.gateway):
+            (traceparent,) = sent
+            at_gateway.add(traceparent)
+        else:
+            elsewhere.append(sent)
+    assert {tuple(value.split("-")[1:3]) for value in at_gateway} == {
+        (cell.trace_id.removeprefix("tr-"), cell.span_id) for cell in made.values()
+    }
+    assert len(elsewhere) >= len(made)
+    assert not any(elsewhere)
 
 
 def _complete(trace_id: str, mirrors: int) -> Trace | None:
@@ -233,6 +269,12 @@ def is_clients(span: Span) -> bool:
     return not span.name.startswith(("gateway/", "provider/"))
 
 
+def innermost(spans: list[Span]) -> list[str]:
+    """Return the ids of the spans that are the parent of none of the others."""
+    outer = {span.parent_id for span in spans}
+    return [span.span_id for span in spans if span.span_id not in outer]
+
+
 def root_of(trace: Trace) -> Span:
     (root,) = [span for span in trace.data.spans if span.parent_id is None]
     return root
@@ -240,9 +282,10 @@ def root_of(trace: Trace) -> Span:
 
 def prompt_of(request: Any) -> str:
     """Return what the last message of a request says, in each API's own shape."""
-    given = (request.get("messages") or request.get("input")) if isinstance(request, dict) else request
+    kinds = ("messages", "input", "contents")
+    given = next(request[kind] for kind in kinds if request.get(kind)) if isinstance(request, dict) else request
     last = given if isinstance(given, str) else given[-1]
-    content = last if isinstance(last, str) else last.get("content") or last.get("output")
+    content = last if isinstance(last, str) else last.get("content") or last.get("output") or last.get("parts")
     return str(content if isinstance(content, str) else content[0].get("text") or content[0].get("content"))
 
 
@@ -261,8 +304,9 @@ def assert_tokens_counted_once(trace: Trace, mirrors: list[Span]) -> None:
             continue
         for attempt in children_of(trace, mirror):
             for kind in reported:
-                reported[kind] += attempt.attributes["mlflow.chat.tokenUsage"].get(kind, 0)
-    assert reported["input_tokens"] > 0, trace.info.trace_id
+                reported[kind] += attempt.attributes.get("mlflow.chat.tokenUsage", {}).get(kind, 0)
+    reported = {kind: tokens for kind, tokens in reported.items() if tokens}
+    assert reported, trace.info.trace_id
 
     def counted() -> bool:
         now = read_trace(trace.info.trace_id)

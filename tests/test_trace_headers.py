@@ -1,11 +1,16 @@
 """trace_headers(): the headers for a client that the package does not know."""
 
+import runpy
+import threading
+from pathlib import Path
+
 import mlflow
 import pytest
 from client_support import (
     GATEWAY,
     OTHER,
     BrokenSpan,
+    MemoryExporter,
     each_stack,
     isolated,  # noqa: F401
     named_by,
@@ -70,3 +75,30 @@ def test_trace_headers_never_fail_a_call():
     """When something inside breaks there are no headers, and nothing is raised into the user's call."""
     with trace.use_span(BrokenSpan()):
         assert trace_headers(A, [GATEWAY]) == {}
+
+
+def test_the_example_of_a_realtime_session(monkeypatch: pytest.MonkeyPatch):
+    """OpenAI's websocket begins with a request that names the agent's span, as integrations/other-clients has it."""
+    pytest.importorskip("websockets", reason="websockets is not in this environment's constraints file")
+    from websockets.sync.server import Request, ServerConnection, serve
+
+    opened: list[Request] = []
+    received: list[str | bytes] = []
+
+    def session(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        opened.append(connection.request)
+        received.append(connection.recv())
+
+    with serve(session, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("GATEWAY_URL", f"http://127.0.0.1:{server.socket.getsockname()[1]}/gateway")
+        ran = runpy.run_path(str(Path(__file__).parents[1] / "integrations" / "other-clients" / "realtime.py"))
+        server.shutdown()
+        thread.join()
+    (span,) = MemoryExporter.spans.get_finished_spans()
+    assert ran["headers"] == {"traceparent": opened[0].headers["traceparent"]}
+    assert f"{span.context.trace_id:032x}-{span.context.span_id:016x}" in opened[0].headers["traceparent"]
+    assert opened[0].path == "/gateway/openai/v1/realtime?model=realtime"
+    assert len(received) == 1
