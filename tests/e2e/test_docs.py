@@ -39,8 +39,9 @@ def test_python(guide: Path, gateway: DemoGateway, tmp_path: Path):
     """The Python of a guide runs from top to bottom, as one program, with the gateway where the guide says it is."""
     program = tmp_path / "program.py"
     program.write_text(LOCALHOST.sub(gateway.tracking_uri, "\n".join(blocks(guide, "python"))))
+    own = ROOT / f".venv-{guide.parent.name}" / "bin" / "python"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program)],
+        [str(own) if own.exists() else sys.executable, "-W", "ignore", str(program)],
         cwd=guide.parent,
         env={**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, "PYTHONPATH": pythonpath(guide.parent)},
         stdin=subprocess.DEVNULL,
