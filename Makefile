@@ -11,6 +11,9 @@ export PIP_NO_INPUT = 1
 MAIN := .venv
 OPENAI3 := .venv-openai3
 LOWEST := .venv-lowest
+# What the tests of .venv start as programs of their own.
+AUTOGEN := .venv-autogen
+BACKENDS := .venv-backends
 
 # Some of the releases in constraints.txt need Python 3.11.
 MAIN_CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "constraints-py310.txt")' 2>/dev/null)
@@ -34,7 +37,7 @@ PYTEST := -m pytest --numprocesses=$(shell getconf _NPROCESSORS_ONLN) --dist=loa
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-main test-openai3 test-lowest bench lint types format update clean
+.PHONY: help venv venv-backends venv-autogen demo test test-main test-openai3 test-lowest bench lint types format update clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,7 +49,7 @@ demo: $(MAIN)/.demo ## Set up, then run the whole thing on this machine and show
 test: test-openai3 test-lowest test-main ## Set up, then run all tests in all environments
 	@echo "==> All tests passed in all environments"
 
-test-main: $(MAIN)/.installed ## All tests, with the known-good set of packages
+test-main: $(MAIN)/.installed $(AUTOGEN)/.installed $(BACKENDS)/.installed ## All tests, with the known-good set of packages
 	@echo "==> All tests, with real servers on this machine (some minutes)"
 	$(MAIN)/bin/python $(PYTEST)
 
@@ -79,6 +82,10 @@ format: $(MAIN)/.installed ## Rewrite the code to the project's format
 venv: $(MAIN)/.installed ## Only set up .venv
 	@echo "==> Ready: . $(MAIN)/bin/activate"
 
+venv-backends: $(BACKENDS)/.installed ## Only set up .venv-backends: a collector and Arize Phoenix, which some tests start
+
+venv-autogen: $(AUTOGEN)/.installed ## Only set up .venv-autogen: the framework that has to be apart from MLflow's server
+
 update: clean ## Take the newest versions of everything into the constraints files (not the lowest ones)
 	@$(MAKE) $(MAIN)/.installed MAIN_CONSTRAINTS=/dev/null
 	@$(MAKE) $(OPENAI3)/.installed OPENAI3_CONSTRAINTS=/dev/null PYTHON=$(PYTHON_LOWEST)
@@ -87,7 +94,7 @@ update: clean ## Take the newest versions of everything into the constraints fil
 
 clean: ## Remove the environments and all that was built
 	@echo "==> Removing environments, builds and caches"
-	@rm -rf $(MAIN) $(OPENAI3) $(LOWEST) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(MAIN) $(OPENAI3) $(LOWEST) $(AUTOGEN) $(BACKENDS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MAIN)/.demo: pyproject.toml $(MAIN_CONSTRAINTS)
@@ -117,6 +124,18 @@ $(LOWEST)/.installed: pyproject.toml $(LOWEST_CONSTRAINTS)
 	@$(call create,$(PYTHON_LOWEST),$(LOWEST),$(LOWEST_CONSTRAINTS))
 	@echo "==> Installing the client with the lowest supported versions into $(LOWEST)"
 	@set -o pipefail; $(LOWEST)/bin/python $(INSTALL) --constraint $(LOWEST_CONSTRAINTS) --editable '.[openai]' --group test | $(PROGRESS)
+	@touch $@
+
+$(AUTOGEN)/.installed: pyproject.toml constraints-autogen.txt
+	@$(call create,$(PYTHON),$(AUTOGEN),constraints-autogen.txt)
+	@echo "==> Installing AutoGen into $(AUTOGEN)"
+	@set -o pipefail; $(AUTOGEN)/bin/python $(INSTALL) --constraint constraints-autogen.txt --editable . --group autogen | $(PROGRESS)
+	@touch $@
+
+$(BACKENDS)/.installed: pyproject.toml constraints-backends.txt
+	@$(call create,$(PYTHON),$(BACKENDS),constraints-backends.txt)
+	@echo "==> Installing an OpenTelemetry collector and Arize Phoenix into $(BACKENDS) (about 110 packages)"
+	@set -o pipefail; $(BACKENDS)/bin/python $(INSTALL) --constraint constraints-backends.txt --group backends | $(PROGRESS)
 	@touch $@
 
 # create(python, environment, constraints): an environment with a pip that knows dependency groups, and the build backend.
