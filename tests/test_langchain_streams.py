@@ -52,7 +52,8 @@ def test_an_abandoned_stream(end: str, autolog: str, handler: GatewayCallbackHan
         elif end == "read on":
             assert "".join(chunk.text for chunk in stream) == "bc"
         del stream
-        gc.collect()
+        if end == "forget":
+            gc.collect()
         assert_outer(wire, span)
 
 
@@ -69,7 +70,8 @@ async def test_an_abandoned_async_stream(end: str, autolog: str, handler: Gatewa
         elif end == "read on":
             assert "".join([chunk.text async for chunk in stream]) == "bc"
         del stream
-        gc.collect()
+        if end == "forget":
+            gc.collect()
         # The event loop closes a stream that was forgotten.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
