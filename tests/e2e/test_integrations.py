@@ -24,7 +24,7 @@ from agent_gateway_client.demo.gateway import DemoGateway
 ROOT = Path(__file__).parents[2]
 FOLDERS = {path.parent.name: path.parent for path in ROOT.glob("integrations/*/README.md")}
 OTHER_TESTS = "\n".join(path.read_text() for path in Path(__file__).parent.glob("*.py") if path != Path(__file__))
-HERE = sorted(name for name in FOLDERS if f'"{name}"' not in OTHER_TESTS)
+HERE = sorted(name for name in FOLDERS if f'"integrations" / "{name}"' not in OTHER_TESTS)
 
 AGENT_DEADLINE_S = 300.0
 VENDORS = ("OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "AZURE_")

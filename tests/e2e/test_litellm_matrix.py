@@ -5,8 +5,6 @@ import pytest
 from e2e_support import assert_mirror, children_of, mirrors_in, read_trace, wait_for
 from mlflow.entities import Trace
 
-pytest.importorskip("litellm")
-
 import litellm_column
 from litellm_column import AUTOLOG, FAILS
 from matrix_support import MINI, Cell, Columns, Made, assert_cell, columns_of, each_cell, is_clients
