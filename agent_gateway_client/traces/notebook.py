@@ -76,9 +76,13 @@ def _read_settled(trace_id: str, tracking_uri: str | None) -> JoinedTrace:
         if again.spans != joined.spans or again.linked != joined.linked:
             joined, changed = again, now
         # A server that takes its time to read takes it to write, too.
-        elif now - changed > _QUIET_S + 5 * (now - began):
+        elif not _misses_a_link(joined) and now - changed > _QUIET_S + 5 * (now - began):
             break
     return joined
+
+
+def _misses_a_link(joined: JoinedTrace) -> bool:
+    return any(span.linked_trace_id not in joined.linked for span in joined.spans if span.linked_trace_id)
 
 
 def _is_recent(joined: JoinedTrace) -> bool:

@@ -100,6 +100,15 @@ def test_the_page_and_the_notebook(gateway: DemoGateway, trace_id: str, tmp_path
     assert "one two three" not in path.read_text(encoding="utf-8")
 
 
+def test_a_notebook_shows_a_mirror_that_is_still_on_its_way(gateway: DemoGateway, tracing: str):
+    """Nobody has to wait by hand: the gateway's spans come a moment after the agent's own."""
+    with openai_client(gateway) as client, mlflow.start_span("agent"):
+        client.chat.completions.create(model="chat", messages=MESSAGES)
+    drawn = show_trace()
+    assert [span.kind for span in drawn.joined.spans] == ["own", "gateway", "attempt"]
+    assert len(drawn.joined.linked) == 1
+
+
 def test_a_trace_that_is_not_there(gateway: DemoGateway, tracing: str):
     """The error says where it was looked for."""
     for unknown in ("tr-" + "0" * 32, "anything"):
