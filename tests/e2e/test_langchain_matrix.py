@@ -1,12 +1,5 @@
 """GatewayCallbackHandler against a real gateway: every way to call a model, with autolog off, on and inline."""
 
-import pytest
-
-pytest.importorskip("langchain")
-pytest.importorskip("langchain_openai")
-pytest.importorskip("langchain_anthropic")
-pytest.importorskip("langgraph")
-
 import langchain_column
 from matrix_support import Cell, Columns, assert_cell, columns_of, each_cell
 
