@@ -7,6 +7,7 @@ import io
 import warnings
 import wave
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ import mlflow
 import pytest
 import pytest_asyncio
 from client_support import MemoryExporter
+from served import Served
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
 
 try:
     with warnings.catch_warnings():
@@ -183,6 +187,22 @@ def switch_autolog_off() -> None:
 @pytest.fixture
 def autolog(provider: Provider) -> None:
     switch_autolog_on()
+
+
+@contextmanager
+def redirected_to(provider: Provider) -> Iterator[tuple[str, list[list[str]]]]:
+    """A gateway that sends all on to another host, where the provider is; gives its URL, and what it gets to see."""
+    received = []
+
+    async def redirect(scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        await request.body()
+        received.append(request.headers.getlist("traceparent"))
+        other = provider.url.replace("127.0.0.1", "localhost")
+        await RedirectResponse(other + request.url.path)(scope, receive, send)
+
+    with Served(redirect) as gateway, instrument_litellm(gateway):
+        yield gateway, received
 
 
 def sent(provider: Provider) -> list[list[str]]:

@@ -30,16 +30,13 @@ from litellm_support import (
     make_call,
     parent_id,
     provider,  # noqa: F401
+    redirected_to,
     sent,
     shared_provider,  # noqa: F401
     switch_autolog_on,
     usage,
 )
-from served import Served
-from starlette.requests import Request
-from starlette.responses import RedirectResponse
 
-from agent_gateway_client import instrument_litellm
 from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.propagation import model_call
 
@@ -194,16 +191,7 @@ async def test_other_hosts_get_nothing(provider: Provider, autolog: None):
 )
 async def test_a_redirect_to_another_host_loses_the_header(ask: Callable[[str], Any], provider: Provider):
     """Through OpenAI's client and through LiteLLM's own: what the gateway sends on elsewhere carries nothing."""
-    received = []
-
-    async def redirect(scope: Any, receive: Any, send: Any) -> None:
-        request = Request(scope, receive)
-        await request.body()
-        received.append(request.headers.getlist("traceparent"))
-        other = provider.url.replace("127.0.0.1", "localhost")
-        await RedirectResponse(other + request.url.path)(scope, receive, send)
-
-    with Served(redirect) as gateway, instrument_litellm(gateway), mlflow.start_span("agent") as agent:
+    with redirected_to(provider) as (gateway, received), mlflow.start_span("agent") as agent:
         result = ask(gateway)
         if asyncio.iscoroutine(result):
             await result
