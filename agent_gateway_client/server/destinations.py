@@ -22,6 +22,9 @@ EXPERIMENT_VARIABLE = "AGENT_GATEWAY_EXPERIMENT_ID"
 _WORTH_ANOTHER_TRY = {401, 403, 404, 408, 409, 425, 429}
 """Client errors that an operator or time can mend; any other 4xx is about the spans themselves."""
 
+ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+"""OpenTelemetry's own variables that say where spans go; they are read when the destination is made."""
+
 LogSpans = Callable[[str, list[Any]], object]
 """MLflow's ``log_spans(experiment_id, spans)``, of a store or of a tracing client."""
 
@@ -81,7 +84,7 @@ class OtlpDestination:
                 f"The OTLP protocol {protocol!r} is not supported; set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and "
                 "point OTEL_EXPORTER_OTLP_ENDPOINT at the collector's HTTP port (4318 by default)."
             )
-        for variable in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        for variable in ENDPOINT_VARIABLES:
             _check_endpoint(variable)
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

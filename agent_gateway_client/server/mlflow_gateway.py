@@ -39,7 +39,9 @@ from agent_gateway_client.server.call import (
     TokenUsage,
 )
 from agent_gateway_client.server.destinations import (
+    ENDPOINT_VARIABLES,
     MlflowDestination,
+    OtlpDestination,
     destination_from_environment,
     experiment_id_from_environment,
 )
@@ -325,7 +327,20 @@ def create_app() -> ASGIApp:
             f"The MLflow AI Gateway runs under uvicorn, not {server}; start mlflow server without --{server}-opts."
         )
     app = _wrapped_app()()
-    return MlflowGateway(app, Exporter(destination_from_environment(_own_store)), may_join_from_environment())
+    return MlflowGateway(app, Exporter(_destination()), may_join_from_environment())
+
+
+def _destination() -> Destination:
+    """Return where mirrors go, and where nothing else does.
+
+    MLflow reads the same variables: it would send its own traces there too, prompts and answers and all, and keep none
+    of them. Whoever wants that says so, by ``MLFLOW_ENABLE_OTLP_EXPORTER=true``.
+    """
+    destination = destination_from_environment(_own_store)
+    if isinstance(destination, OtlpDestination) and "MLFLOW_ENABLE_OTLP_EXPORTER" not in os.environ:
+        for variable in ENDPOINT_VARIABLES:
+            os.environ.pop(variable, None)
+    return destination
 
 
 def _check_environment() -> None:

@@ -99,11 +99,18 @@ def check_file(words: list[str], folder: Path) -> None:
 
 
 def check_module(words: list[str], folder: Path) -> None:
-    assert (folder / f"{words[0].partition(':')[0]}.py").is_file()
+    name = next(word for word in words if ":" in word)
+    where = words[words.index("--app-dir") + 1] if "--app-dir" in words else "."
+    assert (folder / where / f"{name.partition(':')[0]}.py").is_file()
 
 
 def check_config(words: list[str], folder: Path) -> None:
     assert (folder / words[words.index("--config") + 1]).is_file()
+
+
+def check_phoenix(words: list[str], folder: Path) -> None:
+    # It is in an environment of its own; tests/e2e/test_phoenix.py starts it so.
+    assert words == ["serve"]
 
 
 COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
@@ -111,7 +118,9 @@ COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
     "make": check_make,
     "agent-gateway": check_click(app),
     "mlflow": check_click(mlflow.cli.cli),
+    "phoenix": check_phoenix,
     "python": check_file,
+    "sh": check_file,
     "uvicorn": check_module,
     "litellm": check_config,
 }
