@@ -145,6 +145,10 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
+            if self.path != "/v1/traces":
+                # What MLflow's client asks beside: here there are no traces to tell of.
+                self._answer(200, b"{}")
+                return
             trouble = receiver._tried()
             if trouble == "silence":
                 receiver._gone.wait(DEADLINE_S)
@@ -157,9 +161,13 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 head = f"{self.requestline}\r\n{self.headers}".encode("latin-1")
                 receiver.requests.append(Received(self.path, headers, head, body))
-            self.send_response(trouble)
-            self.send_header("content-length", "0")
+            self._answer(trouble)
+
+        def _answer(self, status: int, body: bytes = b"") -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         def handle_one_request(self) -> None:
             try:

@@ -92,6 +92,11 @@ class OtlpDestination:
             raise MissingDependencyError(
                 f"{EXPORTER_VARIABLE}=otlp needs OpenTelemetry's exporter: pip install 'agent-gateway-client[server]'"
             ) from None
+        self._new_exporter = OTLPSpanExporter
+        self._connect()
+        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_is_not_ours)
+
+    def _connect(self) -> None:
         from requests import Response, Session
 
         # The exporter itself does not tell why it failed.
@@ -109,11 +114,14 @@ class OtlpDestination:
 
         session = CertificateFirst()
         session.hooks["response"].append(note_status)
-        self._exporter = OTLPSpanExporter(session=session)
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(_is_not_ours)
+        self._exporter = self._new_exporter(session=session)
+        self._process = os.getpid()
 
     def send(self, spans: Sequence[ReadableSpan]) -> None:
         """See :class:`~agent_gateway_client.server.export.Destination`."""
+        if self._process != os.getpid():
+            # After a fork, two processes must not write to one connection.
+            self._connect()
         self._status = None
         token = _sending.set(True)
         try:
