@@ -76,13 +76,15 @@ def _read_settled(trace_id: str, tracking_uri: str | None) -> JoinedTrace:
         if again.spans != joined.spans or again.linked != joined.linked:
             joined, changed = again, now
         # A server that takes its time to read takes it to write, too.
-        elif not _misses_a_link(joined) and now - changed > _QUIET_S + 5 * (now - began):
+        elif _is_complete(joined) and now - changed > _QUIET_S + 5 * (now - began):
             break
     return joined
 
 
-def _misses_a_link(joined: JoinedTrace) -> bool:
-    return any(span.linked_trace_id not in joined.linked for span in joined.spans if span.linked_trace_id)
+def _is_complete(joined: JoinedTrace) -> bool:
+    """Tell whether the gateway's own traces are there, too: MLflow stores their spans piece by piece, the root last."""
+    linked = (joined.linked.get(span.linked_trace_id, []) for span in joined.spans if span.linked_trace_id)
+    return all(any(own.parent_id is None for own in spans) for spans in linked)
 
 
 def _is_recent(joined: JoinedTrace) -> bool:

@@ -50,8 +50,8 @@ def _heading(joined: JoinedTrace, nanoseconds: int) -> str:
     usage = joined.trace.info.token_usage or {}
     facts = [
         duration_text(nanoseconds),
-        f"{len(spans)} spans",
-        f"{len(gateway_spans)} gateway {'call' if len(gateway_spans) == 1 else 'calls'}",
+        _count(len(spans), "span"),
+        _count(len(gateway_spans), "gateway call"),
     ]
     if usage:
         facts.append(f"{usage.get('input_tokens', 0)} + {usage.get('output_tokens', 0)} tokens")
@@ -79,7 +79,7 @@ def _linked_row(spans: Sequence[SpanFacts], depth: int, began: int, length: int)
     deeper = [span._replace(depth=span.depth + depth + 1) for span in spans]
     return (
         f'<tr class="linked"><td colspan="{len(_COLUMNS)}"><details><summary>{_indent(depth)}'
-        f"<span>the gateway's own trace, {len(spans)} spans</span></summary>"
+        f"<span>the gateway's own trace, {_count(len(spans), 'span')}</span></summary>"
         f"{_table(deeper, {}, began, length)}</details></td></tr>"
     )
 
@@ -107,6 +107,10 @@ def _row(span: SpanFacts, began: int, length: int, is_low: bool) -> str:
         f'<td class="tokens">{escape(span.tokens)}</td>'
         f'<td class="cost">{escape(span.cost_text)}</td></tr>'
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _indent(depth: int) -> str:
