@@ -8,7 +8,6 @@ MLflow never sees the caller's ``traceparent``: it would add a second, half-work
 the provider through its passthrough and proxy routes.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -18,26 +17,16 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 import mlflow
-from mlflow import MlflowClient
 from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import StatusCode
+from opentelemetry.sdk.trace import Span, SpanProcessor
 
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
-from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server._mlflow_spans import attribute, read_spans
 from agent_gateway_client.server.asgi import ASGIApp, GatewayTracingMiddleware, Scope
-from agent_gateway_client.server.call import (
-    CLIENT_DISCONNECT,
-    MAX_ATTEMPTS,
-    Attempt,
-    Cost,
-    GatewayCall,
-    Operation,
-    TokenUsage,
-)
+from agent_gateway_client.server.call import MAX_ATTEMPTS, Attempt, GatewayCall, Operation
 from agent_gateway_client.server.destinations import (
     ENDPOINT_VARIABLES,
     MlflowDestination,
@@ -127,7 +116,7 @@ class MlflowGateway(GatewayTracingMiddleware):
         state = scope["state"]
 
         def finish(call: GatewayCall) -> None:
-            _read_spans(call, observed.spans)
+            read_spans(call, observed.spans)
             if call.linked is None:
                 _read_state(call, state)
 
@@ -137,7 +126,7 @@ class MlflowGateway(GatewayTracingMiddleware):
         """Return the id of MLflow's span for the attempt under way; on its passthrough routes it has none yet."""
         observed = _gateway_spans.get()
         for span in reversed(observed.spans if observed is not None else ()):
-            if span.end_time is None and _attribute(span, SpanAttributeKey.MODEL_PROVIDER) is not None:
+            if span.end_time is None and attribute(span, SpanAttributeKey.MODEL_PROVIDER) is not None:
                 return span.get_span_context().span_id
         return span_id_of_new_attempt(call)
 
@@ -179,73 +168,6 @@ class _Observation(AbstractContextManager[None]):
         _gateway_spans.reset(self._token)
 
 
-def _read_spans(call: GatewayCall, spans: list[Span]) -> None:
-    """Add to a call what the gateway's own spans of it know."""
-    left_open = [span for span in spans if span.end_time is None]
-    if left_open:
-        _end(left_open, call)
-    abandoned = {id(span) for span in left_open} if call.error_type == CLIENT_DISCONNECT else set()
-    begun_for_gateways, call.attempts = call.attempts, []
-    latest = call.start_time_ns
-    # Without usage tracking MLflow makes no span for the gateway, yet on some routes one for the provider.
-    root = next((span for span in spans if span.name.startswith("gateway/")), None)
-    if root is not None:
-        _read_gateway_span(call, root)
-        latest = root.start_time or latest
-    for span in spans:
-        provider = _attribute(span, SpanAttributeKey.MODEL_PROVIDER)
-        if provider is None:
-            continue
-        # On its passthrough routes MLflow begins the provider's span only when the provider has answered.
-        is_late = bool(_attribute(span, "action") or _attribute(span, "proxy_path"))
-        attempt = Attempt(
-            provider=provider,
-            model=_attribute(span, SpanAttributeKey.MODEL),
-            start_time_ns=latest if is_late else span.start_time or latest,
-            end_time_ns=span.end_time,
-            error_type=CLIENT_DISCONNECT if id(span) in abandoned else _error_type(span),
-            usage=_usage(_attribute(span, SpanAttributeKey.CHAT_USAGE)),
-            cost=_cost(_attribute(span, SpanAttributeKey.LLM_COST)),
-            span_id=span.get_span_context().span_id,
-        )
-        latest = span.end_time or latest
-        # What another gateway was told of it, before MLflow had a span for it.
-        begun = next((one for one in begun_for_gateways if attempt.start_time_ns <= one.start_time_ns < latest), None)
-        if begun is not None:
-            begun_for_gateways.remove(begun)
-            attempt.span_id = begun.span_id
-        call.add(attempt)
-    for attempt in begun_for_gateways:
-        call.add(attempt)
-    call.attempts.sort(key=lambda attempt: attempt.start_time_ns)
-
-
-def _read_gateway_span(call: GatewayCall, span: Span) -> None:
-    context = span.get_span_context()
-    call.span_id = context.span_id
-    call.linked = TraceContext(context.trace_id, context.span_id, context.trace_flags)
-    call.endpoint = _attribute(span, "endpoint_name")
-    call.endpoint_id = _attribute(span, "endpoint_id")
-    if call.error_type is None:
-        call.error_type = _error_type(span)
-
-
-def _end(spans: list[Span], call: GatewayCall) -> None:
-    """End the spans that MLflow leaves open: it would never store their trace.
-
-    It does so when a client hangs up mid-stream, and for its raw proxy when the answer is no stream.
-    """
-    client = MlflowClient()
-    for span in reversed(spans):
-        client.end_span(
-            _attribute(span, SpanAttributeKey.REQUEST_ID),
-            f"{span.get_span_context().span_id:016x}",
-            status="ERROR" if call.error_type else "OK",
-            attributes={"error.type": call.error_type} if call.error_type else None,
-            end_time_ns=call.end_time_ns,
-        )
-
-
 def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
     """Add what MLflow notes of a request whose endpoint has usage tracking off, and so no spans."""
     endpoint_id = state.get("endpoint_id")
@@ -258,45 +180,6 @@ def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
             call.add(Attempt(start_time_ns=call.start_time_ns, end_time_ns=call.end_time_ns))
         for attempt in call.attempts:
             attempt.provider = attempt.provider or (next(iter(providers)) if len(providers) == 1 else None)
-
-
-def _attribute(span: ReadableSpan, key: str) -> Any:
-    """Return an attribute of an MLflow span, which keeps its values as JSON; ``None`` where there is none."""
-    value = (span.attributes or {}).get(key)
-    return json.loads(value) if isinstance(value, str) else value
-
-
-def _error_type(span: ReadableSpan) -> str | None:
-    """Return what a failed span failed of: the HTTP status where its exception has one, else the exception's class.
-
-    An exception's message may hold a prompt. Of FastAPI's ``HTTPException`` and MLflow's own it begins with the status,
-    and only that number is read.
-    """
-    if span.status.status_code is not StatusCode.ERROR:
-        return None
-    for event in reversed(span.events):
-        attributes = event.attributes or {}
-        name = str(attributes.get("exception.type", "")).rpartition(".")[2]
-        if name:
-            status = re.match(r"([45]\d\d)(?!\d)", str(attributes.get("exception.message", "")))
-            return status[1] if status and name in _EXCEPTIONS_WITH_STATUS else name
-    return "error"
-
-
-_EXCEPTIONS_WITH_STATUS = {"HTTPException", "AIGatewayException"}
-
-
-def _usage(usage: Any) -> TokenUsage | None:
-    if not isinstance(usage, dict):
-        return None
-    return TokenUsage(**{name: usage[name] for name in TokenUsage.__slots__ if isinstance(usage.get(name), int)})
-
-
-def _cost(cost: Any) -> Cost | None:
-    try:
-        return Cost(**{name: float(cost[name]) for name in Cost.__slots__})
-    except (TypeError, KeyError, ValueError):
-        return None
 
 
 def _server_store() -> Any:

@@ -122,7 +122,7 @@ def complete(trace_id: str, attempts: int) -> Trace:
 
 
 def tree_of(trace: Trace) -> str:
-    """Draw a trace: a line for each span, the earliest first, with what failed and the tokens of what has none below."""
+    """Draw a trace: a line for each span, the earliest first, with what failed and the tokens of the innermost."""
     ids = {span.span_id for span in trace.data.spans}
     roots = [span for span in trace.data.spans if span.parent_id not in ids]
     lines: list[str] = []
@@ -174,7 +174,7 @@ def test_nothing_leaves_this_machine(name: str, ran: dict[str, Ran]):
 
 @pytest.mark.parametrize("name", sorted(FOLDERS))
 def test_every_folder_is_run(name: str):
-    """A folder has an agent that is run here, or is named by a test of its own; it says what it needs, and how it runs."""
+    """A folder has an agent that is run here, or is named by a test of its own; it says what it needs."""
     assert name not in HERE or (FOLDERS[name] / "agent.py").is_file()
     assert (FOLDERS[name] / "requirements.txt").is_file()
     assert "Known to work with" in (FOLDERS[name] / "README.md").read_text()

@@ -1,13 +1,12 @@
 """instrument_litellm() against a real gateway: every kind of call that it has a route for, with autolog off and on."""
 
 import httpx
+import litellm_column
 import pytest
 from e2e_support import assert_mirror, children_of, mirrors_in, read_trace, wait_for
-from mlflow.entities import Trace
-
-import litellm_column
 from litellm_column import AUTOLOG, FAILS
 from matrix_support import MINI, Cell, Columns, Made, assert_cell, columns_of, each_cell, is_clients
+from mlflow.entities import Trace
 
 columns = columns_of(litellm_column)
 

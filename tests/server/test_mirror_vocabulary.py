@@ -60,8 +60,11 @@ VOCABULARY = {
 """All keys a mirror span may have. What is not in here does not get into a caller's trace."""
 
 READ_ELSEWHERE = {
-    # Read from the gateway's own spans and MLflow's request state; an abandoned one of them gets its error type.
-    "mlflow_gateway.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
+    # Read from MLflow's request state, and from the gateway's own spans; an abandoned one gets its error type.
+    "mlflow_gateway.py": {"endpoint_id"},
+    "_mlflow_spans.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
+    # Read from the spans of a trace to add them up.
+    "totals.py": {"mlflow.chat.tokenUsage"},
 }
 """Keys that a file of the companion names for another purpose than a mirror span."""
 
