@@ -297,10 +297,11 @@ def assert_tokens_counted_once(trace: Trace, mirrors: list[Span]) -> None:
     with a gateway and without: such a trace has the tokens of the first prompt only.
     """
     spans = {span.span_id: span for span in trace.data.spans}
+    callers = {mirror.parent_id for mirror in mirrors}
     reported = dict.fromkeys(("input_tokens", "output_tokens"), 0)
     for mirror in mirrors:
         above = spans.get(str(spans[str(mirror.parent_id)].parent_id))
-        if above is not None and is_clients(above) and above.attributes.get("mlflow.chat.tokenUsage"):
+        if above is not None and above.span_id in callers and above.attributes.get("mlflow.chat.tokenUsage"):
             continue
         for attempt in children_of(trace, mirror):
             for kind in reported:
