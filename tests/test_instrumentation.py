@@ -34,6 +34,8 @@ from opentelemetry import trace
 
 from agent_gateway_client import instrument, instrumentation, trace_headers, uninstrument, wrap_httpx
 from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import Gateways
+from agent_gateway_client.propagation import TraceContext, model_call
 
 A, B = f"{GATEWAY}/a", f"{GATEWAY}/b"
 SECOND = "https://second.test/gateway"
@@ -248,6 +250,42 @@ def test_what_somebody_else_put_on_top_stays(stack: Any):
             client.get(A)
     assert calls == [A, A]
     assert wire.sent() == [[], [named_by(agent)], [], [named_by(agent)]]
+    assert are_original()
+
+
+class Listener:
+    """A model's call that wants to know how its requests end."""
+
+    gateways = Gateways([GATEWAY])
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+        self.answered = self.answers.append
+
+    def trace_context(self, active: TraceContext | None) -> TraceContext | None:
+        return active
+
+
+@each_stack
+def test_a_request_is_told_of_once(stack: Any):
+    """Where another's replacement hides ours and it is put on again, a model's call hears of each request once."""
+    client = Wire().client(stack)
+    handle = instrument(GATEWAY)
+    ours = stack.Client._send_single_request
+    stack.Client._send_single_request = lambda self, request: ours(self, request)
+    listener = Listener()
+    reset = model_call.set(listener)
+    try:
+        with instrument(SECOND):
+            client.get(A)
+        handle.uninstrument()
+        client.get(A)
+    finally:
+        model_call.reset(reset)
+    assert len(listener.answers) == 1
+    stack.Client._send_single_request = ours
+    with instrument(GATEWAY):
+        pass
     assert are_original()
 
 
