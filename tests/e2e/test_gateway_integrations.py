@@ -14,7 +14,16 @@ from urllib.parse import urlsplit
 
 import mlflow
 from e2e.litellm_proxy import DEADLINE_S, MASTER_KEY, LiteLLMProxy
-from e2e_support import USER, assert_linked, assert_mirror, children_of, complete_trace, mirrors_in
+from e2e_support import (
+    USER,
+    assert_linked,
+    assert_mirror,
+    children_of,
+    complete_trace,
+    mirrors_in,
+    read_trace,
+    wait_for,
+)
 from mlflow.entities import Span
 
 from agent_gateway_client.demo.gateway import DemoGateway
@@ -40,7 +49,7 @@ def run(folder: str, script: str, gateway: DemoGateway, **environment: str) -> s
 
 
 def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
-    """Assert that the agent's trace has a mirror of each step, with the tokens of each; returns the mirrors.
+    """Assert that the agent's trace has a mirror of each step, and the tokens once; returns the mirrors.
 
     Args:
         told: What the agent has printed.
@@ -50,15 +59,21 @@ def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
     mirrors = mirrors_in(trace)
     assert len(mirrors) == len(ATTEMPTS)
     steps = {span.name: span for span in trace.data.spans}
+    total = 0
     for mirror, (name, attempts) in zip(mirrors, ATTEMPTS.items(), strict=True):
         assert [span.span_id for span in children_of(trace, steps[name])] == [mirror.span_id]
         *_, answered = assert_mirror(trace, mirror, steps[name], attempts)
         assert mirror.name == f"gateway/{endpoints[name.rpartition(' ')[2]]}"
         assert mirror.status.status_code == "OK"
         assert mirror.attributes["gen_ai.request.stream"] is ("stream" in name)
-        # Not the trace's total: MLflow adds nothing to one that has tokens and whose client has ended it, and this
-        # agent ends its trace as soon as it has its last answer.
-        assert answered.attributes["mlflow.chat.tokenUsage"]["total_tokens"] > 0
+        total += answered.attributes["mlflow.chat.tokenUsage"]["total_tokens"]
+
+    def counted() -> bool:
+        now = read_trace(trace.info.trace_id)
+        return bool(now and now.info.token_usage and now.info.token_usage["total_tokens"] == total)
+
+    # The agent ends its trace as soon as it has its last answer: the total is set after the mirror.
+    wait_for(f"{trace.info.trace_id} to have {total} tokens", counted)
     return mirrors
 
 
