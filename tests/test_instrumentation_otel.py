@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import mlflow
@@ -51,11 +52,11 @@ INSTRUMENTORS = {
     "httpx": otel_httpx.HTTPXClientInstrumentor,
     "httpx2": getattr(otel_httpx, "HTTPX2ClientInstrumentor", None),
 }
-try:
-    from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
-except ModuleNotFoundError:
-    pass
-else:
+if find_spec("aiohttp"):
+    try:
+        from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+    except ModuleNotFoundError:
+        from aiohttp_instrumentation import AioHttpClientInstrumentor
     CLIENTS["aiohttp"] = aiohttp_get
     INSTRUMENTORS["aiohttp"] = AioHttpClientInstrumentor
 
