@@ -181,6 +181,7 @@ def test_every_folder_is_run(name: str):
 
 
 def test_every_folder_has_a_readme():
-    """No folder is passed over."""
+    """No folder is passed over, here or in the list of all."""
     folders = {path.name for path in ROOT.glob("integrations/*") if path.is_dir()}
     assert folders == set(FOLDERS)
+    assert folders <= set(re.findall(r"\]\(([\w-]+)\)", (ROOT / "integrations" / "README.md").read_text()))
