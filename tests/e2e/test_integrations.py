@@ -24,7 +24,7 @@ from agent_gateway_client.demo.gateway import DemoGateway
 ROOT = Path(__file__).parents[2]
 FOLDERS = {path.parent.name: path.parent for path in ROOT.glob("integrations/*/README.md")}
 OTHER_TESTS = "\n".join(path.read_text() for path in Path(__file__).parent.glob("*.py") if path != Path(__file__))
-RUN_ELSEWHERE = {name for name in FOLDERS if re.search(rf'(/ "|run\("|integrations/){name}(?![\w-])', OTHER_TESTS)}
+RUN_ELSEWHERE = {name for name in FOLDERS if re.search(rf'(/ "|run\("|integrations/){name}(?![\w.-])', OTHER_TESTS)}
 HERE = sorted(set(FOLDERS) - RUN_ELSEWHERE)
 
 AGENT_DEADLINE_S = 300.0
