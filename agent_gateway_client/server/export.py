@@ -146,10 +146,13 @@ class Exporter:
 
     def _run(self) -> None:
         delay = _FIRST_RETRY_SECONDS
+        next_batch = 0.0
         while True:
             self._wake.wait()
+            # After a quiet time a call is sent at once: it may be its trace's last, and MLflow sums the
+            # tokens of a trace up only until its client has ended it.
             if not self._flushing:
-                time.sleep(_BATCH_SECONDS)
+                time.sleep(max(0.0, next_batch - time.monotonic()))
             self._busy = True
             self._wake.clear()
             try:
@@ -166,6 +169,7 @@ class Exporter:
             if self.dropped > self._logged_dropped:
                 self._log_trouble("more calls came in than could be sent")
             self._busy = False
+            next_batch = time.monotonic() + _BATCH_SECONDS
             with self._idle:
                 if self._is_empty():
                     self._idle.notify_all()

@@ -5,6 +5,7 @@ import threading
 import pytest
 from server_support import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
 
+from agent_gateway_client.server import export
 from agent_gateway_client.server.call import Attempt, GatewayCall
 from agent_gateway_client.server.export import Exporter
 
@@ -121,3 +122,12 @@ def test_a_dead_thread_is_replaced():
     submit(exporter, "b")
     assert exporter.flush(DEADLINE_S)
     assert destination.names == gateways("ab")
+
+
+def test_a_call_after_a_quiet_time_is_sent_at_once(monkeypatch: pytest.MonkeyPatch):
+    """It may be the last one of its trace, whose tokens MLflow sums up only until the client has ended the trace."""
+    monkeypatch.setattr(export, "_BATCH_SECONDS", 3_600.0)
+    destination = MemoryDestination()
+    submit(Exporter(destination), "a")
+    destination.wait_for_tries(1)
+    assert destination.tries == [gateways("a")]
