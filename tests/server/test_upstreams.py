@@ -332,3 +332,20 @@ async def test_nothing_is_reached_where_no_gateway_is_named(mirrors: Mirrors):
     await post(GatewayTracingMiddleware(starlette_app(SAMPLES["chat"]), mirrors.exporter), "/v1/chat/completions")
     assert len(mirrors.spans) == 2
     assert httpx.AsyncClient._send_single_request is before
+
+
+def test_a_call_within_a_call(mirrors: Mirrors, upstream: HttpServer, monkeypatch: pytest.MonkeyPatch):
+    """Where one gateway's code serves a call of its own while it serves another, each request names its own call's."""
+    monkeypatch.setenv("AGENT_GATEWAY_URLS", upstream.gateway)
+    with gateway_call({"traceparent": TRACEPARENT}, endpoint="outer", exporter=mirrors.exporter) as outer:
+        outer.attempt("litellm", "outer")
+        inner = PARENT._replace(trace_id=7)
+        with gateway_call(inner.to_headers(), endpoint="inner", exporter=mirrors.exporter) as call:
+            call.attempt("litellm", "inner")
+            httpx.post(upstream.gateway, trust_env=False)
+        httpx.post(upstream.gateway, trust_env=False)
+    spans = {span.name: span for span in mirrors.spans}
+    assert upstream.sent() == [
+        [named_by(spans["provider/litellm/inner"], trace_id=7)],
+        [named_by(spans["provider/litellm/outer"])],
+    ]
