@@ -60,11 +60,8 @@ class GatewayTracingMiddleware:
             served as any other, without a mirror.
         upstream_gateways: Which of the providers are gateways too, ``scheme://host[:port][/prefix]`` each; by default
             those in ``AGENT_GATEWAY_URLS``. Requests to them carry the trace context on, below the attempt under way,
-            if they are made with httpx, httpx2 or aiohttp, or with the headers of
-            :func:`~agent_gateway_client.trace_headers`.
-
-    Raises:
-        ConfigurationError: ``upstream_gateways`` holds what is no URL.
+            with httpx, httpx2, aiohttp, or the headers of :func:`~agent_gateway_client.trace_headers`. A name that is
+            no URL makes the application's start fail.
     """
 
     def __init__(
