@@ -77,7 +77,8 @@ MLFLOW_PATHS = [
 def send(client: httpx.Client, path: str, question: Question) -> None:
     """Send a request; what comes back does not matter."""
     headers = [*headers_of(question), ("content-type", "application/json")]
-    with suppress(httpx.HTTPError):
+    # The provider's nonsense may come through to here; a gateway that is not there any more is a failure.
+    with suppress(httpx.ProtocolError, httpx.DecodingError):
         client.post(path, params={"key": question.query}, headers=headers, content=body_of(question))
 
 
