@@ -73,7 +73,7 @@ def _shown(text: str, gateway: DemoGateway) -> str:
     text = _ANSI.sub("", text)
     host = gateway.tracking_uri.removeprefix("http://")
     text = text.replace(gateway.tracking_uri, SHOWN_URI).replace(host, SHOWN_URI.removeprefix("http://"))
-    return re.sub(r"http://127\.0\.0\.1:(?!5000)\d+", "http://127.0.0.1:8000", text)
+    return re.sub(r"127\.0\.0\.1:(?!5000\b)\d+", "127.0.0.1:8000", text)
 
 
 def kinds(notebook: Any) -> list[list[str]]:
