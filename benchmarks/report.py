@@ -1,6 +1,7 @@
 """What a benchmark found: rows for the table, and the marks it was to reach."""
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterable
@@ -118,7 +119,9 @@ def machine() -> dict[str, str]:
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = f"{len(names)} x {names[0]}" if names else cpu
-    found = {"machine": cpu, "system": platform.system(), "python": sys.version.split()[0]}
+    # More than the benchmarks' own two or three processes mean that something else was running.
+    load = f"{os.getloadavg()[2]:.1f}"
+    found = {"machine": cpu, "load of 15 minutes": load, "system": platform.system(), "python": sys.version.split()[0]}
     for name in SHOWN:
         try:
             found[name] = metadata.version(name)
