@@ -42,10 +42,13 @@ def main() -> int:
             began = time.monotonic()
             print(f"==> {part}", flush=True)
             path = Path(directory) / f"{part}.json"
-            subprocess.run([sys.executable, "-m", "benchmarks", part, "--write", str(path)], check=True)
-            reports[part] = Report.read(path)
+            done = subprocess.run([sys.executable, "-m", "benchmarks", part, "--write", str(path)], check=False)
+            # The others are still worth their time.
+            failed = Report(notes=[f"The part {part} failed; its output is above."])
+            reports[part] = failed if done.returncode else Report.read(path)
             print(f"    {time.monotonic() - began:.0f} s", flush=True)
-    return show(reports, machine(), options.output)
+    missed = show(reports, machine(), options.output)
+    return 1 if missed or not all(report.rows for report in reports.values()) else 0
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ OWN = "MLflow with its own mirror"
 POSTGRES = "with the companion, PostgreSQL"
 CLIENTS = (1, 8, 32)
 SECONDS = 1.5
-ROUNDS_SECONDS = 24.0
+ROUNDS_SECONDS = 22.0
 MLFLOW_OWN_BYTES = 1692
-LATENCY_CALLS = 40
+LATENCY_CALLS = 30
 
 
 def run(report: Report) -> None:
