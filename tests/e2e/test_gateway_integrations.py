@@ -28,7 +28,10 @@ from mlflow.entities import Span
 
 from agent_gateway_client.demo.gateway import DemoGateway
 
-INTEGRATIONS = Path(__file__).parents[2] / "integrations"
+ROOT = Path(__file__).parents[2]
+MLFLOW_GATEWAY = ROOT / "integrations" / "mlflow-gateway"
+FASTAPI_GATEWAY = ROOT / "integrations" / "fastapi-gateway"
+LITELLM_PROXY = ROOT / "integrations" / "litellm-proxy"
 MINI = ("openai/gpt-4o-mini", "OK")
 ATTEMPTS = {
     "ask": [MINI],
@@ -38,11 +41,11 @@ ATTEMPTS = {
 """The steps of each folder's agent, and what its gateway has to try for them."""
 
 
-def run(folder: str, script: str, gateway: DemoGateway, **environment: str) -> str:
+def run(folder: Path, script: str, gateway: DemoGateway, **environment: str) -> str:
     """Run a script of a folder, which finds MLflow where the gateway's mirrors go; returns its last line."""
     command, env = [sys.executable, script], {**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, **environment}
     ended = subprocess.run(
-        command, cwd=INTEGRATIONS / folder, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.splitlines()[-1]
@@ -80,15 +83,15 @@ def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
 def test_mlflow_gateway(gateway: DemoGateway, tracing: str):
     """The endpoints that the folder creates serve its agent, and each mirror leads to the gateway's own trace."""
     provider = {"OPENAI_API_BASE": f"{gateway.provider.url}/v1", "OPENAI_API_KEY": "none"}
-    assert run("mlflow-gateway", "endpoints.py", gateway, **provider).startswith("endpoint search")
-    told = run("mlflow-gateway", "agent.py", gateway, GATEWAY_URL=gateway.gateway_url)
+    assert run(MLFLOW_GATEWAY, "endpoints.py", gateway, **provider).startswith("endpoint search")
+    told = run(MLFLOW_GATEWAY, "agent.py", gateway, GATEWAY_URL=gateway.gateway_url)
     for mirror in assert_all_is_there(told, ask="assistant", stream="assistant-with-fallback", embed="search"):
         assert_linked(mirror)
 
 
 def test_fastapi_gateway(gateway: DemoGateway, fastapi_url: str, tracing: str):
     """The folder's gateway, in which two lines are about tracing, serves its agent."""
-    told = run("fastapi-gateway", "agent.py", gateway, GATEWAY_URL=fastapi_url)
+    told = run(FASTAPI_GATEWAY, "agent.py", gateway, GATEWAY_URL=fastapi_url)
     assert_all_is_there(told, ask="chat", stream="fallback", embed="embeddings")
 
 
@@ -135,12 +138,11 @@ class _Relayed(socketserver.BaseRequestHandler):
 def test_litellm_proxy(gateway: DemoGateway, tracing: str, tmp_path: Path):
     """The folder's configuration serves its agent; a proxy that is stopped ends when its mirrors are stored."""
     provider = {"OPENAI_API_BASE": f"{gateway.provider.url}/v1", "OPENAI_API_KEY": "none"}
-    config = INTEGRATIONS / "litellm-proxy" / "config.yaml"
     with (
         Relay(gateway.tracking_uri) as relay,
-        LiteLLMProxy(tmp_path, config, MLFLOW_TRACKING_URI=relay.url, **provider) as proxy,
+        LiteLLMProxy(tmp_path, LITELLM_PROXY / "config.yaml", MLFLOW_TRACKING_URI=relay.url, **provider) as proxy,
     ):
-        told = run("litellm-proxy", "agent.py", gateway, GATEWAY_URL=proxy.url, GATEWAY_KEY=MASTER_KEY)
+        told = run(LITELLM_PROXY, "agent.py", gateway, GATEWAY_URL=proxy.url, GATEWAY_KEY=MASTER_KEY)
         assert_all_is_there(told, ask="chat", stream="fallback", embed="embeddings")
         relay.may_pass.clear()
         with proxy.column.openai_client() as client, mlflow.start_span("step") as step:
