@@ -83,7 +83,7 @@ CALLS = {
     "completion, streamed": Call("completion", MINI, {"messages": MESSAGES, **STREAM}, (3, 5)),
     "text completion": Call("text_completion", "text-completion-openai/gpt-4o-mini", {"prompt": "one two"}, (2, 4)),
     "text completion, streamed": Call(
-        "text_completion", "text-completion-openai/gpt-4o-mini", {"prompt": "one two", "stream": True}
+        "text_completion", "text-completion-openai/gpt-4o-mini", {"prompt": "one two", **STREAM}, (2, 4)
     ),
     "embedding": Call("embedding", "openai/text-embedding-3-small", {"input": ["one two", "three"]}, (3, 0)),
     "responses": Call("responses", MINI, {"input": "one two three"}, (3, 5)),

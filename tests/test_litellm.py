@@ -65,11 +65,16 @@ async def test_with_autolog_a_call_names_its_own_span(name: str, is_async: bool,
     if (name, is_async) == ("moderation", False):  # which LiteLLM does not log
         assert sent(provider) == [[named_by(agent)]]
         return
-    (own,) = ended()
+    own, *outer = ended()
     assert sent(provider) == [[named_by_otel(own)]]
-    assert parent_id(own) == agent.span_id
+    for inner, span in zip([own, *outer], outer, strict=False):
+        assert parent_id(inner) == f"{span.get_span_context().span_id:016x}"
+    assert parent_id([own, *outer][-1]) == agent.span_id
+    # LiteLLM asks Claude for responses with a completion, which older versions log too.
+    assert not outer or name == "responses of Claude"
     assert own.status.status_code.name == "OK"
-    assert usage(own) == CALLS[name].usage
+    # Of a stream some versions of LiteLLM log no tokens; those of the mirror, which is below this span, are counted.
+    assert usage(own) == CALLS[name].usage or (usage(own) is None and "streamed" in name)
     assert "mlflow.spanInputs" in own.attributes
 
 
