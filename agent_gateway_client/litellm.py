@@ -9,7 +9,9 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -237,7 +239,7 @@ def _replacements() -> dict[str, Replace]:
         f"{_LOGGING}.get_combined_callback_list": _calls_back,
         "litellm.utils:update_response_metadata": _returns,
         "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
-        "litellm.router:run_async_function": _keeps_context,
+        f"{_place('litellm.router_python_core', 'litellm.router')}:run_async_function": _keeps_context,
         f"{_STREAM}.__next__": _streams,
         f"{_STREAM}.__anext__": _async_streams,
     }
@@ -247,10 +249,22 @@ def _replacements() -> dict[str, Replace]:
         if hasattr(logging, name):
             replacements[f"{_LOGGING}.{name}"] = _ends_before
     if find_spec(_RUST):
-        replacements[f"{_RUST}.callbacks_legacy_python:setup"] = _goes_round_python
-        replacements[f"{_RUST}.streams:Stream.__init__"] = _streams_round_python
-        replacements[f"{_RUST}.streams:SyncStream.__init__"] = _streams_round_python
+        setup = _place(f"{_RUST}.host.callbacks_legacy_python", f"{_RUST}.callbacks_legacy_python")
+        streams = _place(f"{_RUST}.execution", f"{_RUST}.streams")
+        replacements[f"{setup}:setup"] = _goes_round_python
+        for name in ("Stream", "AsyncStream", "SyncStream"):
+            if hasattr(import_module(streams), name):
+                replacements[f"{streams}:{name}.__init__"] = _streams_round_python
     return replacements
+
+
+def _place(*modules: str) -> str:
+    """Return the first of a thing's modules, newest first, that this version of LiteLLM has."""
+    for module in modules:
+        with suppress(ModuleNotFoundError):
+            if find_spec(module):
+                return module
+    return modules[-1]
 
 
 def _begin(logging: Any) -> None:
