@@ -80,7 +80,7 @@ def cell(mode: str, run: Callable[[Clients], Any], **options: Any) -> Cell:
 
 
 def agents(mode: str, run: Callable[[Clients], Any], **options: Any) -> Cell:
-    return Cell("OpenAI Agents", mode, run, **options)
+    return Cell("OpenAI Agents", mode, run, nested=True, **options)
 
 
 CELLS = [

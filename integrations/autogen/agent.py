@@ -36,9 +36,8 @@ def weather(city: str) -> str:
 
 
 async def main():
-    await AssistantAgent("traveller", model, tools=[weather], reflect_on_tool_use=True).run(
-        task="What is the weather in Lisbon?"
-    )
+    traveller = AssistantAgent("traveller", model, tools=[weather], reflect_on_tool_use=True)
+    await traveller.run(task="What is the weather in Lisbon?")
 
 
 with mlflow.start_span("agent", span_type="AGENT") as agent:
