@@ -23,6 +23,9 @@ LOWEST_CONSTRAINTS := constraints-lowest.txt
 
 # What runs without a server and with no framework but openai: the client's tests, in every environment.
 CLIENT_TESTS = $(filter-out tests/test_langchain% tests/test_litellm%,$(wildcard tests/test_*.py)) tests/typing
+# The frameworks that are tested in their lowest versions, too, and what their tests need.
+LOWEST_TESTS = $(CLIENT_TESTS) $(wildcard tests/test_langchain*.py)
+LOWEST_FRAMEWORKS := langchain langchain-anthropic langchain-openai langgraph aiohttp starlette uvicorn
 
 # Modules are compiled when they are first imported: compiling all that MLflow brings takes longer than installing it.
 INSTALL := -m pip install --no-compile --no-build-isolation
@@ -58,9 +61,9 @@ test-openai3: $(OPENAI3)/.installed ## The client's tests with openai 3, where t
 	@$(OPENAI3)/bin/python -c 'import importlib.util as u, sys; sys.exit("httpx is installed here" if u.find_spec("httpx") else 0)'
 	$(OPENAI3)/bin/python $(PYTEST) $(CLIENT_TESTS)
 
-test-lowest: $(LOWEST)/.installed ## The client's tests with the lowest supported versions
-	@echo "==> The client's tests with the lowest supported versions ($(PYTHON_LOWEST))"
-	$(LOWEST)/bin/python $(PYTEST) $(CLIENT_TESTS)
+test-lowest: $(LOWEST)/.installed ## The client's and LangChain's tests with the lowest supported versions
+	@echo "==> The client's and LangChain's tests with the lowest supported versions ($(PYTHON_LOWEST))"
+	$(LOWEST)/bin/python $(PYTEST) $(LOWEST_TESTS)
 
 bench: $(MAIN)/.bench ## Set up, then measure everything that benchmarks/ does, with real servers (less than 10 minutes)
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
@@ -123,7 +126,7 @@ $(OPENAI3)/.installed: pyproject.toml $(OPENAI3_CONSTRAINTS)
 $(LOWEST)/.installed: pyproject.toml $(LOWEST_CONSTRAINTS)
 	@$(call create,$(PYTHON_LOWEST),$(LOWEST),$(LOWEST_CONSTRAINTS))
 	@echo "==> Installing the client with the lowest supported versions into $(LOWEST)"
-	@set -o pipefail; $(LOWEST)/bin/python $(INSTALL) --constraint $(LOWEST_CONSTRAINTS) --editable '.[openai]' --group test | $(PROGRESS)
+	@set -o pipefail; $(LOWEST)/bin/python $(INSTALL) --constraint $(LOWEST_CONSTRAINTS) --editable '.[openai,langchain]' --group test $(LOWEST_FRAMEWORKS) | $(PROGRESS)
 	@touch $@
 
 $(AUTOGEN)/.installed: pyproject.toml constraints-autogen.txt

@@ -8,7 +8,9 @@ from openai import OpenAI
 from agent_gateway_client import trace_headers
 
 GATEWAY = os.environ["GATEWAY_URL"]
-client = OpenAI(base_url=f"{GATEWAY}/openai/v1", api_key="none")
+# Older releases of the SDK take every websocket for an encrypted one, unless they are told its URL.
+websocket_url = f"{GATEWAY.replace('http', 'ws', 1)}/openai/v1"
+client = OpenAI(base_url=f"{GATEWAY}/openai/v1", websocket_base_url=websocket_url, api_key="none")
 
 with mlflow.start_span("agent", span_type="AGENT"):
     headers = trace_headers(f"{GATEWAY}/openai/v1/realtime", [GATEWAY])
