@@ -7,7 +7,10 @@ the requests name, and is handed to autolog's own code to be filled in and ended
 
 import threading
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any
 
 import litellm
@@ -42,6 +45,30 @@ def is_autologged() -> bool:
 def is_autolog(callback: Any) -> bool:
     """Tell whether one of LiteLLM's callbacks is autolog's."""
     return callback == "mlflow" or isinstance(callback, MlflowLogger)
+
+
+def place(*modules: str) -> str:
+    """Return the first of a thing's modules, newest first, that this version of LiteLLM has."""
+    for module in modules:
+        with suppress(ModuleNotFoundError):
+            if find_spec(module):
+                return module
+    return modules[-1]
+
+
+def guarded(function: Callable[..., None], *args: Any) -> None:
+    """Call a function of ours; whatever goes wrong in it, the user's call goes on."""
+    try:
+        function(*args)
+    except Exception as error:
+        logger.debug("A call of LiteLLM was not followed", exc_info=True)
+        warn_once(
+            "litellm.calls",
+            "A call of litellm %s could not be followed (%s); its requests name the active span. Details are logged at "
+            "level DEBUG. Upgrade agent-gateway-client.",
+            version_of("litellm"),
+            type(error).__name__,
+        )
 
 
 class LiteLLMCall:

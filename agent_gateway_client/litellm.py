@@ -6,22 +6,16 @@ particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``
 
 import asyncio
 import inspect
-import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import copy_context
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
-from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client._patch import Patch, Replace, Switch, find_patch
 from agent_gateway_client.errors import MissingDependencyError
 from agent_gateway_client.gateways import Gateways
-from agent_gateway_client.http import trace_headers
-from agent_gateway_client.instrumentation import Instrumentation, gateways_for_process, instrumented_gateways
-from agent_gateway_client.propagation import TRACEPARENT, model_call
+from agent_gateway_client.instrumentation import Instrumentation, gateways_for_process
+from agent_gateway_client.propagation import model_call
 
 try:
     import litellm
@@ -32,7 +26,8 @@ except ModuleNotFoundError as error:
         "instrument_litellm() needs the package litellm: pip install 'agent-gateway-client[litellm]'"
     ) from None
 
-from agent_gateway_client._litellm_calls import LiteLLMCall, is_autolog, is_autologged
+from agent_gateway_client._litellm_calls import LiteLLMCall, guarded, is_autolog, is_autologged, place
+from agent_gateway_client._litellm_rust import rust_replacements
 
 _lock = threading.RLock()
 _handles: list["LiteLLMInstrumentation"] = []
@@ -94,7 +89,7 @@ def _begins(original: Callable[..., Any], switch: Switch) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if switch.is_on:
-            _guarded(_begin, self)
+            guarded(_begin, self)
 
     return __init__
 
@@ -113,7 +108,7 @@ def _ends_before(original: Callable[..., Any], switch: Switch) -> Any:
 
     def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
         if call := _call_of(self, switch):
-            _guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+            guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
         return original(self, *args, **kwargs)
 
     signature = inspect.signature(original)
@@ -128,7 +123,7 @@ def _ends_after(original: Callable[..., Any], switch: Switch) -> Any:
             return original(self, *args, **kwargs)
         finally:
             if call := _call_of(self, switch):
-                _guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+                guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
 
     signature = inspect.signature(original)
     return handler
@@ -177,7 +172,7 @@ def _returns(original: Callable[..., Any], switch: Switch) -> Any:
     def update_response_metadata(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
         if call := _call_of(arguments.get("logging_obj"), switch):
-            _guarded(call.returned, arguments.get("result"))
+            guarded(call.returned, arguments.get("result"))
         return original(*args, **kwargs)
 
     signature = inspect.signature(original)
@@ -200,29 +195,8 @@ def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
     return run_async_function
 
 
-def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
-    def setup(*args: Any, **kwargs: Any) -> Any:
-        prepared = original(*args, **kwargs)
-        if switch.is_on:
-            _guarded(_add_headers, prepared.kwargs)
-        return prepared
-
-    return setup
-
-
-def _streams_round_python(original: Callable[..., Any], switch: Switch) -> Any:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        call = model_call.get()
-        if switch.is_on and isinstance(call, LiteLLMCall):
-            _guarded(call.returned, self)
-
-    return __init__
-
-
 _LOGGING = "litellm.litellm_core_utils.litellm_logging:Logging"
 _STREAM = "litellm.litellm_core_utils.streaming_handler:CustomStreamWrapper"
-_RUST = "litellm.rust_bridge"
 _CONSEQUENCE = "with mlflow.litellm.autolog() on, tokens of some calls may be counted twice"
 
 
@@ -239,7 +213,7 @@ def _replacements() -> dict[str, Replace]:
         f"{_LOGGING}.get_combined_callback_list": _calls_back,
         "litellm.utils:update_response_metadata": _returns,
         "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
-        f"{_place('litellm.router_python_core', 'litellm.router')}:run_async_function": _keeps_context,
+        f"{place('litellm.router_python_core', 'litellm.router')}:run_async_function": _keeps_context,
         f"{_STREAM}.__next__": _streams,
         f"{_STREAM}.__anext__": _async_streams,
     }
@@ -248,23 +222,7 @@ def _replacements() -> dict[str, Replace]:
     for name in ("dispatch_success_handlers", "dispatch_failure_handlers"):
         if hasattr(logging, name):
             replacements[f"{_LOGGING}.{name}"] = _ends_before
-    if find_spec(_RUST):
-        setup = _place(f"{_RUST}.host.callbacks_legacy_python", f"{_RUST}.callbacks_legacy_python")
-        streams = _place(f"{_RUST}.execution", f"{_RUST}.streams")
-        replacements[f"{setup}:setup"] = _goes_round_python
-        for name in ("Stream", "AsyncStream", "SyncStream"):
-            if hasattr(import_module(streams), name):
-                replacements[f"{streams}:{name}.__init__"] = _streams_round_python
-    return replacements
-
-
-def _place(*modules: str) -> str:
-    """Return the first of a thing's modules, newest first, that this version of LiteLLM has."""
-    for module in modules:
-        with suppress(ModuleNotFoundError):
-            if find_spec(module):
-                return module
-    return modules[-1]
+    return replacements | rust_replacements()
 
 
 def _begin(logging: Any) -> None:
@@ -283,36 +241,3 @@ def _end(call: LiteLLMCall, logged: dict[str, Any]) -> None:
         call.end(error=logged["exception"])
     elif not isinstance(logged.get("result"), litellm.ModelResponseStream):
         call.end(logged.get("result"))
-
-
-def _add_headers(kwargs: dict[str, Any]) -> None:
-    """Put the trace context into a call that Rust code makes, which takes the call's arguments from here."""
-    url = (
-        kwargs.get("api_base")
-        or kwargs.get("base_url")
-        or litellm.api_base
-        or os.environ.get("ANTHROPIC_API_BASE")
-        or os.environ.get("ANTHROPIC_BASE_URL")
-    )
-    given = kwargs.get("extra_headers") or {}
-    if any(name.lower() == TRACEPARENT for name in given):
-        return
-    kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
-    call = model_call.get()
-    if isinstance(call, LiteLLMCall):
-        call.named_once()
-
-
-def _guarded(function: Callable[..., None], *args: Any) -> None:
-    """Call a function of this module; whatever goes wrong in it, the user's call goes on."""
-    try:
-        function(*args)
-    except Exception as error:
-        logger.debug("A call of LiteLLM was not followed", exc_info=True)
-        warn_once(
-            "litellm.calls",
-            "A call of litellm %s could not be followed (%s); its requests name the active span. Details are logged at "
-            "level DEBUG. Upgrade agent-gateway-client.",
-            version_of("litellm"),
-            type(error).__name__,
-        )
