@@ -40,7 +40,7 @@ PYTEST := -m pytest --numprocesses=$(shell getconf _NPROCESSORS_ONLN) --dist=loa
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-backends venv-autogen demo test test-main test-openai3 test-lowest bench lint types format update clean
+.PHONY: help venv venv-backends venv-autogen demo test test-main test-openai3 test-lowest test-nightly w3c bench lint types format update clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,13 @@ test-openai3: $(OPENAI3)/.installed ## The client's tests with openai 3, where t
 test-lowest: $(LOWEST)/.installed ## The client's and LangChain's tests with the lowest supported versions
 	@echo "==> The client's and LangChain's tests with the lowest supported versions ($(PYTHON_LOWEST))"
 	$(LOWEST)/bin/python $(PYTEST) $(LOWEST_TESTS)
+
+test-nightly: $(MAIN)/.installed ## The long runs: 10,000 canaries per gateway, an outage, a hundred thousand sets of headers, load
+	NIGHTLY=1 $(MAIN)/bin/python -m pytest -o faulthandler_timeout=0 tests/server/test_canaries.py tests/server/test_random_headers.py \
+	    tests/server/test_load.py tests/server/test_outage.py tests/e2e/test_canaries.py
+
+w3c: $(MAIN)/.installed ## W3C's own conformance tests, of a checkout: make w3c TRACE_CONTEXT=../trace-context
+	$(MAIN)/bin/python tests/w3c/run.py $(TRACE_CONTEXT)/test
 
 bench: $(MAIN)/.bench ## Set up, then measure everything that benchmarks/ does, with real servers (less than 10 minutes)
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
