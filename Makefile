@@ -11,6 +11,7 @@ export PIP_NO_INPUT = 1
 MAIN := .venv
 OPENAI3 := .venv-openai3
 LOWEST := .venv-lowest
+LOWEST_SERVER := .venv-lowest-server
 # What the tests of .venv start as programs of their own.
 AUTOGEN := .venv-autogen
 BACKENDS := .venv-backends
@@ -20,11 +21,16 @@ MAIN_CONSTRAINTS := $(shell $(PYTHON) -c 'import sys; print("constraints.txt" if
 # One for every Python, so from the oldest: see PYTHON_LOWEST.
 OPENAI3_CONSTRAINTS := constraints-openai3.txt
 LOWEST_CONSTRAINTS := constraints-lowest.txt
+LOWEST_SERVER_CONSTRAINTS := constraints-lowest-server.txt
 
 # What runs without a server and with no framework but openai: the client's tests, in every environment.
 CLIENT_TESTS = $(filter-out tests/test_langchain% tests/test_litellm%,$(wildcard tests/test_*.py)) tests/typing
 # The frameworks that are tested in their lowest versions, too, and what their tests need.
 LOWEST_TESTS = $(CLIENT_TESTS) $(wildcard tests/test_langchain*.py)
+# MLflow's gateway, and LiteLLM, which asks for newer packages than the lowest of the others go with. What MLflow knew of
+# Databricks' costs then was less.
+LOWEST_SERVER_TESTS = $(wildcard tests/test_litellm*.py) tests/server/test_mlflow_gateway.py tests/e2e/test_mlflow_gateway.py \
+    tests/e2e/test_mlflow_details.py -k 'not databricks'
 LOWEST_FRAMEWORKS := langchain langchain-anthropic langchain-openai langgraph aiohttp starlette uvicorn
 
 # Modules are compiled when they are first imported: compiling all that MLflow brings takes longer than installing it.
@@ -40,16 +46,16 @@ PYTEST := -m pytest --numprocesses=$(shell getconf _NPROCESSORS_ONLN) --dist=loa
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-backends venv-autogen demo test test-main test-openai3 test-lowest test-nightly w3c bench lint types format update clean
+.PHONY: help venv venv-backends venv-autogen demo test test-main test-openai3 test-lowest test-lowest-server test-nightly w3c bench lint types format update clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(MAIN)/.demo ## Set up, then run the whole thing on this machine and show the joined trace
 	@echo "==> Running the demo"
 	@$(MAIN)/bin/agent-gateway demo
 
-test: test-openai3 test-lowest test-main ## Set up, then run all tests in all environments
+test: test-openai3 test-lowest test-lowest-server test-main ## Set up, then run all tests in all environments
 	@echo "==> All tests passed in all environments"
 
 test-main: $(MAIN)/.installed $(AUTOGEN)/.installed $(BACKENDS)/.installed ## All tests, with the known-good set of packages
@@ -75,6 +81,10 @@ w3c: $(MAIN)/.installed ## W3C's own conformance tests, of a checkout: make w3c 
 bench: $(MAIN)/.bench ## Set up, then measure everything that benchmarks/ does, with real servers (less than 10 minutes)
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
 	$(MAIN)/bin/python -m benchmarks
+
+test-lowest-server: $(LOWEST_SERVER)/.installed ## LiteLLM and MLflow's gateway in their lowest supported versions
+	@echo "==> LiteLLM and MLflow's gateway in their lowest supported versions ($(PYTHON_LOWEST))"
+	$(LOWEST_SERVER)/bin/python $(PYTEST) $(LOWEST_SERVER_TESTS)
 
 lint: $(MAIN)/.installed ## Check style and format with ruff
 	@echo "==> Checking style and format"
@@ -104,7 +114,7 @@ update: clean ## Take the newest versions of everything into the constraints fil
 
 clean: ## Remove the environments and all that was built
 	@echo "==> Removing environments, builds and caches"
-	@rm -rf $(MAIN) $(OPENAI3) $(LOWEST) $(AUTOGEN) $(BACKENDS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(MAIN) $(OPENAI3) $(LOWEST) $(LOWEST_SERVER) $(AUTOGEN) $(BACKENDS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(MAIN)/.demo: pyproject.toml $(MAIN_CONSTRAINTS)
@@ -134,6 +144,12 @@ $(LOWEST)/.installed: pyproject.toml $(LOWEST_CONSTRAINTS)
 	@$(call create,$(PYTHON_LOWEST),$(LOWEST),$(LOWEST_CONSTRAINTS))
 	@echo "==> Installing the client with the lowest supported versions into $(LOWEST)"
 	@set -o pipefail; $(LOWEST)/bin/python $(INSTALL) --constraint $(LOWEST_CONSTRAINTS) --editable '.[openai,langchain]' --group test $(LOWEST_FRAMEWORKS) | $(PROGRESS)
+	@touch $@
+
+$(LOWEST_SERVER)/.installed: pyproject.toml $(LOWEST_SERVER_CONSTRAINTS)
+	@$(call create,$(PYTHON_LOWEST),$(LOWEST_SERVER),$(LOWEST_SERVER_CONSTRAINTS))
+	@echo "==> Installing the lowest supported versions of LiteLLM and MLflow into $(LOWEST_SERVER)"
+	@set -o pipefail; $(LOWEST_SERVER)/bin/python $(INSTALL) --constraint $(LOWEST_SERVER_CONSTRAINTS) --editable '.[openai,litellm,mlflow-gateway,cli]' --group test 'litellm[proxy]' | $(PROGRESS)
 	@touch $@
 
 $(AUTOGEN)/.installed: pyproject.toml constraints-autogen.txt

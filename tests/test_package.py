@@ -167,12 +167,26 @@ def test_constraints_are_names_and_versions(path):
     assert len(pins(path)) == len(lines)
 
 
-def test_the_lowest_versions_that_are_promised_are_those_that_are_tested():
-    """constraints-lowest.txt pins the lower bound of each of the client's requirements."""
-    lowest = pins(ROOT / "constraints-lowest.txt")
-    for name in CLIENT_REQUIREMENTS:
-        [bound] = [item.version for item in requirements()[name].specifier if item.operator == ">="]
-        assert Version(lowest[name]) == Version(bound), name
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("constraints-lowest.txt", [*CLIENT_REQUIREMENTS, "langchain-core"]),
+        ("constraints-lowest-server.txt", ["litellm", "mlflow"]),
+    ],
+)
+def test_the_lowest_versions_that_are_promised_are_those_that_are_tested(file, names):
+    """These files pin the lower bound of each requirement."""
+    lowest = pins(ROOT / file)
+    required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+    for name in names:
+        bounds = [
+            Version(item.version)
+            for requirement in required
+            if requirement.name == name
+            for item in requirement.specifier
+            if item.operator == ">="
+        ]
+        assert Version(lowest[name]) == min(bounds), name
 
 
 def test_the_openai_3_environment_has_no_httpx():
