@@ -1,6 +1,9 @@
 """What holds for every test."""
 
+import gc
 import os
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,3 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(E2E):
             item.add_marker(pytest.mark.e2e)
     mark_cells(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Collect the clients that LiteLLM leaves open in event loops of its own, before pytest takes them for ours."""
+    if "litellm" in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for _ in range(5):  # As often as pytest does.
+                gc.collect()

@@ -44,7 +44,7 @@ def test_anthropic_streams_events_in_order(http: httpx.Client):
     text = "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta")
     assert text == "You said: Weather in Lisbon"
     assert events[0]["message"]["usage"]["input_tokens"] == 3
-    assert events[-2]["usage"] == {"output_tokens": 5}
+    assert events[-2]["usage"] == {"input_tokens": 3, "output_tokens": 5}
 
 
 def test_anthropic_uses_tools(http: httpx.Client):
