@@ -96,7 +96,12 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
     try:
         context = current_trace_context()
     except Exception as error:
-        warn_once("trace_headers", "No trace context is sent: %r", error)
+        warn_once(
+            "trace_headers",
+            "trace_headers() could not read the active span (%r); no trace context is sent. Upgrade "
+            "agent-gateway-client.",
+            error,
+        )
         return {}
     return context.to_headers() if context else {}
 

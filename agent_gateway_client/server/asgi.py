@@ -119,7 +119,12 @@ class GatewayTracingMiddleware:
         try:
             return self._is_call(scope)
         except Exception as error:
-            warn_once("asgi.is_call", "is_call() raised %s; such requests are not mirrored.", type(error).__name__)
+            warn_once(
+                "asgi.is_call",
+                "is_call() raised %s; such requests are served and not mirrored. Mend the function that the middleware "
+                "was given.",
+                type(error).__name__,
+            )
             return False
 
     def application_scope(self, scope: Scope) -> Scope:
@@ -233,7 +238,12 @@ class GatewayTracingMiddleware:
             name = self._endpoint(scope)
             return None if name is None else str(name)
         except Exception as error:
-            warn_once("asgi.endpoint", "endpoint() raised %s; such calls have no name.", type(error).__name__)
+            warn_once(
+                "asgi.endpoint",
+                "endpoint() raised %s; the mirrors of such calls have no name. Mend the function that the "
+                "middleware was given.",
+                type(error).__name__,
+            )
             return None
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -269,7 +279,8 @@ def _warn_of_observer(error: Exception) -> None:
     logger.debug("A gateway call could not be observed", exc_info=error)
     warn_once(
         "asgi.observe",
-        "A gateway call could not be observed (%s); its mirror says only what HTTP tells.",
+        "A gateway call could not be observed (%s); its mirror says only what HTTP tells. Details are logged at level "
+        "DEBUG.",
         type(error).__name__,
     )
 

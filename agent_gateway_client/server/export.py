@@ -187,7 +187,8 @@ class Exporter:
                 logger.debug("No spans could be made of a gateway call", exc_info=True)
                 warn_once(
                     "export.mirror",
-                    "A gateway call could not be mirrored (%s): one of its fields holds what it must not.",
+                    "A gateway call could not be mirrored (%s): one of its fields holds what it must not. Look at what "
+                    "the gateway sets on current_gateway_call(); details are logged at level DEBUG.",
                     type(error).__name__,
                 )
                 continue
@@ -202,7 +203,8 @@ class Exporter:
             logger.debug("A gateway call's details could not be read", exc_info=True)
             warn_once(
                 "export.finish",
-                "The details of a gateway call could not be read (%s); its mirror says only what HTTP tells.",
+                "The details of a gateway call could not be read (%s); its mirror says only what HTTP tells. Details "
+                "are logged at level DEBUG.",
                 type(error).__name__,
             )
 

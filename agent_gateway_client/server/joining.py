@@ -31,7 +31,11 @@ async def joins(may_join: MayJoin, scope: MutableMapping[str, Any]) -> bool:
         return bool(await answer if isawaitable(answer) else answer)
     except Exception as error:
         logger.debug("may_join() failed", exc_info=True)
-        warn_once("joining", "may_join() raised %s; such requests are not mirrored.", type(error).__name__)
+        warn_once(
+            "joining",
+            "may_join() raised %s; such requests are served and not mirrored. Details are logged at level DEBUG.",
+            type(error).__name__,
+        )
         return False
 
 
