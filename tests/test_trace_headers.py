@@ -1,5 +1,6 @@
 """trace_headers(): the headers for a client that the package does not know."""
 
+import queue
 import runpy
 import threading
 from pathlib import Path
@@ -82,23 +83,22 @@ def test_the_example_of_a_realtime_session(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("websockets", reason="websockets is not in this environment's constraints file")
     from websockets.sync.server import Request, ServerConnection, serve
 
-    opened: list[Request] = []
-    received: list[str | bytes] = []
+    received: queue.Queue[tuple[Request | None, str | bytes]] = queue.Queue()
 
     def session(connection: ServerConnection) -> None:
-        assert connection.request is not None
-        opened.append(connection.request)
-        received.append(connection.recv())
+        received.put((connection.request, connection.recv()))
 
     with serve(session, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         monkeypatch.setenv("GATEWAY_URL", f"http://127.0.0.1:{server.socket.getsockname()[1]}/gateway")
         ran = runpy.run_path(str(Path(__file__).parents[1] / "integrations" / "other-clients" / "realtime.py"))
+        opened, said = received.get(timeout=60)
         server.shutdown()
         thread.join()
     (span,) = MemoryExporter.spans.get_finished_spans()
-    assert ran["headers"] == {"traceparent": opened[0].headers["traceparent"]}
-    assert f"{span.context.trace_id:032x}-{span.context.span_id:016x}" in opened[0].headers["traceparent"]
-    assert opened[0].path == "/gateway/openai/v1/realtime?model=realtime"
-    assert len(received) == 1
+    assert opened is not None
+    assert ran["headers"] == {"traceparent": opened.headers["traceparent"]}
+    assert f"{span.context.trace_id:032x}-{span.context.span_id:016x}" in opened.headers["traceparent"]
+    assert opened.path == "/gateway/openai/v1/realtime?model=realtime"
+    assert "session.update" in str(said)
