@@ -59,9 +59,10 @@ class OpenCall:
         iterating: Whether its response is a stream that has begun.
         end_time_ns: When it ended, in nanoseconds since the epoch; ``None`` while it is under way.
         timer: Hands it on in a while, whatever is known then.
+        user: Whom LiteLLM knows its caller to be; ``None`` on the few routes where it tells no hook.
     """
 
-    def __init__(self, key: Key, call: GatewayCall) -> None:
+    def __init__(self, key: Key, call: GatewayCall, url: Any = None, headers: Facts | None = None) -> None:
         self.key = key
         self.call = call
         self.opened = time.monotonic()
@@ -69,6 +70,8 @@ class OpenCall:
         self.iterating = False
         self.end_time_ns: int | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.user: Any = None
+        self._url, self._headers = url, headers or {}
         self._tries: list[_Try] = []
         self._error: str | None = None
         self._failure: str | None = None
@@ -169,6 +172,10 @@ class OpenCall:
         """Note that a stream broke off, for the case that nobody tells of a success or of the client's error."""
         self._suspected_failure = read.error_name(error) if error is not None else "error"
 
+    def scope(self) -> dict[str, Any]:
+        """Return the request's ASGI scope, as far as it is known."""
+        return read.scope(self._url, self._headers, self.user)
+
     @property
     def is_suspect(self) -> bool:
         """Whether all that was heard of late is that its stream broke off."""
@@ -222,10 +229,10 @@ class OpenCalls:
     """The requests under way whose callers are tracing, the oldest first. Bounded in number and age.
 
     Args:
-        submit: Takes a call that has ended.
+        submit: Takes a request that has ended.
     """
 
-    def __init__(self, submit: Callable[[GatewayCall], object]) -> None:
+    def __init__(self, submit: Callable[[OpenCall], object]) -> None:
         self._submit = submit
         self._open: dict[Key, OpenCall] = {}
         self._closed: dict[Key, None] = {}
@@ -254,7 +261,7 @@ class OpenCalls:
             call = GatewayCall(parent, server_address=read.address(request.get("url")))
             call.start_time_ns = read.nanoseconds(request.get("arrival_time")) or call.start_time_ns
             self._forget_old()
-            self._open[key] = found = OpenCall(key, call)
+            self._open[key] = found = OpenCall(key, call, request.get("url"), headers)
             return found
 
     def close(self, open_call: OpenCall) -> None:
@@ -268,7 +275,7 @@ class OpenCalls:
                 del self._closed[next(iter(self._closed))]
         if open_call.timer is not None:
             open_call.timer.cancel()
-        self._submit(open_call.close())
+        self._submit(open_call)
 
     def close_after(self, seconds: float, open_call: OpenCall) -> None:
         """Hand a request's call on then, unless that has happened before. To be called in the event loop."""

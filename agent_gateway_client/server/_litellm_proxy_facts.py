@@ -98,6 +98,15 @@ def deployment_id(facts: Facts) -> str | None:
     return text((facts.get("model_info") or {}).get("id"))
 
 
+def scope(url: Any, headers: Mapping[str, str], user: Any) -> dict[str, Any]:
+    """Return a request's ASGI scope as far as LiteLLM tells it, with its ``UserAPIKeyAuth`` as the user."""
+    lines = [
+        (name.lower().encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+        for name, value in headers.items()
+    ]
+    return {"type": "http", "path": urlsplit(str(url)).path, "headers": lines, "user": user}
+
+
 def address(url: Any) -> str | None:
     """Return ``host:port`` of a URL whose host is an IP address.
 

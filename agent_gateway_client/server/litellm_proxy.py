@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping
 from functools import partial, wraps
+from threading import Thread
 from typing import Any
 
 from agent_gateway_client._log import logger, version_of, warn_once
@@ -29,6 +30,7 @@ from agent_gateway_client.server._litellm_proxy_facts import Facts, ends_stream
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
 from agent_gateway_client.server.destinations import EXPORTER_VARIABLE
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.joining import MayJoin, joins, may_join_from_environment
 from agent_gateway_client.server.probe import answer, is_probe
 from agent_gateway_client.server.shared import shared_exporter
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
@@ -51,13 +53,18 @@ class LiteLLMProxyMirror(CustomLogger):
 
     Args:
         exporter: Where the calls are sent to.
+        may_join: Which requests may join the trace that they name. It gets ``path`` and ``headers`` of the ASGI scope,
+            and as ``user`` LiteLLM's ``UserAPIKeyAuth``, which is ``None`` on routes that tell no hook (pass-through).
 
     Raises:
         ConfigurationError: ``AGENT_GATEWAY_URLS``, the providers that are gateways too, holds what is no URL.
     """
 
-    def __init__(self, exporter: Exporter) -> None:
+    def __init__(self, exporter: Exporter, may_join: MayJoin | None = None) -> None:
         super().__init__()
+        self._may_join = may_join
+        self._deciding: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
         self._upstream_gateways = reached_gateways()
         self.exporter = exporter
         if not hasattr(CustomLogger, "async_post_call_failure_deployment_hook"):
@@ -67,10 +74,11 @@ class LiteLLMProxyMirror(CustomLogger):
                 "CancelledError there. Upgrade to litellm 1.100 or newer.",
                 version_of("litellm"),
             )
-        self._calls = OpenCalls(exporter.submit)
+        self._calls = OpenCalls(self._hand_on)
 
     def shutdown(self) -> None:
         """Send what is known of all requests that have ended."""
+        self._is_stopping = True
         self._calls.close_ended()
         self.exporter.shutdown()
 
@@ -115,6 +123,7 @@ class LiteLLMProxyMirror(CustomLogger):
         """The response is ready, and is no stream."""
         with _harmless:
             if open_call := self._calls.find(data):
+                open_call.user = user_api_key_dict
                 open_call.call.streaming = False
                 self._end(open_call)
 
@@ -124,6 +133,7 @@ class LiteLLMProxyMirror(CustomLogger):
         """The client is being told of an error."""
         with _harmless:
             if open_call := self._calls.find(request_data):
+                open_call.user = user_api_key_dict
                 open_call.failed(request_data, original_exception)
                 self._calls.close(open_call)
 
@@ -134,6 +144,7 @@ class LiteLLMProxyMirror(CustomLogger):
         open_call = None
         with _harmless:
             if open_call := self._calls.find(request_data):
+                open_call.user = user_api_key_dict
                 open_call.iterating = True
         now_ns: int | None = None
         last_chunks: deque[Any] = deque(maxlen=2)
@@ -196,6 +207,30 @@ class LiteLLMProxyMirror(CustomLogger):
                 name, value = answer(lines, self.exporter)
                 return {name.decode(): value.decode()}
         return None
+
+    def _hand_on(self, open_call: OpenCall) -> None:
+        call = open_call.close()
+        if self._may_join is None:
+            self.exporter.submit(call)
+            return
+        deciding = self._submit_if_it_joins(call, self._may_join, open_call.scope())
+        try:
+            loop = None if self._is_stopping else asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is None:
+            # No loop has the time for it any more, or this is no loop's thread.
+            thread = Thread(target=asyncio.run, args=(deciding,), name="agent-gateway-joining")
+            thread.start()
+            thread.join()
+        else:
+            task = loop.create_task(deciding)
+            self._deciding.add(task)
+            task.add_done_callback(self._deciding.discard)
+
+    async def _submit_if_it_joins(self, call: GatewayCall, may_join: MayJoin, scope: dict[str, Any]) -> None:
+        if await joins(may_join, scope):
+            self.exporter.submit(call)
 
     def _end(self, open_call: OpenCall | None, error: str | None = None, end_time_ns: int | None = None) -> None:
         if open_call is None:
@@ -284,7 +319,7 @@ def _call_when_the_proxy_stops(flush: Callable[[], None]) -> None:
 def __getattr__(name: str) -> Any:
     if name != "mirror":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    made = LiteLLMProxyMirror(_exporter())
+    made = LiteLLMProxyMirror(_exporter(), may_join_from_environment())
     _call_when_the_proxy_stops(made.shutdown)
     globals()["mirror"] = made
     return made

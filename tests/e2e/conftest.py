@@ -1,7 +1,9 @@
 """One real gateway for all end-to-end tests, and clients that trace into it."""
 
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import mlflow
@@ -45,7 +47,12 @@ def litellm_proxy(
 
     Its mirrors go to the gateway's MLflow.
     """
-    environment = {"MLFLOW_TRACKING_URI": gateway.tracking_uri, "AGENT_GATEWAY_URLS": gateway.gateway_url}
+    environment = {
+        "MLFLOW_TRACKING_URI": gateway.tracking_uri,
+        "AGENT_GATEWAY_URLS": gateway.gateway_url,
+        "AGENT_GATEWAY_MAY_JOIN": "tenants:may_join",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
+    }
     config = configuration(gateway.provider.url, gateway_url=gateway.openai_base_url)
     with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, upstream_port, **environment) as proxy:
         # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.

@@ -137,3 +137,17 @@ def test_a_call(name: str, made: dict[str, tuple[Span, httpx.Response]]):
     if reported.get("input_tokens"):
         assert {kind: usage[kind] for kind in reported} == reported
     assert usage.get("cache_read_input_tokens", 0) == (1 if name == "cached tokens" else 0)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_who_may_not_join_is_served_without_a_mirror(stream: bool, litellm_proxy: LiteLLMProxy, tracing: str):
+    """The predicate that AGENT_GATEWAY_MAY_JOIN names decides on the mirror, and on nothing else."""
+    body = {"model": "chat", "stream": stream, **CHAT}
+    with mlflow.start_span("step") as step, litellm_proxy.httpx_client() as client:
+        for tenant in ("theirs", "ours"):
+            with mlflow.start_span(tenant):
+                answer = client.post("/v1/chat/completions", json=body, headers={"x-tenant": tenant})
+            assert answer.status_code == 200
+    trace = mirrored(step)
+    (ours,) = [span for span in trace.data.spans if span.name == "ours"]
+    assert [mirror.parent_id for mirror in mirrors_in(trace)] == [ours.span_id]

@@ -506,6 +506,42 @@ def test_an_environment_that_cannot_work(
         get_instance_fn("agent_gateway_client.server.litellm_proxy.mirror")
 
 
+def is_ours(scope: Any) -> bool:
+    assert scope["path"] == "/v1/chat/completions"
+    assert (b"traceparent", TRACEPARENT.encode()) in scope["headers"]
+    return bool(scope["user"].team_id == "ours")
+
+
+async def is_ours_async(scope: Any) -> bool:
+    await asyncio.sleep(0)
+    return is_ours(scope)
+
+
+@pytest.mark.parametrize("may_join", [is_ours, is_ours_async], ids=["sync", "async"])
+@pytest.mark.parametrize("way", ["answer", "stream", "failure", "stop"])
+async def test_who_may_join(way: str, may_join: Any, destination: MemoryDestination):
+    """A predicate decides by the caller whom LiteLLM knows, however the request ends, and when the proxy stops."""
+    mirror = LiteLLMProxyMirror(Exporter(destination), may_join)
+    for team in ("theirs", "ours"):
+        data = request(team)
+        user = types.SimpleNamespace(team_id=team)
+        logged = {**success(), "litellm_call_id": team}
+        if way == "failure":
+            await mirror.async_post_call_failure_hook(data, RuntimeError(), user)
+        elif way == "stream":
+            async for _ in mirror.async_post_call_streaming_iterator_hook(user, of("data: 1"), data):
+                pass
+        else:
+            await mirror.async_post_call_success_hook(data, user, None)
+        if way not in ("failure", "stop"):
+            await log(mirror, logged)
+    while mirror._deciding:
+        await asyncio.gather(*mirror._deciding)
+    mirror.shutdown()
+    (only,) = [span for span in destination.spans if span.name.startswith("gateway/")]
+    assert only.context is not None
+
+
 async def test_who_asks_for_the_companion_is_told(mirror: LiteLLMProxyMirror):
     """By a response header, as from the middleware; who does not ask is told nothing."""
     hook = mirror.async_post_call_response_headers_hook
