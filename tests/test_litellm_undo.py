@@ -126,6 +126,9 @@ async def test_what_litellm_no_longer_has_is_said_once(
     (warning,) = warnings_in(caplog)
     assert warning.startswith("litellm 1.")
     assert "has no function __next__" in warning
+    # Those of the fixture are below, and still in force.
+    for patch in adapter._patches.values():
+        patch.take_off()
     monkeypatch.undo()
 
 
