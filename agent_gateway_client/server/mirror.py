@@ -182,7 +182,7 @@ def _span(
         name=name,
         context=_span_context(call.parent, span_id),
         parent=_span_context(call.parent, parent_id, is_remote=is_gateway_span),
-        resource=_RESOURCE,
+        resource=_RESOURCES[convention],
         attributes=attributes,
         # MLflow's UI marks a span as failed by an event of this name; it holds the type and no message.
         events=[Event("exception", {"exception.type": failure}, timestamp=end)] if failure else (),
@@ -194,7 +194,8 @@ def _span(
     )
 
 
-_RESOURCE = Resource({"service.name": "agent-gateway"})
+# MLflow makes tags of the caller's trace out of it, in place of the caller's own service.name.
+_RESOURCES = {Convention.MLFLOW: Resource({}), Convention.OTEL: Resource({"service.name": "agent-gateway"})}
 
 
 def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = False) -> SpanContext:

@@ -6,7 +6,8 @@ comes later is no longer added (``log_spans`` of MLflow 3.17's SQL store). The m
 """
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent_gateway_client._log import logger, warn_once
@@ -28,9 +29,7 @@ def complete_totals(store: Any, trace_ids: Iterable[str]) -> None:
     try:
         waiting = sorted(set(trace_ids))
         for _ in range(_TRIES):
-            infos = store.batch_get_trace_infos(waiting) if waiting else []
-            ended = [info for info in infos if _FINALIZED in info.trace_metadata]
-            waiting = [info.trace_id for info in ended if _set_totals(store, info)]
+            waiting = [info.trace_id for info in _ended(store, waiting) if _set_totals(store, info)]
     except Exception as error:  # the mirrors themselves are stored
         logger.debug("The totals of a trace could not be completed", exc_info=True)
         warn_once(
@@ -39,6 +38,20 @@ def complete_totals(store: Any, trace_ids: Iterable[str]) -> None:
             "its last calls. Its spans are complete. Details are logged at level DEBUG.",
             type(error).__name__,
         )
+
+
+def _ended(store: Any, trace_ids: Sequence[str]) -> list[Any]:
+    """Return what the store knows of those traces that have ended; most have not."""
+    if not trace_ids:
+        return []
+    sql = sys.modules.get("mlflow.store.tracking.sqlalchemy_store")
+    if sql is None or not isinstance(store, sql.SqlAlchemyStore):
+        return [info for info in store.batch_get_trace_infos(trace_ids) if _FINALIZED in info.trace_metadata]
+    # The database finds them in a fiftieth of the time. A server's API searches only experiments that it is told.
+    wanted = ",".join(f"'{trace_id}'" for trace_id in trace_ids)
+    filter_string = f"request_id IN ({wanted}) AND metadata.`{_FINALIZED}` = 'true'"
+    found, _ = store.search_traces(filter_string=filter_string, max_results=len(trace_ids))
+    return list(found)
 
 
 def _set_totals(store: Any, info: Any) -> bool:

@@ -221,6 +221,7 @@ def test_the_mirror_joins_the_callers_trace(first: str, caller: str, store_uri: 
     for name in ("provider/openai/gpt-4o", "provider/anthropic/claude-3-5-haiku"):
         assert spans[name].parent_id == gateway.span_id
     assert trace.info.state == "OK", "a failed attempt is not the agent's failure"
+    assert "service.name" not in trace.info.tags, "the trace is the caller's and not the gateway's"
 
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3])
