@@ -1,30 +1,22 @@
 """Any ASGI gateway: one call per request, timed and told by what passes through the middleware."""
 
 import sys
-import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.propagation import extract, model_call
-from agent_gateway_client.server.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
-from agent_gateway_client.server.details import Details, is_success
+from agent_gateway_client.server.details import Details
+from agent_gateway_client.server.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.lifespan import run_lifespan
-from agent_gateway_client.server.probe import answer, is_probe, without_probe
-from agent_gateway_client.server.responses import LAST_CHUNKS, has_last_event
+from agent_gateway_client.server.probe import answer, looked_for, without_probe
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _TRACE_HEADERS = {b"traceparent", b"tracestate", b"baggage"}
 
@@ -95,8 +87,9 @@ class GatewayTracingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's lifespan."""
         if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
-            parent = extract(scope["headers"], strict=True)
-            if is_probe(scope["headers"]):
+            has_parent, is_probe = looked_for(scope["headers"])
+            parent = extract(scope["headers"], strict=True) if has_parent else None
+            if is_probe:
                 send = _answering(send, answer(scope["headers"], self.exporter))
                 scope = {**scope, "headers": without_probe(scope["headers"])}
             scope = self.application_scope(scope)
@@ -157,51 +150,15 @@ class GatewayTracingMiddleware:
     async def _mirrored(
         self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        complete = False
-        last_chunk_ns: int | None = None
-        request = KeptBody() if self._endpoint is None else None
-        response: KeptBody | CompressedBody | None = None
-
-        async def watched_receive() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                if not (complete or _has_last_event(call, response)):
-                    call.end(CLIENT_DISCONNECT)
-            elif request is not None and (chunk := message.get("body")):
-                request.add(chunk)
-            return message
-
-        # Not a coroutine function: a stream may have many thousand chunks, and each would pay for one more coroutine.
-        def watched_send(message: Message) -> Awaitable[None]:
-            nonlocal complete, last_chunk_ns, response
-            if message["type"] == "http.response.body":
-                complete = not message.get("more_body", False)
-                if chunk := message.get("body"):
-                    # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
-                    now = time.time_ns()
-                    if last_chunk_ns is None and call.streaming:
-                        call.time_to_first_chunk_ns = now - call.start_time_ns
-                    last_chunk_ns = now
-                    if response is not None:
-                        response.add(chunk)
-            elif message["type"] == "http.response.start":
-                headers = message.get("headers", ())
-                if not isinstance(headers, (list, tuple)):
-                    # ASGI allows any iterable, and some can be read only once.
-                    headers = list(headers)
-                    message = {**message, "headers": headers}
-                call.http_status = message["status"]
-                response = _body_to_keep(call, headers)
-            return send(message)
-
+        exchange = Exchange(call, receive, send, keep_request=self._endpoint is None)
         context, finish = self._observed(call, scope)
         token, outer = current_call.set(call), model_call.get()
         if self._upstream_gateways:
             model_call.set(UpstreamRequests(call, self._upstream_gateways, self.attempt_span_id))
         try:
-            await self.app(scope, watched_receive, watched_send)
+            await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
-            if not (complete or _has_last_event(call, response)):
+            if not exchange.is_over():
                 # Some servers tell a client that has gone by an OSError from send().
                 call.end(CLIENT_DISCONNECT if isinstance(error, OSError) and call.http_status else error)
             raise
@@ -211,11 +168,13 @@ class GatewayTracingMiddleware:
             if context is not None:
                 _leave(context)
             status = call.http_status or 500
-            call.end(str(status) if status >= 400 else None, last_chunk_ns)
+            call.end(str(status) if status >= 400 else None, exchange.last_chunk_ns)
             if self._endpoint is not None and call.endpoint is None:
                 call.endpoint = self._endpoint_of(scope)
             if not self.is_refused(call, scope) and (self._may_join is None or await joins(self._may_join, scope)):
-                details = Details(finish, scope, request=request, response=response, provider=self._provider)
+                details = Details(
+                    finish, scope, request=exchange.request, response=exchange.response, provider=self._provider
+                )
                 exporter.submit(call, details)
 
     def _observed(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
@@ -283,28 +242,6 @@ def _warn_of_observer(error: Exception) -> None:
         "DEBUG.",
         type(error).__name__,
     )
-
-
-def _has_last_event(call: GatewayCall, body: KeptBody | CompressedBody | None) -> bool:
-    """Tell whether a stream's last event was sent. Many clients hang up as soon as they have it."""
-    return body is not None and call.streaming is True and has_last_event(body.last_chunks(LAST_CHUNKS))
-
-
-def _body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
-    """Note whether the response is a stream, and make what is to keep its body, if that can be read later."""
-    content_type = encoding = b""
-    for name, value in headers:
-        if len(name) == 12 and name.lower() == b"content-type":
-            content_type = value.partition(b";")[0].strip().lower()
-        elif len(name) == 16 and name.lower() == b"content-encoding":
-            encoding = value.strip().lower()
-    call.streaming = content_type in (b"text/event-stream", b"application/x-ndjson")
-    is_json = content_type == b"application/json" or content_type.endswith(b"+json")
-    if not (call.streaming or (is_json and is_success(call))):
-        return None
-    if encoding in (b"", b"identity"):
-        return KeptBody()
-    return CompressedBody() if encoding in (b"gzip", b"x-gzip", b"deflate") else None
 
 
 def _address(scope: Scope) -> str | None:

@@ -1,16 +1,13 @@
 """The lifespan of an ASGI application, which tells when the server stops."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from agent_gateway_client.server.exchange import ASGIApp, Message, Receive, Scope, Send
 
 
 async def run_lifespan(
-    app: Callable[[Message, Receive, Send], Awaitable[None]],
-    scope: Message,
+    app: ASGIApp,
+    scope: Scope,
     receive: Receive,
     send: Send,
     at_stop: Callable[[], None],

@@ -31,7 +31,7 @@ from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
 from agent_gateway_client.server.destinations import EXPORTER_VARIABLE
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.joining import MayJoin, joins, may_join_from_environment
-from agent_gateway_client.server.probe import answer, is_probe
+from agent_gateway_client.server.probe import answer, looked_for
 from agent_gateway_client.server.shared import shared_exporter
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
 
@@ -203,7 +203,8 @@ class LiteLLMProxyMirror(CustomLogger):
         """Answer a caller whom the proxy has let in, and who asks whether the companion is there."""
         with _harmless:
             lines = [(name.encode(), value.encode()) for name, value in (request_headers or {}).items()]
-            if is_probe(lines):
+            _, is_probe = looked_for(lines)
+            if is_probe:
                 name, value = answer(lines, self.exporter)
                 return {name.decode(): value.decode()}
         return None

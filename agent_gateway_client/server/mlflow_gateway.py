@@ -25,7 +25,7 @@ from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.server._mlflow_spans import attribute, read_spans
-from agent_gateway_client.server.asgi import ASGIApp, GatewayTracingMiddleware, Scope
+from agent_gateway_client.server.asgi import GatewayTracingMiddleware
 from agent_gateway_client.server.call import MAX_ATTEMPTS, Attempt, GatewayCall, Operation
 from agent_gateway_client.server.destinations import (
     ENDPOINT_VARIABLES,
@@ -35,6 +35,7 @@ from agent_gateway_client.server.destinations import (
     experiment_id_from_environment,
 )
 from agent_gateway_client.server.details import is_success
+from agent_gateway_client.server.exchange import ASGIApp, Scope
 from agent_gateway_client.server.export import Destination, Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
 from agent_gateway_client.server.upstreams import span_id_of_new_attempt

@@ -22,17 +22,24 @@ COMPANION_HEADER = "agent-gateway-companion"
 _PROBE = PROBE_HEADER.encode()
 _PROBE_LENGTH = len(_PROBE)
 _TRACEPARENT = TRACEPARENT.encode()
+_PARENT_LENGTH = len(_TRACEPARENT)
 
 Header = tuple[bytes, bytes]
 
 
-def is_probe(headers: Iterable[Header]) -> bool:
-    """Tell whether a request's header lines ask for the answer."""
-    # A loop: it runs for every request, and costs half of what any() does.
-    for name, _ in headers:  # noqa: SIM110
-        if len(name) == _PROBE_LENGTH and name.lower() == _PROBE:
-            return True
-    return False
+def looked_for(headers: Iterable[Header]) -> tuple[bool, bool]:
+    """Tell whether a request's header lines have a ``traceparent``, and whether they ask for the answer.
+
+    One loop for both, because it runs for every request; nearly every line is done with after a look at its length.
+    """
+    has_parent = is_probe = False
+    for name, _ in headers:
+        size = len(name)
+        if size == _PARENT_LENGTH:
+            has_parent = has_parent or name.lower() == _TRACEPARENT
+        elif size == _PROBE_LENGTH:
+            is_probe = is_probe or name.lower() == _PROBE
+    return has_parent, is_probe
 
 
 def without_probe(headers: Iterable[Header]) -> list[Header]:
