@@ -24,6 +24,7 @@ MAX_TRACESTATE_LENGTH = 8192
 """Characters. W3C asks for at least 512 to be relayed; what is longer than this is taken for an attack."""
 
 _SAMPLED = 0x01
+_FLAGS = [f"{flags:02x}" for flags in range(256)]
 
 _VERSION_00 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
 _LATER_VERSION = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
@@ -55,8 +56,9 @@ class TraceContext(NamedTuple):
     @property
     def traceparent(self) -> str:
         """The value of the ``traceparent`` header, version 00."""
-        # int(), because OpenTelemetry's flags take longer to format than all the rest.
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{int(self.flags):02x}"
+        # Formatting the numbers takes three times as long.
+        trace_id, span_id = self.trace_id.to_bytes(16, "big").hex(), self.span_id.to_bytes(8, "big").hex()
+        return f"00-{trace_id}-{span_id}-{_FLAGS[self.flags]}"
 
     def to_headers(self) -> dict[str, str]:
         """Return ``traceparent``, and ``tracestate`` where there is one, with lower-case names."""
