@@ -65,21 +65,33 @@ def langchain() -> Samples:
 
 
 def litellm() -> Samples:
-    """litellm.completion() between instrument_litellm() and its undo."""
+    """litellm.completion() between instrument_litellm() and its undo.
+
+    The provider is one of LiteLLM's custom ones and does no more than send its request, as above: of the three
+    milliseconds that a call of OpenAI's takes there, the adapter is less than the noise.
+    """
     import litellm
 
-    transport = answering_transport()
+    class Provider(litellm.CustomLLM):
+        client = httpx.Client()
+
+        def completion(self, *args: Any, **options: Any) -> Any:
+            self.client.post(f"{BASE_URL}/chat/completions")
+            return options["model_response"]
 
     def call(*hooks: Any) -> float:
-        litellm.client_session = httpx.Client(transport=transport, event_hooks={"request": [*hooks]})
-        litellm.in_memory_llm_clients_cache.flush_cache()
-        arguments: dict[str, Any] = {"model": "openai/gpt-4o-mini", "api_base": BASE_URL, "api_key": "none"}
-        messages = [{"role": "user", "content": "one two three"}]
-        litellm.completion(messages=messages, **arguments)
-        return loop(lambda: litellm.completion(messages=messages, **arguments), CALLS)()
+        provider.client = httpx.Client(transport=transport, event_hooks={"request": [*hooks]})
+        complete()
+        return loop(complete, CALLS)()
+
+    def complete() -> None:
+        litellm.completion(model="benchmarks/model", messages=messages, api_base=BASE_URL, api_key="none")
 
     def ours() -> float:
         with instrument_litellm(GATEWAY):
             return call()
 
-    return interleave({"bare": call, "floor": lambda: call(floor_hook), "ours": ours}, SECONDS)
+    transport, provider = answering_transport(), Provider()
+    messages = [{"role": "user", "content": "one two three"}]
+    litellm.custom_provider_map = [{"provider": "benchmarks", "custom_handler": provider}]
+    return interleave({"bare": call, "floor": lambda: call(floor_hook), "ours": ours}, 2 * SECONDS)
