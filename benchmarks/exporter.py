@@ -99,7 +99,8 @@ def _calls(count: int) -> list[GatewayCall]:
 
 
 def _store(uri: str) -> Destination:
-    return MlflowDestination(TracingClient(uri).log_spans, "0")
+    client = TracingClient(uri)
+    return MlflowDestination(client.log_spans, "0", lambda: client.store)
 
 
 def _environment(name: str, value: str) -> Any:
