@@ -7,6 +7,7 @@ from typing import Any
 from server_support import DEADLINE_S, TRACEPARENT, MemoryDestination, facts_of
 
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.mirror import Convention
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -113,8 +114,8 @@ def answering(*messages: Message) -> Any:
 class Mirrors:
     """An exporter, and the mirrors that came out of it."""
 
-    def __init__(self) -> None:
-        self.destination = MemoryDestination()
+    def __init__(self, convention: Convention = Convention.MLFLOW) -> None:
+        self.destination = MemoryDestination(convention=convention)
         self.exporter = Exporter(self.destination)
 
     @property

@@ -19,7 +19,7 @@ class Route(NamedTuple):
         path: The path below the gateway's.
         body: The request's.
         endpoint: The endpoint it leads to.
-        request_type: MLflow's name for the route.
+        request_type: What MLflow calls it in the gateway's own trace.
         model: ``provider/model`` that answers.
         streamed: Whether the answer is a stream.
     """
@@ -58,12 +58,12 @@ ROUTES = [
     ),
     *both("/mlflow/v1/chat/completions", {"model": "chat", **CHAT}, "chat", "unified/chat"),
     *both("/mlflow/v1/chat/completions", {"model": "claude", **CHAT}, "claude", "unified/chat", CLAUDE),
-    *both("/chat/mlflow/invocations", CHAT, "chat", "unified/invocations"),
+    *both("/chat/mlflow/invocations", CHAT, "chat", "unified/chat"),
     Route(
         "/embeddings/mlflow/invocations",
         {"input": ["one two", "three"]},
         "embeddings",
-        "unified/invocations",
+        "unified/embeddings",
         "openai/text-embedding-3-small",
     ),
     *both(

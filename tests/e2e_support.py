@@ -209,8 +209,8 @@ class Database:
         return [{**row, "content": json.loads(row["content"])} for row in rows]
 
     def mirror_count(self) -> int:
-        """Count the mirrors of all traces; the gateway's own spans do not know an HTTP status."""
+        """Count the mirrors of all traces; the gateway's own spans of that name have no parent."""
         (row,) = self.rows(
-            "SELECT count(*) AS count FROM spans WHERE name LIKE 'gateway/%' AND content LIKE '%http.response.status%'"
+            "SELECT count(*) AS count FROM spans WHERE name LIKE 'gateway/%' AND parent_span_id IS NOT NULL"
         )
         return int(row["count"])

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -22,7 +22,10 @@ DEADLINE_S = 60.0
 
 
 def full_call(**facts: Any) -> GatewayCall:
-    """Return an ended call of which everything is known, with a failed and a successful attempt."""
+    """Return an ended call, with a failed and a successful attempt.
+
+    Everything is known of it, and nothing of that goes without saying.
+    """
     known: dict[str, Any] = {
         "parent": PARENT,
         "endpoint": "chat",
@@ -31,7 +34,7 @@ def full_call(**facts: Any) -> GatewayCall:
         "request_type": "unified/chat",
         "server_address": "127.0.0.1:5000",
         "streaming": True,
-        "http_status": 200,
+        "http_status": 206,
         "time_to_first_chunk_ns": 1_500_000_000,
         "cache_hit": False,
         "start_time_ns": 1_000,
@@ -47,11 +50,38 @@ def full_call(**facts: Any) -> GatewayCall:
                 end_time_ns=8_000,
                 usage=TokenUsage(10, 5, 15, 4, 2),
                 cost=Cost(0.1, 0.2, 0.3),
-                finish_reason="stop",
+                finish_reason="length",
             ),
         ],
     }
     return GatewayCall(**{**known, **facts})
+
+
+def plain_call(**facts: Any) -> GatewayCall:
+    """Return a call as most are: an answer at once, complete, from MLflow's gateway, which keeps a trace of its own."""
+    known: dict[str, Any] = {
+        "streaming": False,
+        "http_status": 200,
+        "time_to_first_chunk_ns": None,
+        "cache_hit": None,
+        "error_type": None,
+        "attempts": [plain_attempt()],
+    }
+    return full_call(**{**known, **facts})
+
+
+def plain_attempt(**facts: Any) -> Attempt:
+    """Return the attempt of such a call."""
+    known: dict[str, Any] = {
+        "provider": "openai",
+        "model": "gpt-4o-mini",
+        "start_time_ns": 2_000,
+        "end_time_ns": 8_000,
+        "usage": TokenUsage(10, 5, 15, 0, 0),
+        "cost": Cost(0.1, 0.2, 0.3),
+        "finish_reason": "stop",
+    }
+    return Attempt(**{**known, **facts})
 
 
 def small_call(endpoint: str) -> GatewayCall:
@@ -131,8 +161,25 @@ def attributes_of(span: ReadableSpan) -> dict[str, Any]:
 
 
 def facts_of(span: ReadableSpan) -> dict[str, Any]:
-    """Return the attributes of a span in MLflow's convention, read from their JSON."""
-    return {key: json.loads(value) for key, value in attributes_of(span).items()}
+    """Return the attributes of a span, in MLflow's convention read from their JSON."""
+    attributes = attributes_of(span)
+    if "mlflow.spanType" not in attributes:
+        return attributes
+    return {key: json.loads(value) for key, value in attributes.items()}
+
+
+ORDINARY = {
+    "gen_ai.request.stream": False,
+    "http.response.status_code": 200,
+    "gen_ai.response.finish_reasons": ["stop"],
+}
+"""What goes without saying in MLflow's convention."""
+
+
+def assert_told(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Assert what MLflow is told of a span: these facts, but for those that go without saying or are ``None``."""
+    told = {name: value for name, value in expected.items() if value is not None and value != ORDINARY.get(name)}
+    assert {name: facts[name] for name in expected if name in facts} == told
 
 
 def ids_of(span: ReadableSpan) -> tuple[int, int]:

@@ -56,7 +56,7 @@ CHAT_USAGE = {
     "prompt_tokens_details": {"cached_tokens": 64, "audio_tokens": 0},
     "completion_tokens_details": {"reasoning_tokens": 8},
 }
-CHAT_FACTS = ResponseFacts(MODEL, TokenUsage(100, 20, 120, 64), "stop")
+CHAT_FACTS = ResponseFacts(MODEL, TokenUsage(100, 20, 120, 64), "tool_calls")
 
 
 def chat_chunk(delta: Any, finish_reason: str | None = None, **more: Any) -> Any:
@@ -68,7 +68,7 @@ CHAT_CHUNKS = [
     chat_chunk({"role": "assistant", "content": ""}),
     chat_chunk({"content": TEXT}),
     chat_chunk({"tool_calls": [{"index": 0, "function": {"arguments": TEXT}}]}),
-    chat_chunk({}, "stop"),
+    chat_chunk({}, "tool_calls"),
     chat_chunk({}, choices=[], usage=CHAT_USAGE),
     "[DONE]",
 ]
@@ -168,7 +168,7 @@ SAMPLES = {
             "id": "c-1",
             "object": "chat.completion",
             "model": MODEL,
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "tool_calls"}],
             "usage": CHAT_USAGE,
             "system_fingerprint": None,
         },
@@ -179,13 +179,15 @@ SAMPLES = {
         {
             "usage": CHAT_USAGE,
             "model": MODEL,
-            "choices": [{"finish_reason": "stop", "message": {"content": TEXT}}],
+            "choices": [{"finish_reason": "tool_calls", "message": {"content": TEXT}}],
         },
         CHAT_FACTS,
     ),
     "chat stream": events(CHAT, CHAT_CHUNKS, CHAT_FACTS),
     "chat stream, CRLF": events(CHAT, CHAT_CHUNKS, CHAT_FACTS, newline="\r\n"),
-    "chat stream without usage": events(CHAT, [*CHAT_CHUNKS[:4], "[DONE]"], ResponseFacts(MODEL, finish_reason="stop")),
+    "chat stream without usage": events(
+        CHAT, [*CHAT_CHUNKS[:4], "[DONE]"], ResponseFacts(MODEL, finish_reason="tool_calls")
+    ),
     "chat through MLflow to Anthropic": document(
         CHAT,
         {

@@ -64,8 +64,8 @@ def check_trace(trace: Trace | None, probe: Probe, experiment_id: str) -> str:
 
 def is_ours(mirror: Span) -> bool:
     """Tell whether a mirror is the companion's."""
-    # MLflow's own mirror does not know it.
-    return mirror.get_attribute("http.response.status_code") is not None
+    # MLflow's own names the gateway's trace in this attribute alone, and ours by a link too.
+    return bool(mirror.links) or mirror.get_attribute("mlflow.gateway.linkedTraceId") is None
 
 
 def check_companion(companion: Companion | None, trace: Trace | None, kind: str) -> str:

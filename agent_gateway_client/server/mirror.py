@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from agent_gateway_client.propagation import TraceContext
-from agent_gateway_client.server.call import Attempt, GatewayCall, new_span_id
+from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage, new_span_id
 
 MAX_NAME_LENGTH = 200
 """Characters of any text in a mirror span."""
@@ -39,7 +39,8 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
 
     Args:
         call: What is known of the call.
-        convention: The names of the attributes. With ``MLFLOW`` their values are JSON, as MLflow keeps them.
+        convention: The names of the attributes. With ``MLFLOW`` their values are JSON, as MLflow keeps them, and what
+            goes without saying is left out.
 
     Returns:
         The gateway's span first, then one per attempt, all in the caller's trace. Parent contains child: an attempt
@@ -91,6 +92,13 @@ def _free(span_id: int, taken: set[int]) -> int:
     return span_id
 
 
+_GOES_WITHOUT_SAYING: dict[str, Any] = {
+    "gen_ai.request.stream": False,
+    "http.response.status_code": 200,
+    "gen_ai.response.finish_reasons": ["stop"],
+}
+"""What MLflow is not told: it stores each fact of each span as a text, of 35 to 50 bytes for these."""
+
 Fact = tuple[str | None, str | None, Any]
 """A fact's name for MLflow and for OpenTelemetry (``None``: not said there) and its value (``None``: not known)."""
 
@@ -106,7 +114,9 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     yield None, "server.address", _name(host)
     yield None, "server.port", int(port) if port.isdecimal() else None
     yield "mlflow.gateway.linkedTraceId", "mlflow.gateway.linkedTraceId", linked
-    yield "mlflow.gateway.requestType", "agent_gateway.request.type", _name(call.request_type)
+    # The gateway's own trace has it in its metadata.
+    route = None if linked else "mlflow.gateway.requestType"
+    yield route, "agent_gateway.request.type", _name(call.request_type)
     yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation
     yield "gen_ai.request.stream", "gen_ai.request.stream", call.streaming
     yield "http.response.status_code", "http.response.status_code", call.http_status
@@ -144,7 +154,7 @@ def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
     yield "mlflow.llm.model", "gen_ai.request.model", _name(attempt.model)
     yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation
     if usage is not None:
-        yield "mlflow.chat.tokenUsage", None, _known_fields(usage) or None
+        yield "mlflow.chat.tokenUsage", None, _tokens(usage) or None
         yield None, "gen_ai.usage.input_tokens", usage.input_tokens
         yield None, "gen_ai.usage.output_tokens", usage.output_tokens
         yield None, "gen_ai.usage.cache_read.input_tokens", usage.cache_read_input_tokens
@@ -169,13 +179,6 @@ def _span(
     convention: Convention,
     kind: SpanKind,
 ) -> ReadableSpan:
-    attributes: dict[str, Any] = {}
-    if convention is Convention.MLFLOW:
-        facts_for_mlflow = [("mlflow.traceRequestId", _mlflow_trace_id(call.parent)), ("mlflow.spanType", "LLM")]
-        facts_for_mlflow += [(key, value) for key, _, value in facts if key is not None and value is not None]
-        attributes = {key: json.dumps(value) for key, value in facts_for_mlflow}
-    else:
-        attributes = {key: value for _, key, value in facts if key is not None and value is not None}
     is_gateway_span = kind is SpanKind.SERVER
     failure = _error_name(error_type)
     return ReadableSpan(
@@ -183,7 +186,7 @@ def _span(
         context=_span_context(call.parent, span_id),
         parent=_span_context(call.parent, parent_id, is_remote=is_gateway_span),
         resource=_RESOURCES[convention],
-        attributes=attributes,
+        attributes=_attributes(call, facts, convention),
         # MLflow's UI marks a span as failed by an event of this name; it holds the type and no message.
         events=[Event("exception", {"exception.type": failure}, timestamp=end)] if failure else (),
         links=[Link(_span_context(call.linked, call.linked.span_id))] if is_gateway_span and call.linked else (),
@@ -192,6 +195,18 @@ def _span(
         start_time=start,
         end_time=end,
     )
+
+
+def _attributes(call: GatewayCall, facts: Iterator[Fact], convention: Convention) -> dict[str, Any]:
+    if convention is Convention.OTEL:
+        return {name: value for _, name, value in facts if name is not None and value is not None}
+    said = {"mlflow.traceRequestId": _mlflow_trace_id(call.parent), "mlflow.spanType": "LLM"}
+    said |= {name: value for name, _, value in facts if name is not None and value is not None}
+    return {
+        name: json.dumps(value, separators=(",", ":"))
+        for name, value in said.items()
+        if value != _GOES_WITHOUT_SAYING.get(name)
+    }
 
 
 # MLflow makes tags of the caller's trace out of it, in place of the caller's own service.name.
@@ -222,6 +237,11 @@ def _error_name(error_type: str | None) -> str | None:
     if error_type is None:
         return None
     return error_type if _ERROR_TYPE.match(error_type) else _OTHER
+
+
+def _tokens(usage: TokenUsage) -> dict[str, int]:
+    """Return the tokens by MLflow's names; that none were cached goes without saying."""
+    return {name: tokens for name, tokens in _known_fields(usage).items() if tokens or not name.startswith("cache_")}
 
 
 def _known_fields(facts: Any) -> dict[str, Any]:

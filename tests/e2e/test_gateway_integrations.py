@@ -25,6 +25,7 @@ from e2e_support import (
     wait_for,
 )
 from mlflow.entities import Span
+from server_support import assert_told
 
 from agent_gateway_client.demo.gateway import DemoGateway
 
@@ -68,7 +69,7 @@ def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
         *_, answered = assert_mirror(trace, mirror, steps[name], attempts)
         assert mirror.name == f"gateway/{endpoints[name.rpartition(' ')[2]]}"
         assert mirror.status.status_code == "OK"
-        assert mirror.attributes["gen_ai.request.stream"] is ("stream" in name)
+        assert_told(mirror.attributes, {"gen_ai.request.stream": "stream" in name})
         total += answered.attributes["mlflow.chat.tokenUsage"]["total_tokens"]
 
     def counted() -> bool:

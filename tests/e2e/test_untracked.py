@@ -6,6 +6,7 @@ import mlflow
 import pytest
 from e2e_support import USER, Database, children_of, httpx_client, mirrored, mirrors_in, openai_client
 from mlflow.entities import Span
+from server_support import assert_told
 
 from agent_gateway_client.demo.gateway import DemoGateway
 
@@ -16,6 +17,12 @@ CALLS = {
     "invocations": ("/quiet/mlflow/invocations", {}, 200),
     "failing": ("/openai/v1/chat/completions", {"model": "quiet-failing"}, 500),
 }
+REQUEST_TYPES = {
+    "/openai/v1/chat/completions": "passthrough/model/openai-chat",
+    "/mlflow/v1/chat/completions": "unified/chat",
+    "/quiet/mlflow/invocations": "unified/invocations",
+}
+"""What a mirror calls these routes by their paths alone."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,7 @@ def steps(gateway: DemoGateway, tracing: str) -> dict[str, Span]:
 @pytest.mark.parametrize("name", CALLS)
 def test_the_gateway_span_is_there(name: str, steps: dict[str, Span], database: Database):
     """The mirror says endpoint, route, status and times, and links to nothing, as the gateway keeps no trace."""
-    _, body, status = CALLS[name]
+    path, body, status = CALLS[name]
     step = steps[name]
     trace = mirrored(step)
     (mirror,) = mirrors_in(trace)
@@ -50,8 +57,8 @@ def test_the_gateway_span_is_there(name: str, steps: dict[str, Span], database: 
     assert mirror.attributes.get("error.type") == (None if status == 200 else str(status))
     assert mirror.attributes["endpoint_name"] == endpoint
     assert mirror.attributes["endpoint_id"].startswith("e-")
-    assert mirror.attributes["http.response.status_code"] == status
-    assert mirror.attributes["gen_ai.request.stream"] is (name == "stream")
+    assert_told(mirror.attributes, {"http.response.status_code": status, "gen_ai.request.stream": name == "stream"})
+    assert mirror.attributes["mlflow.gateway.requestType"] == REQUEST_TYPES[path]
     assert mirror.links == []
     assert "mlflow.gateway.linkedTraceId" not in mirror.attributes
     for attempt in children_of(trace, mirror):

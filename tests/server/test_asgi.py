@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call
+from agent_gateway_client.server.mirror import Convention
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ async def test_the_application_gets_the_request_as_it_is(mirrors: Mirrors):
 
 
 async def test_a_call_is_told(mirrors: Mirrors):
-    """The mirror is a child of the caller's span and says address, status and that the answer was no stream."""
+    """The mirror is a child of the caller's span and says address and route; the rest goes without saying."""
     client = Client()
     await GatewayTracingMiddleware(answering(*ANSWERS["json"]), mirrors.exporter)(
         http_scope(), client.receive, client.send
@@ -101,6 +102,22 @@ async def test_a_call_is_told(mirrors: Mirrors):
         "endpoint_name": "chat/completions",
         "mlflow.gateway.requestType": "chat/completions",
         "server_url": "127.0.0.1:5000",
+    }
+
+
+async def test_a_call_is_told_over_otlp():
+    """There the mirror says status and that the answer was no stream, too."""
+    mirrors = Mirrors(Convention.OTEL)
+    client = Client()
+    await GatewayTracingMiddleware(answering(*ANSWERS["json"]), mirrors.exporter)(
+        http_scope(), client.receive, client.send
+    )
+    assert mirrors.only == {
+        "agent_gateway.endpoint.name": "chat/completions",
+        "agent_gateway.request.type": "chat/completions",
+        "gen_ai.operation.name": "chat",
+        "server.address": "127.0.0.1",
+        "server.port": 5000,
         "gen_ai.request.stream": False,
         "http.response.status_code": 200,
     }

@@ -8,11 +8,13 @@ import pytest
 from asgi_support import EVENTS, Client, Mirrors, answering, body, http_scope, start
 
 from agent_gateway_client.server import GatewayTracingMiddleware
+from agent_gateway_client.server.mirror import Convention
 
 
 @pytest.fixture
 def mirrors() -> Mirrors:
-    return Mirrors()
+    """With OpenTelemetry's names, by which a status of 200 can be told from one that is not known."""
+    return Mirrors(Convention.OTEL)
 
 
 async def serve(mirrors: Mirrors, app: Any, client: Client) -> None:

@@ -1,8 +1,12 @@
 """destinations.py: the environment variables, and MLflow as the place that spans are sent to."""
 
 import logging
+import secrets
+import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.store.tracking.file_store import FileStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from server_support import DEADLINE_S, full_call
+from server_support import DEADLINE_S, full_call, plain_attempt, plain_call
 
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.propagation import TraceContext, current_trace_context
@@ -222,6 +226,31 @@ def test_the_mirror_joins_the_callers_trace(first: str, caller: str, store_uri: 
         assert spans[name].parent_id == gateway.span_id
     assert trace.info.state == "OK", "a failed attempt is not the agent's failure"
     assert "service.name" not in trace.info.tags, "the trace is the caller's and not the gateway's"
+
+
+PLAIN_BYTES = 1_400
+"""What MLflow stores of both spans of a plain call, as JSON. One fact more is 35 bytes or more."""
+
+
+def test_what_a_plain_call_takes_in_the_database(caller: str, store_uri: str):
+    """A plain call takes less than with MLflow's own mirror, and anything more in it has to be a decision."""
+    now = time.time_ns()
+    call = plain_call(
+        parent=TraceContext(secrets.randbits(128), new_span_id(), 1),
+        endpoint_id=f"e-{secrets.token_hex(16)}",
+        start_time_ns=now,
+        end_time_ns=now + 40_000_000,
+        linked=TraceContext(secrets.randbits(128), new_span_id(), 1),
+        # MLflow's store sets the cost itself.
+        attempts=[plain_attempt(start_time_ns=now + 10_000_000, end_time_ns=now + 30_000_000, cost=None)],
+    )
+    destination = MlflowDestination(SqlAlchemyStore(store_uri, "mlflow-artifacts:/").log_spans, "0")
+    destination.send(mirror(call, destination.convention))
+    with closing(sqlite3.connect(store_uri.removeprefix("sqlite:///"))) as database:
+        rows = database.execute("SELECT content FROM spans WHERE trace_id = ?", (f"tr-{call.parent.trace_id:032x}",))
+        contents = [content for (content,) in rows]
+    assert len(contents) == 2
+    assert sum(len(content.encode()) for content in contents) <= PLAIN_BYTES
 
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3])

@@ -44,17 +44,18 @@ def test_a_call_and_its_attempts(mirrors: Mirrors):
         with pytest.raises(ConnectionError), call.attempt("openai", "a"):
             raise ConnectionError(CANARY)
         with call.attempt(provider="azure", model="b") as attempt:
-            attempt.usage, attempt.cost, attempt.finish_reason = TokenUsage(1, 2, 3), Cost(0.1, 0.2, 0.3), "stop"
-        call.http_status = 200
+            attempt.usage, attempt.cost, attempt.finish_reason = TokenUsage(1, 2, 3), Cost(0.1, 0.2, 0.3), "length"
+        call.http_status = 201
         assert mirrors.destination.spans == []
     assert current_gateway_call() is None
     (gateway, of_call), (first, failed), (second, answered) = spans_of(mirrors)
     assert (gateway, first, second) == ("gateway/chat", "provider/openai/a", "provider/azure/b")
     assert (of_call["mlflow.gateway.requestType"], of_call["server_url"]) == ("worker/chat", "gw:80")
-    assert of_call["http.response.status_code"] == 200
+    assert of_call["http.response.status_code"] == 201
     assert failed["error.type"] == "ConnectionError"
     assert answered["mlflow.chat.tokenUsage"] == {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}
     assert answered["mlflow.llm.cost"]["total_cost"] == 0.3
+    assert answered["gen_ai.response.finish_reasons"] == ["length"]
     assert next(span.parent.span_id for span in mirrors.spans) == SPAN_ID
     assert {span.context.trace_id for span in mirrors.spans} == {TRACE_ID}
 

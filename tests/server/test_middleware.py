@@ -12,7 +12,7 @@ from asgi_support import Mirrors
 from fastapi import FastAPI, Request
 from middleware_support import APPS, ENCODINGS, REQUEST, TRACED, answer, fastapi_app, post, spans_of
 from served import Served
-from server_support import PARENT, SPAN_ID, facts_of
+from server_support import PARENT, SPAN_ID, assert_told, facts_of
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -43,16 +43,15 @@ async def test_a_call_is_known_from_what_passes(name: str, framework: str, encod
     assert gateway == "gateway/chat"
     assert attempt == f"provider/{sample.facts.model}"
     assert of_call["endpoint_name"] == "chat"
-    assert of_call["http.response.status_code"] == 200
-    assert of_call["gen_ai.request.stream"] is sample.streaming
+    assert_told(of_call, {"http.response.status_code": 200, "gen_ai.request.stream": sample.streaming})
     assert ("gen_ai.response.time_to_first_chunk" in of_call) is sample.streaming
     assert of_call["mlflow.gateway.requestType"] in sample.path
     assert of_attempt["mlflow.llm.model"] == sample.facts.model
     usage = sample.facts.usage
-    known = {name: count for name in TokenUsage.__slots__ if (count := getattr(usage, name, None)) is not None}
+    known = {name: count for name in TokenUsage.__slots__ if (count := getattr(usage, name, None))}
     assert of_attempt.get("mlflow.chat.tokenUsage", {}) == known
     reason = sample.facts.finish_reason
-    assert of_attempt.get("gen_ai.response.finish_reasons") == ([reason] if reason else None)
+    assert_told(of_attempt, {"gen_ai.response.finish_reasons": [reason] if reason else None})
     first, second = mirrors.spans
     assert first.parent.span_id == SPAN_ID
     assert (second.parent.span_id, second.start_time, second.end_time) == (
@@ -174,7 +173,7 @@ async def test_what_the_application_says_goes_first(mirrors: Mirrors):
     assert second == "provider/azure/second"
     assert answered["mlflow.llm.cost"]["total_cost"] == 0.75
     assert answered["mlflow.chat.tokenUsage"]["total_tokens"] == CHAT_FACTS.usage.total_tokens  # type: ignore[union-attr]
-    assert answered["gen_ai.response.finish_reasons"] == ["stop"]
+    assert answered["gen_ai.response.finish_reasons"] == [CHAT_FACTS.finish_reason]
 
 
 async def test_a_failed_last_attempt_gets_nothing_of_the_answer(mirrors: Mirrors):

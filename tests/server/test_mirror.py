@@ -4,10 +4,21 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
-from server_support import PARENT, SPAN_ID, TRACE_ID, attributes_of, facts_of, full_call, ids_of, small_call
+from server_support import (
+    PARENT,
+    SPAN_ID,
+    TRACE_ID,
+    attributes_of,
+    facts_of,
+    full_call,
+    ids_of,
+    plain_attempt,
+    plain_call,
+    small_call,
+)
 
 from agent_gateway_client.propagation import TraceContext
-from agent_gateway_client.server.call import Attempt, GatewayCall
+from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage
 from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
 
 each_convention = pytest.mark.parametrize("convention", Convention)
@@ -25,9 +36,8 @@ def test_what_mlflow_is_told():
         "endpoint_name": "chat",
         "server_url": "127.0.0.1:5000",
         "mlflow.gateway.linkedTraceId": "tr-0000000000000000000000000000000b",
-        "mlflow.gateway.requestType": "unified/chat",
         "gen_ai.request.stream": True,
-        "http.response.status_code": 200,
+        "http.response.status_code": 206,
         "gen_ai.response.time_to_first_chunk": 1.5,
         "agent_gateway.cache.hit": False,
         "error.type": "ClientPayloadError",
@@ -54,8 +64,101 @@ def test_what_mlflow_is_told():
             "cache_creation_input_tokens": 2,
         },
         "mlflow.llm.cost": {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3},
-        "gen_ai.response.finish_reasons": ["stop"],
+        "gen_ai.response.finish_reasons": ["length"],
     }
+
+
+def facts_for_mlflow(call: GatewayCall) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what MLflow is told of a call with one attempt: of the call, and of the attempt."""
+    gateway, attempt = mirror(call, Convention.MLFLOW)
+    return facts_of(gateway), facts_of(attempt)
+
+
+def test_what_goes_without_saying_for_mlflow():
+    """Of a plain call MLflow stores nothing that is so of nearly every call, or that the gateway's own trace says."""
+    trace_id = f"tr-{TRACE_ID:032x}"
+    assert facts_for_mlflow(plain_call()) == (
+        {
+            "mlflow.traceRequestId": trace_id,
+            "mlflow.spanType": "LLM",
+            "endpoint_id": "e-1",
+            "endpoint_name": "chat",
+            "server_url": "127.0.0.1:5000",
+            "mlflow.gateway.linkedTraceId": "tr-0000000000000000000000000000000b",
+        },
+        {
+            "mlflow.traceRequestId": trace_id,
+            "mlflow.spanType": "LLM",
+            "mlflow.llm.provider": "openai",
+            "mlflow.llm.model": "gpt-4o-mini",
+            "mlflow.chat.tokenUsage": {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15},
+            "mlflow.llm.cost": {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3},
+        },
+    )
+
+
+def test_nothing_goes_without_saying_for_opentelemetry():
+    """Over OTLP a plain call is told with all that is known of it: back ends count and group by these attributes."""
+    gateway, attempt = mirror(plain_call(), Convention.OTEL)
+    assert attributes_of(gateway) == {
+        "agent_gateway.endpoint.id": "e-1",
+        "agent_gateway.endpoint.name": "chat",
+        "server.address": "127.0.0.1",
+        "server.port": 5000,
+        "mlflow.gateway.linkedTraceId": "tr-0000000000000000000000000000000b",
+        "agent_gateway.request.type": "unified/chat",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.stream": False,
+        "http.response.status_code": 200,
+    }
+    facts = attributes_of(attempt)
+    assert list(facts["gen_ai.response.finish_reasons"]) == ["stop"]
+    assert facts["gen_ai.usage.cache_read.input_tokens"] == 0
+    assert facts["gen_ai.usage.cache_creation.input_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "unsaid"),
+    [
+        ({"streaming": True}, {"gen_ai.request.stream": True}, set()),
+        ({"http_status": 201}, {"http.response.status_code": 201}, set()),
+        ({"http_status": 500}, {"http.response.status_code": 500}, set()),
+        ({"linked": None}, {"mlflow.gateway.requestType": "unified/chat"}, {"mlflow.gateway.linkedTraceId"}),
+    ],
+)
+def test_what_is_not_ordinary_of_a_call_is_said(facts: dict[str, Any], said: dict[str, Any], unsaid: set[str]):
+    """Each fact goes without saying in its one ordinary value, and in no other."""
+    before, of_attempt = facts_for_mlflow(plain_call())
+    expected = {name: value for name, value in before.items() if name not in unsaid}
+    assert facts_for_mlflow(plain_call(**facts)) == ({**expected, **said}, of_attempt)
+
+
+PLAIN_USAGE = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"finish_reason": "length"}, {"gen_ai.response.finish_reasons": ["length"]}),
+        (
+            {"usage": TokenUsage(10, 5, 15, 3, 0)},
+            {"mlflow.chat.tokenUsage": {**PLAIN_USAGE, "cache_read_input_tokens": 3}},
+        ),
+        (
+            {"usage": TokenUsage(10, 5, 15, 0, 3)},
+            {"mlflow.chat.tokenUsage": {**PLAIN_USAGE, "cache_creation_input_tokens": 3}},
+        ),
+        (
+            {"usage": TokenUsage(0, 0, 0, 0, 0)},
+            {"mlflow.chat.tokenUsage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}},
+        ),
+    ],
+)
+def test_what_is_not_ordinary_of_an_attempt_is_said(facts: dict[str, Any], said: dict[str, Any]):
+    """Each fact goes without saying in its one ordinary value, and in no other; of tokens that is "none cached"."""
+    of_call, before = facts_for_mlflow(plain_call())
+    call = plain_call(attempts=[plain_attempt(**facts)])
+    assert facts_for_mlflow(call) == (of_call, {**before, **said})
 
 
 def test_what_opentelemetry_is_told():
@@ -70,7 +173,7 @@ def test_what_opentelemetry_is_told():
         "agent_gateway.request.type": "unified/chat",
         "gen_ai.operation.name": "chat",
         "gen_ai.request.stream": True,
-        "http.response.status_code": 200,
+        "http.response.status_code": 206,
         "gen_ai.response.time_to_first_chunk": 1.5,
         "agent_gateway.cache.hit": False,
         "error.type": "ClientPayloadError",
@@ -82,7 +185,7 @@ def test_what_opentelemetry_is_told():
         "error.type": "503",
     }
     answered_facts = attributes_of(answered)
-    assert list(answered_facts.pop("gen_ai.response.finish_reasons")) == ["stop"]
+    assert list(answered_facts.pop("gen_ai.response.finish_reasons")) == ["length"]
     assert answered_facts == {
         "gen_ai.provider.name": "anthropic",
         "gen_ai.request.model": "claude-3-5-haiku",

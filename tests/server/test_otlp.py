@@ -85,7 +85,7 @@ def test_spans_arrive(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
     assert dict_of(failed.attributes)["error.type"] == "503"
     facts = dict_of(answered.attributes)
     assert (facts["gen_ai.usage.input_tokens"], facts["gen_ai.usage.output_tokens"]) == (10, 5)
-    assert facts["gen_ai.response.finish_reasons"] == ["stop"]
+    assert facts["gen_ai.response.finish_reasons"] == ["length"]
 
 
 def test_spans_can_be_compressed(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):

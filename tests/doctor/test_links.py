@@ -1,0 +1,64 @@
+"""doctor/links.py: whose mirror it is."""
+
+import secrets
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Span
+from mlflow.gateway.tracing_utils import _maybe_create_distributed_span
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from server_support import plain_call
+
+from agent_gateway_client.doctor.links import is_ours
+from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.server.destinations import MlflowDestination
+from agent_gateway_client.server.mirror import mirror
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlAlchemyStore]:
+    """A database, into which this process traces, as MLflow's server does where its own mirror is not lost."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_USE_BATCH_SPAN_PROCESSOR", "false")
+        patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+        mlflow.set_tracking_uri(uri)
+        yield SqlAlchemyStore(uri, "mlflow-artifacts:/")
+        mlflow.tracing.reset()
+        mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def caller() -> TraceContext:
+    return TraceContext(secrets.randbits(128), secrets.randbits(64), 1)
+
+
+def stored_mirror(store: SqlAlchemyStore, caller: TraceContext) -> Span:
+    """Return the gateway's span in the caller's trace, as the doctor reads it."""
+    spans: list[Span] = store.get_trace(f"tr-{caller.trace_id:032x}").data.spans
+    (found,) = [span for span in spans if span.name == "gateway/chat"]
+    return found
+
+
+@pytest.mark.parametrize("unknown", [{}, {"http_status": None}, {"http_status": None, "endpoint_id": None}])
+@pytest.mark.parametrize("linked", [TraceContext(0xB, 0xC, 1), None], ids=["linked", "not linked"])
+def test_the_companions_mirror_is_ours(
+    linked: TraceContext | None, unknown: dict[str, Any], store: SqlAlchemyStore, caller: TraceContext
+):
+    """Whether it leads to a trace of the gateway's own or not, and whatever is not known of the call."""
+    destination = MlflowDestination(store.log_spans, "0")
+    destination.send(mirror(plain_call(parent=caller, linked=linked, **unknown), destination.convention))
+    assert is_ours(stored_mirror(store, caller))
+
+
+def test_mlflows_own_mirror_is_not_ours(store: SqlAlchemyStore, caller: TraceContext):
+    """It names the gateway's trace, and has no link to it."""
+    endpoint: Any = SimpleNamespace(endpoint_id="e-1", endpoint_name="chat")
+    with mlflow.start_span("the gateway's own"):
+        _maybe_create_distributed_span({"traceparent": caller.traceparent}, endpoint)
+    own = stored_mirror(store, caller)
+    assert own.get_attribute("mlflow.gateway.linkedTraceId") is not None
+    assert not is_ours(own)
