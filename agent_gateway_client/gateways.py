@@ -110,7 +110,11 @@ class Gateways:
             scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
             origin = (scheme, _plain_host(host), port or _DEFAULT_PORTS.get(scheme, 0))
             prefixes = self._prefixes.get(origin, ())
-        return bool(prefixes) and any(_is_below(path, prefix) for prefix in prefixes)
+        # A loop: any() would make a generator for every request.
+        for prefix in prefixes:  # noqa: SIM110
+            if _is_below(path, prefix):
+                return True
+        return False
 
     def __contains__(self, url: object) -> bool:
         """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""

@@ -43,6 +43,8 @@ def requests_in_a_loop(report: Report) -> None:
 
     def send(hook: Callable[[Any], Any] | None, transport: httpx.BaseTransport) -> None:
         request.headers, request.extensions = httpx.Headers(headers), {}
+        # So does httpx when it makes a request. The first look at headers reads them all, the next ones do not.
+        assert "host" in request.headers
         if hook is not None:
             hook(request)
         transport.handle_request(request)

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import numpy as np
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from agent_gateway_client.demo.gateway import DemoGateway
-from benchmarks.load import calls_per_second
+from benchmarks.load import calls_per_second, processor_seconds
 from benchmarks.measure import estimate, interleave, median, percentile, ratio
 from benchmarks.report import Report
 from benchmarks.stores import no_postgres, postgres, waited
@@ -26,9 +27,8 @@ PLAIN = "plain MLflow, stores no mirrors"
 OWN = "MLflow with its own mirror"
 POSTGRES = "with the companion, PostgreSQL"
 CLIENTS = (1, 8, 32)
-SECONDS = 1.5
-ROUNDS_SECONDS = 22.0
-MLFLOW_OWN_BYTES = 1692
+SECONDS = 2.0
+ROUNDS_SECONDS = 36.0
 LATENCY_CALLS = 30
 
 
@@ -49,46 +49,55 @@ def run(report: Report) -> None:
             started = pool.map(DemoGateway.start, specs.values())
             gateways = dict(zip(specs, map(stack.enter_context, started), strict=True))
         throughput(report, {name: gateways[name] for name in (COMPANION, PLAIN, OWN)})
-        stored(report, gateways[COMPANION], directory / "companion" / "mlflow.db", COMPANION)
-        stored(report, gateways[OWN], directory / "own" / "mlflow.db", OWN)
+        for size, text in ((1024, "1 KB"), (1024 * 1024, "1 MB")):
+            ours = stored(report, gateways[COMPANION], directory / "companion" / "mlflow.db", size, COMPANION, text)
+            own = stored(report, gateways[OWN], directory / "own" / "mlflow.db", size, OWN, text)
+            report.mark(f"Stored per mirrored call, {text} of payload, in terms of MLflow's own mirror", ours / own, 1)
         for name, store in ((COMPANION, "SQLite"), (POSTGRES, "PostgreSQL")):
             if name in gateways:
                 readable(report, gateways[name], store)
 
 
 def throughput(report: Report, gateways: dict[str, DemoGateway]) -> None:
-    """Calls per second in a closed loop."""
+    """Calls per second in a closed loop, and the server's processor time for each of them."""
     for clients in CLIENTS:
         group = f"MLflow gateway, {clients} client{'s' if clients > 1 else ''}"
-        cases = {name: partial(_segment, gateway.openai_base_url, clients) for name, gateway in gateways.items()}
+        costs: dict[str, list[float]] = {name: [] for name in gateways}
+        cases = {name: partial(_segment, gateway, clients, costs[name]) for name, gateway in gateways.items()}
         samples = interleave(cases, ROUNDS_SECONDS, warm_up=1, least=4)
         report.compared(group, samples, {name: median(name) for name in samples}, PLAIN, "calls/s")
+        taken = {name: np.array(cost[1:]) for name, cost in costs.items()}
+        cost_of = {name: median(name) for name in taken}
+        report.compared(f"{group}, processor time of the server", taken, cost_of, PLAIN, "ms/call")
         share, _, _ = estimate(ratio(median(COMPANION), median(PLAIN)), samples)
         report.mark(f"{group}, in terms of plain MLflow", share, 0.97, at_least=True)
         share, _, _ = estimate(ratio(median(COMPANION), median(OWN)), samples)
         report.mark(f"{group}, in terms of MLflow with its own mirror", share, 1.5, at_least=True)
 
 
-def _segment(base_url: str, clients: int) -> float:
-    found = calls_per_second(base_url, clients, SECONDS)
+def _segment(gateway: DemoGateway, clients: int, costs: list[float]) -> float:
+    assert gateway.pid is not None
+    before = processor_seconds(gateway.pid)
+    found = calls_per_second(gateway.openai_base_url, clients, SECONDS)
     # What is stored off the request path is stored now, and not in the next one's time.
-    time.sleep(0.6)
+    time.sleep(1.0)
+    costs.append(1e3 * (processor_seconds(gateway.pid) - before) / (found * SECONDS))
     return found
 
 
-def stored(report: Report, gateway: DemoGateway, database: Path, name: str) -> None:
-    """Bytes of the ``spans`` rows that one call adds to its caller's trace."""
-    for size, text in ((1024, "1 KB"), (1024 * 1024, "1 MB")):
-        trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
-        request = {"model": "chat", "messages": [{"role": "user", "content": "x" * size}]}
-        headers = {"traceparent": f"00-{trace_id}-{span_id}-01"}
-        url = f"{gateway.openai_base_url}/chat/completions"
-        httpx.post(url, json=request, headers=headers, timeout=60, trust_env=False).raise_for_status()
-        waited(30, partial(_bytes_of, database, trace_id))
-        count, size_stored = _bytes_of(database, trace_id) or (0, 0)
-        report.add("bytes stored per mirrored call", f"{name}, {text} of payload, {count} spans", size_stored, "B")
-        if name == COMPANION:
-            report.mark(f"Stored per mirrored call, {text} of payload", size_stored, MLFLOW_OWN_BYTES, "B")
+def stored(report: Report, gateway: DemoGateway, database: Path, size: int, name: str, text: str) -> int:
+    """Return the bytes of the ``spans`` rows that one call adds to its caller's trace."""
+    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
+    request = {"model": "chat", "messages": [{"role": "user", "content": "x" * size}]}
+    headers = {"traceparent": f"00-{trace_id}-{span_id}-01"}
+    url = f"{gateway.openai_base_url}/chat/completions"
+    httpx.post(url, json=request, headers=headers, timeout=60, trust_env=False).raise_for_status()
+    waited(30, partial(_bytes_of, database, trace_id))
+    found = _bytes_of(database, trace_id)
+    assert found is not None, f"{name}: no mirror"
+    count, size_stored = found
+    report.add("bytes stored per mirrored call", f"{name}, {text} of payload, {count} spans", size_stored, "B")
+    return size_stored
 
 
 def _bytes_of(database: Path, trace_id: str) -> tuple[int, int] | None:
