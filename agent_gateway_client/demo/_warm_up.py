@@ -32,7 +32,7 @@ def warm_up(url: str, endpoint: str, workers: int, credentials: tuple[str, str] 
     Raises:
         StartError: When the endpoint answers with an error, or not in time.
     """
-    body = {"model": endpoint, "messages": [{"role": "user", "content": "Are you warm?"}]}
+    body: dict[str, object] = {"model": endpoint, "messages": [{"role": "user", "content": "Are you warm?"}]}
     auth = httpx.BasicAuth(*credentials) if credentials else None
 
     def call(_: int) -> float:
@@ -48,6 +48,10 @@ def warm_up(url: str, endpoint: str, workers: int, credentials: tuple[str, str] 
             )
         return time.monotonic() - began
 
+    call(0)
+    # MLflow imports LangChain, where it is installed, during the first stream, and answers nobody meanwhile. A client
+    # that asks for the server's version then takes it for one that cannot store spans, until it is started again.
+    body["stream"] = True
     call(0)
     if workers == 1:
         return

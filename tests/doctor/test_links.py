@@ -26,6 +26,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlAlchemyStore]
         patch.setenv("MLFLOW_USE_BATCH_SPAN_PROCESSOR", "false")
         patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
         mlflow.set_tracking_uri(uri)
+        # The one of an earlier test is in a database of its own.
+        mlflow.set_experiment("gateway")
+        mlflow.tracing.reset()
         yield SqlAlchemyStore(uri, "mlflow-artifacts:/")
         mlflow.tracing.reset()
         mlflow.set_tracking_uri(None)
