@@ -28,7 +28,7 @@ OWN = "MLflow with its own mirror"
 POSTGRES = "with the companion, PostgreSQL"
 CLIENTS = (1, 8, 32)
 SECONDS = 2.0
-ROUNDS_SECONDS = 36.0
+ROUNDS_SECONDS = 26.0
 LATENCY_CALLS = 30
 
 
