@@ -29,11 +29,14 @@ class MadeUpGateway(BaseHTTPRequestHandler):
                         self.hand_on(call, answer)
                         return
                     attempt.end(str(answer.status_code))
-            self.begin(call, 502 if endpoint else 404, "application/json")
-            self.wfile.write(b"0\r\n\r\n")
+            call.http_status = status = 502 if endpoint else 404
+        # When the call has ended: else its mirror could end after the span of a caller who has the answer already.
+        self.begin(status, "application/json")
+        self.wfile.write(b"0\r\n\r\n")
 
     def hand_on(self, call: GatewayCall, answer: httpx.Response) -> None:
-        self.begin(call, answer.status_code, content_type := answer.headers["content-type"])
+        call.http_status = answer.status_code
+        self.begin(answer.status_code, content_type := answer.headers["content-type"])
         try:
             for chunk in relayed(call, answer.iter_bytes(), streaming=content_type.startswith("text/event-stream")):
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
@@ -41,8 +44,7 @@ class MadeUpGateway(BaseHTTPRequestHandler):
         except ConnectionError:
             call.end(CLIENT_DISCONNECT)
 
-    def begin(self, call: GatewayCall, status: int, content_type: str) -> None:
-        call.http_status = status
+    def begin(self, status: int, content_type: str) -> None:
         self.send_response(status)
         self.send_header("content-type", content_type)
         self.send_header("transfer-encoding", "chunked")
