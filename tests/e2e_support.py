@@ -13,6 +13,8 @@ import httpx
 import mlflow
 import openai
 from mlflow.entities import Span, Trace
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.tracing.client import TracingClient
 
 from agent_gateway_client import wrap_httpx, wrap_openai
 from agent_gateway_client.demo.gateway import DemoGateway
@@ -44,7 +46,23 @@ def tracing_into(gateway: DemoGateway) -> Iterator[str]:
     Each trace has to be waited for inside, see :func:`mirrored`: to wait for all that may be under way takes seconds.
     """
     mlflow.set_tracking_uri(gateway.tracking_uri)
+    learn_server_version()
     yield str(mlflow.set_experiment("agents").experiment_id)
+
+
+def learn_server_version() -> None:
+    """Let MLflow's client know that its server stores spans.
+
+    It asks for the server's version once, for three seconds, and a process that has heard nothing by then sends no span
+    for as long as it lives. A server that has just been started on a busy machine may take longer.
+    """
+    creds = TracingClient().store.get_host_creds()
+
+    def version() -> Any:
+        RestStore._get_server_version.cache_clear()
+        return RestStore._get_server_version(creds)
+
+    wait_for("MLflow's version", version)
 
 
 def openai_client(gateway: DemoGateway, **options: Any) -> openai.OpenAI:

@@ -35,7 +35,15 @@ from typing import Any, NamedTuple, Protocol
 
 import mlflow
 import pytest
-from e2e_support import assert_linked, assert_mirror, children_of, mirrors_in, read_trace, wait_for
+from e2e_support import (
+    assert_linked,
+    assert_mirror,
+    children_of,
+    learn_server_version,
+    mirrors_in,
+    read_trace,
+    wait_for,
+)
 from http_server import HttpServer
 from mlflow.entities import Span, Trace
 
@@ -115,6 +123,7 @@ def run_column(cells: Sequence[Cell], set_up: Callable[[str, str], Any]) -> None
     warnings.simplefilter("ignore")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(tracking_uri)
+    learn_server_version()
     mlflow.set_experiment(f"{cells[0].framework}, autolog {autolog}")
     given = set_up(gateway_url, autolog)
     loop = asyncio.new_event_loop()
