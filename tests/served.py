@@ -8,14 +8,21 @@ from typing import Any
 import uvicorn
 from server_support import DEADLINE_S
 
-from agent_gateway_client.demo._port import listen
+from agent_gateway_client.demo._port import KEEP_ALIVE_S, listen
 
 
 class Served:
     """An application under uvicorn, in a thread, as a context manager; gives the server's URL."""
 
     def __init__(self, app: Any) -> None:
-        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            ws="none",
+            timeout_graceful_shutdown=5,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
         self._server = uvicorn.Server(config)
         self._listener = listen()
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)

@@ -7,6 +7,10 @@ import sys
 
 from agent_gateway_client.errors import StartError
 
+KEEP_ALIVE_S = 65
+"""How long a server keeps a connection that is idle. uvicorn ends it after 5 s, and so does httpx's pool: of a call
+that is sent just then, its client only knows that the connection broke."""
+
 
 def listen(port: int = 0) -> socket.socket:
     """Bind and listen on 127.0.0.1.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from agent_gateway_client.demo._port import Reservation
+from agent_gateway_client.demo._port import KEEP_ALIVE_S, Reservation
 from agent_gateway_client.errors import StartError
 
 START_DEADLINE_S = 180.0
@@ -155,7 +155,7 @@ class MlflowServer:
         command += ["--workers", str(self._workers), "--backend-store-uri", self._backend_store_uri]
         command += ["--artifacts-destination", str(self._directory / "artifacts")]
         # A client that hangs on a stream must not keep the server from stopping.
-        command += ["--uvicorn-opts", "--timeout-graceful-shutdown 5"]
+        command += ["--uvicorn-opts", f"--timeout-graceful-shutdown 5 --timeout-keep-alive {KEEP_ALIVE_S}"]
         return command + (["--app-name", self._app_name] if self._app_name else [])
 
     def _environment(self) -> dict[str, str]:

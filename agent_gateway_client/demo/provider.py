@@ -29,7 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_gateway_client.demo import _anthropic, _cohere, _gemini, _openai_chat, _openai_other, _openai_responses
-from agent_gateway_client.demo._port import listen
+from agent_gateway_client.demo._port import KEEP_ALIVE_S, listen
 from agent_gateway_client.demo.behaviour import ProviderStreamBroken
 from agent_gateway_client.errors import StartError
 
@@ -112,6 +112,7 @@ class Provider:
             ws="none",
             loop="asyncio",
             timeout_graceful_shutdown=1,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         logging.getLogger("uvicorn.error").addFilter(_is_unintended)
         self._server = uvicorn.Server(config)

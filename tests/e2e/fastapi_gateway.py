@@ -13,7 +13,7 @@ import httpx
 from e2e.gateways import MODELS
 from e2e_support import DEADLINE_S
 
-from agent_gateway_client.demo._port import Reservation
+from agent_gateway_client.demo._port import KEEP_ALIVE_S, Reservation
 from agent_gateway_client.demo._server import NOT_INHERITED
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "fastapi-gateway"
@@ -21,7 +21,7 @@ START_DEADLINE_S = 120.0
 RUN = """
 import json, sys, gateway, uvicorn
 gateway.MODELS.update(json.loads(sys.argv[1]))
-uvicorn.run(gateway.app, port=int(sys.argv[2]), access_log=False)
+uvicorn.run(gateway.app, port=int(sys.argv[2]), access_log=False, timeout_keep_alive=int(sys.argv[3]))
 """
 """Runs the folder's gateway with more models."""
 
@@ -31,7 +31,7 @@ def fastapi_gateway(directory: Path, **environment: str) -> Iterator[str]:
     """A running gateway, whose output is kept in a directory; gives its URL."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     log, reserved = directory / "log", Reservation()
-    command = [sys.executable, "-c", RUN, json.dumps(MODELS), str(reserved.port)]
+    command = [sys.executable, "-c", RUN, json.dumps(MODELS), str(reserved.port), str(KEEP_ALIVE_S)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=FOLDER, env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from e2e.gateways import MODELS, Column
 
-from agent_gateway_client.demo._port import Reservation
+from agent_gateway_client.demo._port import KEEP_ALIVE_S, Reservation
 from agent_gateway_client.demo._server import NOT_INHERITED
 
 MIRROR = "agent_gateway_client.server.litellm_proxy.mirror"
@@ -169,7 +169,7 @@ class LiteLLMProxy:
         command = [str(Path(sys.executable).with_name("litellm")), "--config", str(self._config_path)]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(port)],
+                [*command, "--host", "127.0.0.1", "--port", str(port), "--keepalive_timeout", str(KEEP_ALIVE_S)],
                 cwd=self._directory,
                 env={**inherited, **own, **self._environment},
                 stdin=subprocess.DEVNULL,
