@@ -93,7 +93,7 @@ lint: $(MAIN)/.installed ## Check style and format with ruff
 
 types: $(MAIN)/.installed ## Check the types with mypy --strict
 	@echo "==> Checking types"
-	@$(MAIN)/bin/mypy
+	@$(MAIN)/bin/mypy --cache-dir $(MAIN)/.mypy_cache
 
 format: $(MAIN)/.installed ## Rewrite the code to the project's format
 	@$(MAIN)/bin/ruff check --fix
