@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -79,14 +80,14 @@ class Exporter:
 
     def submit(self, call: GatewayCall, finish: Finish | None = None) -> None:
         """Take a call that has ended. Returns at once and never raises."""
-        with self._counting:
-            if len(self._queue) == self._max_waiting:
-                # deque's maxlen drops the oldest as the new one comes in.
-                self.dropped += 1
-            self._queue.append((call, finish))
+        # No lock: deque's own operations need none, and the exporter's thread would hold it in between.
+        self._queue.append((call, finish))
+        if len(self._queue) > self._max_waiting:
+            self._drop_oldest()
         if not self._wake.is_set():
             self._wake.set()
-        self._keep_running()
+        if self._thread is None:
+            self._keep_running()
 
     def flush(self, timeout: float = _SHUTDOWN_SECONDS) -> bool:
         """Wait until everything submitted so far has been sent or dropped.
@@ -103,7 +104,7 @@ class Exporter:
             try:
                 self._wake.set()
                 self._idle.notify_all()
-                if not self._is_empty():
+                if self._thread is None and not self._is_empty():
                     self._keep_running()
                 return self._idle.wait_for(self._is_empty, max(0.0, deadline - time.monotonic()))
             finally:
@@ -119,7 +120,7 @@ class Exporter:
             self._pending.clear()
 
     def _start_afresh(self) -> None:
-        self._queue: deque[tuple[GatewayCall, Finish | None]] = deque(maxlen=self._max_waiting)
+        self._queue: deque[tuple[GatewayCall, Finish | None]] = deque()
         self._pending: deque[list[ReadableSpan]] = deque(maxlen=self._max_waiting)
         self._wake = threading.Event()
         self._counting = threading.Lock()
@@ -131,24 +132,27 @@ class Exporter:
 
     def _keep_running(self) -> None:
         """Start the thread unless it is running: at the first call, after a fork, and when it has died."""
-        if self._thread is not None and self._thread.is_alive():
-            return
         with self._thread_lock:
-            if self._thread is not None and self._thread.is_alive():
+            if self._thread is not None:
                 return
-            thread = threading.Thread(target=self._run, name="agent-gateway-exporter", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="agent-gateway-exporter", daemon=True)
             try:
-                thread.start()
+                self._thread.start()
             except RuntimeError as error:
+                self._thread = None
                 # The system has no thread left, or the interpreter is ending. Calls wait, and the next one tries again.
                 self._log_trouble(f"no thread can be started to send them ({error})")
-            else:
-                self._thread = thread
 
     def _is_empty(self) -> bool:
         return not (self._queue or self._pending or self._busy)
 
     def _run(self) -> None:
+        try:
+            self._send_for_ever()
+        finally:
+            self._thread = None
+
+    def _send_for_ever(self) -> None:
         delay = _FIRST_RETRY_SECONDS
         next_batch = 0.0
         while True:
@@ -179,8 +183,10 @@ class Exporter:
 
     def _make_spans(self) -> None:
         while self._queue:
-            with self._counting:
+            try:
                 call, finish = self._queue.popleft()
+            except IndexError:  # dropped meanwhile
+                return
             if finish is not None:
                 self._finish(call, finish)
             try:
@@ -247,6 +253,11 @@ class Exporter:
         """Wait, unless somebody waits for what is to be sent."""
         with self._idle:
             self._idle.wait_for(lambda: self._flushing, seconds)
+
+    def _drop_oldest(self) -> None:
+        with suppress(IndexError):
+            self._queue.popleft()
+            self._count_dropped()
 
     def _count_dropped(self) -> None:
         with self._counting:
