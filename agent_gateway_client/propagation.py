@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from opentelemetry import trace
@@ -23,6 +24,8 @@ MAX_TRACESTATE_MEMBERS = 32
 MAX_TRACESTATE_LENGTH = 8192
 """Characters. W3C asks for at least 512 to be relayed; what is longer than this is taken for an attack."""
 
+_PARENT_LENGTH = len(TRACEPARENT)
+_STATE_LENGTH = len(TRACESTATE)
 _SAMPLED = 0x01
 _FLAGS = [f"{flags:02x}" for flags in range(256)]
 
@@ -56,15 +59,20 @@ class TraceContext(NamedTuple):
     @property
     def traceparent(self) -> str:
         """The value of the ``traceparent`` header, version 00."""
-        # Formatting the numbers takes three times as long.
-        trace_id, span_id = self.trace_id.to_bytes(16, "big").hex(), self.span_id.to_bytes(8, "big").hex()
-        return f"00-{trace_id}-{span_id}-{_FLAGS[self.flags]}"
+        return _traceparent(self.trace_id, self.span_id, self.flags)
 
     def to_headers(self) -> dict[str, str]:
         """Return ``traceparent``, and ``tracestate`` where there is one, with lower-case names."""
         if self.tracestate:
             return {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
         return {TRACEPARENT: self.traceparent}
+
+
+# A span often sends more than one request, and a request asks more than once.
+@lru_cache(maxsize=64)
+def _traceparent(trace_id: int, span_id: int, flags: int) -> str:
+    # Formatting the numbers takes three times as long.
+    return f"00-{trace_id.to_bytes(16, 'big').hex()}-{span_id.to_bytes(8, 'big').hex()}-{_FLAGS[flags]}"
 
 
 class ModelCall(Protocol):
@@ -104,20 +112,32 @@ def current_trace_context() -> TraceContext | None:
 
 def active_trace_context() -> TraceContext | None:
     """Return what :func:`current_trace_context` does where there is no :data:`model_call`."""
-    return as_trace_context(_active_mlflow_span_context() or trace.get_current_span().get_span_context())
+    mlflows = as_trace_context(_active_mlflow_span_context())
+    return mlflows or as_trace_context(trace.get_current_span().get_span_context())
+
+
+_latest: tuple[SpanContext | None, TraceContext | None] = (None, None)
+"""What :func:`as_trace_context` was given last, and what it returned. Replaced as a whole, so it needs no lock."""
 
 
 def as_trace_context(context: SpanContext | None) -> TraceContext | None:
     """Return an OpenTelemetry span's context as a :class:`TraceContext`; ``None`` where it is not valid."""
+    global _latest
+    # A span keeps its context, which never changes; reading it takes as long as finding it.
+    latest, found = _latest
+    if context is latest:
+        return found
     # MLflow's no-op span, which it hands out when it could not make one, has no context at all.
     if context is None or not context.is_valid:
         return None
     state = context.trace_state
-    return TraceContext(context.trace_id, context.span_id, context.trace_flags, state.to_header() if state else "")
+    found = TraceContext(context.trace_id, context.span_id, context.trace_flags, state.to_header() if state else "")
+    _latest = context, found
+    return found
 
 
 def _active_mlflow_span_context() -> SpanContext | None:
-    """Return the active MLflow span's context; ``None`` where MLflow is not imported or has no active span.
+    """Return the context of MLflow's current span, valid or not; ``None`` where MLflow is not imported.
 
     The one place that touches MLflow's tracing internals on the client: its public ``get_current_active_span()`` does
     not show a span that is not sampled.
@@ -128,7 +148,7 @@ def _active_mlflow_span_context() -> SpanContext | None:
     try:
         # MLflow's own functions ask os.environ first whether it shares OpenTelemetry's context, which takes longer than
         # all else here. Where it does, this context has no span.
-        context = trace.get_current_span(provider.mlflow_runtime_context.get_current()).get_span_context()
+        return trace.get_current_span(provider.mlflow_runtime_context.get_current()).get_span_context()
     except Exception as error:  # whatever MLflow does, the user's call goes on
         warn_once(
             "mlflow.tracing.provider",
@@ -138,7 +158,6 @@ def _active_mlflow_span_context() -> SpanContext | None:
             type(error).__name__,
         )
         return None
-    return context if context is not None and context.is_valid else None
 
 
 def extract(
@@ -156,30 +175,31 @@ def extract(
         The remote parent, or ``None`` where there is no ``traceparent``, more than one, or an invalid one.
     """
     # A list first: asking whether something is a Mapping takes as long as looking at six headers.
-    lines = headers if isinstance(headers, list) else list(headers.items() if isinstance(headers, Mapping) else headers)
-    parents = _values(TRACEPARENT, lines)
+    lines = headers if isinstance(headers, list) else headers.items() if isinstance(headers, Mapping) else headers
+    parents: list[str | bytes] = []
+    states: list[str | bytes] = []
+    for name, value in lines:
+        # Few headers have a name of these lengths, so the rest are not looked at.
+        size = len(name)
+        if size == _PARENT_LENGTH and _text(name).lower() == TRACEPARENT:
+            parents.append(value)
+        elif size == _STATE_LENGTH and _text(name).lower() == TRACESTATE:
+            states.append(value)
     if len(parents) != 1:
         return None
-    parent = parents[0].strip(" \t")
+    parent = _text(parents[0]).strip(" \t")
     match = (_VERSION_00 if parent.startswith("00") else _LATER_VERSION).match(parent)
     if match is None:
         return None
     trace_id, span_id = int(match[1], 16), int(match[2], 16)
     if not trace_id or not span_id:
         return None
-    states = _values(TRACESTATE, lines)
-    tracestate = _valid_tracestate(states, strict) if states else ""
+    tracestate = _valid_tracestate(list(map(_text, states)), strict) if states else ""
     if tracestate is None:
         if strict:
             return None
         tracestate = ""
     return TraceContext(trace_id, span_id, int(match[3], 16), tracestate)
-
-
-def _values(name: str, lines: list[tuple[str | bytes, str | bytes]]) -> list[str]:
-    size = len(name)
-    # Few headers have a name of this length, so the rest are not decoded.
-    return [_text(value) for key, value in lines if len(key) == size and _text(key).lower() == name]
 
 
 def _valid_tracestate(lines: list[str], strict: bool) -> str | None:
