@@ -16,6 +16,7 @@ PARTS = (
     "peers",
     "importing",
     "asgi",
+    "first_byte",
     "flat",
     "exporter",
     "litellm_proxy",

@@ -16,7 +16,8 @@ from agent_gateway_client import wrap_httpx
 from agent_gateway_client.http import hook_of
 from benchmarks.measure import added, estimate, interleave, loop, median, ratio
 from benchmarks.report import Report
-from benchmarks.tracing import BASE_URL, MESSAGES, Nowhere, active_span, answering_transport, floor_hook
+from benchmarks.samples import BASE_URL, MESSAGES, Nowhere
+from benchmarks.tracing import active_span, answering_transport, floor_hook, http_client
 
 OTHER = "http://other.test:5000"
 OURS = "ours"
@@ -35,10 +36,11 @@ def run(report: Report) -> None:
 
 def requests_in_a_loop(report: Report) -> None:
     """What is done to one request, again and again: in warm caches, as micro-benchmarks are made."""
-    instrumented = _client()
-    HTTPXClientInstrumentor.instrument_client(instrumented, tracer_provider=_provider())
+    instrumented = instrumented_client()
     bare, ours, elsewhere = answering_transport(), _hook(), _hook([OTHER])
-    request = _client().build_request("POST", "/chat/completions", json={"model": "gpt-4o-mini", "messages": MESSAGES})
+    request = http_client().build_request(
+        "POST", "/chat/completions", json={"model": "gpt-4o-mini", "messages": MESSAGES}
+    )
     headers = request.headers.raw
 
     def send(hook: Callable[[Any], Any] | None, transport: httpx.BaseTransport) -> None:
@@ -57,7 +59,7 @@ def requests_in_a_loop(report: Report) -> None:
             ELSEWHERE: loop(partial(send, elsewhere, bare), 200),
             OTEL: loop(partial(send, None, instrumented._transport), 200),
         },
-        seconds=8,
+        seconds=6,
     )
     rows = report.added("one request in a loop", samples, [name for name in samples if name != "bare"])
     report.mark("Client, request to a gateway in a loop, in terms of the floor", rows[OURS].ratio or 0, 1.25)
@@ -69,7 +71,7 @@ def requests_in_a_loop(report: Report) -> None:
 
 
 def _hook(gateways: list[str] | None = None) -> Any:
-    return hook_of(wrap_httpx(_client(), gateways))
+    return hook_of(wrap_httpx(http_client(), gateways))
 
 
 def hooks(report: Report) -> None:
@@ -81,7 +83,7 @@ def hooks(report: Report) -> None:
             OURS: _timed_hook(_hook()),
             ELSEWHERE: _timed_hook(_hook([OTHER])),
         },
-        seconds=6,
+        seconds=5,
     )
     rows = report.added("hook in one call", samples, [name for name in samples if name != "bare"])
     report.mark("Client, request to a gateway in a call, in terms of the floor", rows[OURS].ratio or 0, 1.25)
@@ -101,7 +103,7 @@ def _timed_hook(hook: Callable[[Any], Any]) -> Callable[[], float]:
         sdk.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
         return taken
 
-    sdk = openai.OpenAI(base_url=BASE_URL, api_key="none", http_client=_client(timed))
+    sdk = openai.OpenAI(base_url=BASE_URL, api_key="none", http_client=http_client(timed))
     return batch
 
 
@@ -122,30 +124,27 @@ def openai_calls(report: Report) -> None:
 
 def _calls(report: Report, group: str, call: Callable[[httpx.Client, dict[str, str] | None], Any]) -> None:
     cases = {name: loop(partial(call, client, None), 20) for name, client in _clients()}
-    bare = _client()
+    bare = http_client()
     get_headers = mlflow.tracing.get_tracing_context_headers_for_http_request
     cases[EXTRA_HEADERS] = loop(lambda: call(bare, get_headers()), 20)
-    samples = interleave(cases, seconds=12)
+    samples = interleave(cases, seconds=8)
     report.added(group, samples, [name for name in samples if name != "bare"])
     whole, low, high = estimate(median("bare"), samples)
     report.add(group, "(all of it without anything)", 1e6 * whole, "µs", low=1e6 * low, high=1e6 * high)
 
 
 def _clients() -> Iterator[tuple[str, httpx.Client]]:
-    instrumented = _client()
-    HTTPXClientInstrumentor.instrument_client(instrumented, tracer_provider=_provider())
-    yield "bare", _client()
-    yield "floor", _client(floor_hook)
-    yield OURS, wrap_httpx(_client())
-    yield ELSEWHERE, wrap_httpx(_client(), [OTHER])
-    yield OTEL, instrumented
+    yield "bare", http_client()
+    yield "floor", http_client(floor_hook)
+    yield OURS, wrap_httpx(http_client())
+    yield ELSEWHERE, wrap_httpx(http_client(), [OTHER])
+    yield OTEL, instrumented_client()
 
 
-def _provider() -> TracerProvider:
+def instrumented_client() -> httpx.Client:
+    """A client with OpenTelemetry's instrumentation, whose spans go nowhere."""
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
-    return provider
-
-
-def _client(*hooks: Callable[[Any], Any]) -> httpx.Client:
-    return httpx.Client(base_url=BASE_URL, transport=answering_transport(), event_hooks={"request": [*hooks]})
+    client = http_client()
+    HTTPXClientInstrumentor.instrument_client(client, tracer_provider=provider)
+    return client

@@ -1,18 +1,21 @@
-"""What the adapters of LangChain and LiteLLM add to a call, beside a hand-written hook on the same HTTP client."""
+"""What the adapters of LangChain and LiteLLM add to a call, beside what else can be done on the same HTTP client."""
 
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import httpx
+import mlflow
 
 from agent_gateway_client import GatewayCallbackHandler, instrument_litellm
+from benchmarks.client import EXTRA_HEADERS, OTEL, instrumented_client
 from benchmarks.measure import Samples, interleave, loop
 from benchmarks.report import Report
-from benchmarks.tracing import BASE_URL, GATEWAY, active_span, answering_transport, floor_hook
+from benchmarks.samples import BASE_URL, GATEWAY
+from benchmarks.tracing import active_span, floor_hook, http_client
 
 CALLS = 10
-SECONDS = 12
+SECONDS = 9
 
 
 def run(report: Report) -> None:
@@ -45,23 +48,29 @@ def langchain() -> Samples:
             return "benchmarks"
 
         def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **options: Any) -> ChatResult:
-            self.client.post("/chat/completions")
+            self.client.post("/chat/completions", headers=options.get("extra_headers"))
             return ChatResult(generations=[ChatGeneration(message=AIMessage("one two three"))])
 
-    def call(*hooks: Any, **options: Any) -> Callable[[], Any]:
-        client = httpx.Client(base_url=BASE_URL, transport=answering_transport(), event_hooks={"request": [*hooks]})
+    def call(client: httpx.Client, **options: Any) -> Callable[[], Any]:
         model = Model(client=client, **options)
         return lambda: model.invoke("one two three")
 
     def ours() -> float:
         # Opened and closed around the measurement: while a handler is open, every model's methods are replaced.
         with GatewayCallbackHandler(GATEWAY) as handler:
-            wrapped = call(callbacks=[handler])
+            wrapped = call(http_client(), callbacks=[handler])
             wrapped()
             return loop(wrapped, CALLS)()
 
-    bare, floor = call(), call(floor_hook)
-    return interleave({"bare": loop(bare, CALLS), "floor": loop(floor, CALLS), "ours": ours}, SECONDS)
+    plain = Model(client=http_client())
+    cases = {
+        "bare": loop(call(http_client()), CALLS),
+        "floor": loop(call(http_client(floor_hook)), CALLS),
+        "ours": ours,
+        OTEL: loop(call(instrumented_client()), CALLS),
+        EXTRA_HEADERS: loop(lambda: plain.invoke("one two three", extra_headers=_mlflows_headers()), CALLS),
+    }
+    return interleave(cases, SECONDS)
 
 
 def litellm() -> Samples:
@@ -73,25 +82,37 @@ def litellm() -> Samples:
     import litellm
 
     class Provider(litellm.CustomLLM):
-        client = httpx.Client()
+        client = http_client()
 
         def completion(self, *args: Any, **options: Any) -> Any:
-            self.client.post(f"{BASE_URL}/chat/completions")
+            self.client.post("/chat/completions", headers=options["headers"])
             return options["model_response"]
 
-    def call(*hooks: Any) -> float:
-        provider.client = httpx.Client(transport=transport, event_hooks={"request": [*hooks]})
+    def call(client: httpx.Client, headers: Callable[[], Any] = dict) -> float:
+        def complete() -> None:
+            litellm.completion(extra_headers=headers(), **arguments)
+
+        provider.client = client
         complete()
         return loop(complete, CALLS)()
 
-    def complete() -> None:
-        litellm.completion(model="benchmarks/model", messages=messages, api_base=BASE_URL, api_key="none")
-
     def ours() -> float:
         with instrument_litellm(GATEWAY):
-            return call()
+            return call(plain)
 
-    transport, provider = answering_transport(), Provider()
+    plain, hooked, instrumented, provider = http_client(), http_client(floor_hook), instrumented_client(), Provider()
     messages = [{"role": "user", "content": "one two three"}]
+    arguments: Any = {"model": "benchmarks/model", "messages": messages, "api_base": BASE_URL, "api_key": "none"}
     litellm.custom_provider_map = [{"provider": "benchmarks", "custom_handler": provider}]
-    return interleave({"bare": call, "floor": lambda: call(floor_hook), "ours": ours}, 2 * SECONDS)
+    cases = {
+        "bare": lambda: call(plain),
+        "floor": lambda: call(hooked),
+        "ours": ours,
+        OTEL: lambda: call(instrumented),
+        EXTRA_HEADERS: lambda: call(plain, _mlflows_headers),
+    }
+    return interleave(cases, 1.5 * SECONDS)
+
+
+def _mlflows_headers() -> Any:
+    return mlflow.tracing.get_tracing_context_headers_for_http_request()

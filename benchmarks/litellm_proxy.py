@@ -3,12 +3,13 @@
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from agent_gateway_client.demo.provider import Provider
-from benchmarks.load import calls_per_second
+from benchmarks.load import closed_loop
 from benchmarks.measure import interleave, median
 from benchmarks.report import Report
 from benchmarks.stores import otlp_sink
@@ -28,18 +29,21 @@ def run(report: Report) -> None:
             "AGENT_GATEWAY_EXPORTER": "otlp",
             "OTEL_EXPORTER_OTLP_ENDPOINT": stack.enter_context(otlp_sink()),
         }
-        proxies = {}
-        for name, callbacks in ((BARE, []), ("with the callback", MIRROR)):
+        configured = {BARE: [], "with the callback": MIRROR}
+        proxies = []
+        for callbacks in configured.values():
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            config = configuration(provider.url, callbacks)
-            proxies[name] = stack.enter_context(LiteLLMProxy(directory, config, **environment))
-        cases = {name: partial(_segment, f"{proxy.url}/v1") for name, proxy in proxies.items()}
-        samples = interleave(cases, seconds=20, warm_up=1, least=4)
+            proxies.append(LiteLLMProxy(directory, configuration(provider.url, callbacks), **environment))
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(stack.enter_context, proxies))
+        urls = [f"{proxy.url}/v1" for proxy in proxies]
+        cases = {name: partial(_segment, url) for name, url in zip(configured, urls, strict=True)}
+        samples = interleave(cases, seconds=12, warm_up=1, least=4)
     statistics = {name: median(name) for name in samples}
     report.compared(f"LiteLLM Proxy, {CLIENTS} clients", samples, statistics, BARE, "calls/s")
 
 
 def _segment(base_url: str) -> float:
-    found = calls_per_second(base_url, CLIENTS, 2, MASTER_KEY)
+    calls, seconds = closed_loop(base_url, CLIENTS, 2, MASTER_KEY)
     time.sleep(0.5)
-    return found
+    return calls / seconds

@@ -1,30 +1,29 @@
 """What other packages' wrappers add to a call of OpenAI's SDK. They do more than we do: each makes a span of its own.
 
-Each runs in a process of its own, because most of them cannot be taken off again: first the bare call, then the same
-with the wrapper. Where one is not installed, that is said. What they would send goes to a closed port of this machine.
+Each runs in a process of its own, because most of them cannot be taken off again: first the bare call and the floor, in
+turns, then the bare call with the wrapper. Where one is not installed, that is said. What they would send goes to a
+closed port of this machine.
 """
 
 import json
 import logging
 import os
-import statistics
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
-import httpx
 import openai
 
-from benchmarks.measure import loop
+from benchmarks.measure import interleave, loop, median
 from benchmarks.report import Report
-from benchmarks.tracing import BASE_URL, MESSAGES, Nowhere, answering_transport, trace_nowhere
+from benchmarks.samples import BASE_URL, MESSAGES, Nowhere
+from benchmarks.tracing import active_span, floor_hook, http_client
 
 CALLS = 10
-ROUNDS = 60
+ROUNDS = 25
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -39,8 +38,10 @@ def run(report: Report) -> None:
             if done.returncode:
                 report.note(f"{name} was left out: {done.stderr.strip().splitlines()[-1]}")
                 continue
-            bare, wrapped = json.loads(done.stdout.splitlines()[-1])
-            report.add("one call, OpenAI's SDK, other wrappers", name, 1e6 * (wrapped - bare), "µs")
+            bare, floor, wrapped = json.loads(done.stdout.splitlines()[-1])
+            times = (wrapped - bare) / (floor - bare)
+            group = "one call, OpenAI's SDK, other wrappers"
+            report.add(group, name, 1e6 * (wrapped - bare), "µs", ratio=times, ratio_of="floor")
 
 
 def _process(name: str) -> "subprocess.CompletedProcess[str]":
@@ -94,7 +95,6 @@ def _openllmetry(client: openai.OpenAI) -> Any:
 def _mlflow(client: openai.OpenAI) -> Any:
     import mlflow
 
-    trace_nowhere()
     mlflow.openai.autolog()
     return client
 
@@ -118,22 +118,24 @@ PEERS: dict[str, tuple[str, Callable[[openai.OpenAI], Any]]] = {
 }
 
 
-def _median_of(client: Any) -> float:
-    timed = loop(lambda: client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES), CALLS)
-    for _ in range(5):
-        timed()
-    return statistics.median(timed() for _ in range(ROUNDS))
-
-
 def _measure(name: str) -> None:
     logging.disable()
-    warnings.simplefilter("ignore")
-    http_client = httpx.Client(transport=answering_transport())
-    client: Any = openai.OpenAI(base_url=BASE_URL, api_key="none", http_client=http_client)
-    found = [_median_of(client), _median_of(PEERS[name][1](client))]
-    print(json.dumps(found), flush=True)
+    with active_span():
+        bare, floor, wrapped = _client(), _client(floor_hook), _client()
+        samples = interleave({"bare": _calls(bare), "floor": _calls(floor)}, 0, least=ROUNDS)
+        found = [median("bare")(samples), median("floor")(samples)]
+        samples = interleave({"wrapped": _calls(PEERS[name][1](wrapped))}, 0, warm_up=5, least=ROUNDS)
+        print(json.dumps([*found, median("wrapped")(samples)]), flush=True)
     # Nobody waits for what cannot be sent.
     os._exit(0)
+
+
+def _client(*hooks: Callable[[Any], Any]) -> openai.OpenAI:
+    return openai.OpenAI(base_url=BASE_URL, api_key="none", http_client=http_client(*hooks))
+
+
+def _calls(client: openai.OpenAI) -> Callable[[], float]:
+    return loop(lambda: client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES), CALLS)
 
 
 if __name__ == "__main__":

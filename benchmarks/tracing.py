@@ -2,43 +2,18 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import mlflow
 from mlflow.entities.trace_location import MlflowExperimentLocation
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-GATEWAY = "http://gateway.test:5000/gateway"
-BASE_URL = f"{GATEWAY}/openai/v1"
-
-ANSWER = {
-    "id": "chatcmpl-1",
-    "object": "chat.completion",
-    "created": 1,
-    "model": "gpt-4o-mini",
-    "choices": [{"index": 0, "message": {"role": "assistant", "content": "one two three"}, "finish_reason": "stop"}],
-    "usage": {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13},
-}
-
-MESSAGES: list[Any] = [{"role": "user", "content": "one two three"}]
+from benchmarks.samples import ANSWER, BASE_URL, Nowhere
 
 
-class Nowhere(SpanExporter):
-    """Takes spans and forgets them."""
-
-    _is_async_enabled = False
-
-    def __init__(self, tracking_uri: str | None = None) -> None:
-        super().__init__()
-
-    def export(self, spans: Any) -> SpanExportResult:
-        return SpanExportResult.SUCCESS
-
-
-def trace_nowhere() -> None:
+def _trace_nowhere() -> None:
     """Let MLflow make its spans as always, and send them nowhere."""
     import mlflow.tracing.export.mlflow_v3 as export
 
@@ -54,7 +29,7 @@ def active_span() -> Iterator[Any]:
     """Have an active span, without the warnings that MLflow makes of its own imports."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trace_nowhere()
+        _trace_nowhere()
         with mlflow.start_span("agent") as span:
             yield span
 
@@ -64,6 +39,11 @@ def answering_transport() -> httpx.MockTransport:
     content = httpx.Response(200, json=ANSWER).content
     headers = {"content-type": "application/json"}
     return httpx.MockTransport(lambda request: httpx.Response(200, headers=headers, content=content))
+
+
+def http_client(*hooks: Callable[[Any], Any]) -> httpx.Client:
+    """A client of such a transport."""
+    return httpx.Client(base_url=BASE_URL, transport=answering_transport(), event_hooks={"request": [*hooks]})
 
 
 def floor_hook(request: Any) -> None:
