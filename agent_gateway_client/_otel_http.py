@@ -14,7 +14,7 @@ from typing import Any
 from opentelemetry import trace
 
 from agent_gateway_client._log import version_of, warn_once
-from agent_gateway_client.propagation import TRACEPARENT, TraceContext, as_trace_context, extract
+from agent_gateway_client.propagation import TRACEPARENT, as_trace_context
 
 _AIOHTTP_SCOPE = "opentelemetry.instrumentation.aiohttp_client"
 
@@ -25,8 +25,11 @@ def sent_as_it_is(headers: Any) -> AbstractContextManager[None]:
     It leaves a header alone only where it makes no span, for which OpenTelemetry has a switch.
     """
     utils = sys.modules.get("opentelemetry.instrumentation.utils")
+    if utils is None:
+        return nullcontext()
     try:
-        if utils is not None and TRACEPARENT in headers and not _is_opentelemetrys(extract(headers)):
+        header = headers.get(TRACEPARENT)
+        if header is not None and not _is_opentelemetrys(header):
             switched_off: AbstractContextManager[None] = utils.suppress_http_instrumentation()
             return switched_off
     except Exception as error:  # whatever OpenTelemetry does, the user's call goes on
@@ -45,17 +48,24 @@ def is_by_aiohttp_instrumentation(header: str | None) -> bool:
 
     Unlike that of httpx it sets the header before the request is made, and its span is the current one by then.
     """
-    span = trace.get_current_span()
-    scope = getattr(span, "instrumentation_scope", None)
-    context = as_trace_context(span.get_span_context())
-    if getattr(scope, "name", None) != _AIOHTTP_SCOPE or context is None or header != context.traceparent:
-        return False
-    return not _is_opentelemetrys(context)
+    scope = getattr(trace.get_current_span(), "instrumentation_scope", None)
+    return (
+        _names_current_span(header)
+        and getattr(scope, "name", None) == _AIOHTTP_SCOPE
+        and not _is_opentelemetrys(header)
+    )
 
 
-def _is_opentelemetrys(context: TraceContext | None) -> bool:
-    """Tell whether a context names OpenTelemetry's current span, and no span of MLflow's is to be preferred."""
-    if context != as_trace_context(trace.get_current_span().get_span_context()):
+def _names_current_span(header: str | None) -> bool:
+    """Tell whether a ``traceparent`` names OpenTelemetry's current span."""
+    # Formatting the one takes less than reading the other.
+    current = as_trace_context(trace.get_current_span().get_span_context())
+    return current is not None and header == current.traceparent
+
+
+def _is_opentelemetrys(header: str | None) -> bool:
+    """Tell whether a ``traceparent`` names OpenTelemetry's current span, and no span of MLflow's is to be preferred."""
+    if not _names_current_span(header):
         return False
     variables = sys.modules.get("mlflow.environment_variables")
     if variables is None or not variables.MLFLOW_USE_DEFAULT_TRACER_PROVIDER.get():
