@@ -127,7 +127,7 @@ def _calls(report: Report, group: str, call: Callable[[httpx.Client, dict[str, s
     bare = http_client()
     get_headers = mlflow.tracing.get_tracing_context_headers_for_http_request
     cases[EXTRA_HEADERS] = loop(lambda: call(bare, get_headers()), 20)
-    samples = interleave(cases, seconds=8)
+    samples = interleave(cases, seconds=6)
     report.added(group, samples, [name for name in samples if name != "bare"])
     whole, low, high = estimate(median("bare"), samples)
     report.add(group, "(all of it without anything)", 1e6 * whole, "µs", low=1e6 * low, high=1e6 * high)

@@ -21,8 +21,8 @@ from agent_gateway_client.server.mirror import mirror
 from benchmarks.report import Report
 from benchmarks.stores import no_postgres, otlp_sink, postgres
 
-CALLS = 500
-ROUNDS = 5
+CALLS = 400
+ROUNDS = 3
 MARK = 500
 
 

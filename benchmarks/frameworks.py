@@ -15,7 +15,7 @@ from benchmarks.samples import BASE_URL, GATEWAY
 from benchmarks.tracing import active_span, floor_hook, http_client
 
 CALLS = 10
-SECONDS = 9
+SECONDS = 7
 
 
 def run(report: Report) -> None:

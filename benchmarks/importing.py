@@ -29,7 +29,7 @@ CASES = {
 }
 """What is imported before the clock runs, and what then."""
 
-ROUNDS = 5
+ROUNDS = 3
 SLOW = ("openai", "mlflow", WRAP_OPENAI)
 
 

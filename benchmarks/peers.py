@@ -23,7 +23,7 @@ from benchmarks.samples import BASE_URL, MESSAGES, Nowhere
 from benchmarks.tracing import active_span, floor_hook, http_client
 
 CALLS = 10
-ROUNDS = 25
+ROUNDS = 15
 NOWHERE = "http://127.0.0.1:9"
 
 
