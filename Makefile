@@ -7,6 +7,8 @@ PYTHON_LOWEST ?= $(shell for p in python3.10 $${PYENV_ROOT:-$$HOME/.pyenv}/versi
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_NO_INPUT = 1
+# Every server that is started imports some thousand modules: compiled once and kept, they take a third of the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 MAIN := .venv
 OPENAI3 := .venv-openai3
