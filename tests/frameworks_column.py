@@ -125,7 +125,7 @@ CELLS = [
     llama_index("complete", lambda g: g.llama_index.complete(PROMPT)),
     llama_index("chat", lambda g: g.llama_index.chat(CHAT)),
     llama_index("achat", lambda g: g.llama_index.achat(CHAT)),
-    llama_index("stream_chat", lambda g: read(g.llama_index.stream_chat(CHAT)), callers=()),
+    llama_index("stream_chat", lambda g: read(g.llama_index.stream_chat(CHAT)), callers=(), beside=True),
     llama_index("astream_chat", llama_index_astream, callers=()),
     Cell("PydanticAI", "run_sync", lambda g: g.pydantic_ai().run_sync(PROMPT)),
     Cell("PydanticAI", "run", lambda g: g.pydantic_ai().run(PROMPT)),
