@@ -42,13 +42,14 @@ PROGRESS := awk '/^Collecting / { print "    " $$2; fflush() } /^Installing / { 
 
 FREEZE := -m pip freeze --all --exclude setuptools --exclude-editable
 
-# A process per processor; a file's tests stay together, since they share their servers.
-PYTEST := -m pytest --numprocesses=$(shell getconf _NPROCESSORS_ONLN) --dist=loadfile
+# A process per processor; a file's tests stay together, since they share their servers. In the order of the folders,
+# which has the long ones first: by the number of tests, files of few and long ones would be left for the end.
+PYTEST := -m pytest --numprocesses=$(shell getconf _NPROCESSORS_ONLN) --dist=loadfile --no-loadscope-reorder
 
 SHELL := /usr/bin/env bash
 
 .DEFAULT_GOAL := help
-.PHONY: help venv venv-backends venv-autogen demo test test-main test-openai3 test-lowest test-lowest-server test-nightly w3c bench lint types format update clean
+.PHONY: help venv environments venv-backends venv-autogen demo test test-main test-openai3 test-lowest test-lowest-server test-nightly w3c bench lint types format update clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +104,8 @@ format: $(MAIN)/.installed ## Rewrite the code to the project's format
 
 venv: $(MAIN)/.installed ## Only set up .venv
 	@echo "==> Ready: . $(MAIN)/bin/activate"
+
+environments: $(MAIN)/.installed $(OPENAI3)/.installed $(LOWEST)/.installed $(LOWEST_SERVER)/.installed $(AUTOGEN)/.installed $(BACKENDS)/.installed ## Only set up all environments
 
 venv-backends: $(BACKENDS)/.installed ## Only set up .venv-backends: a collector and Arize Phoenix, which some tests start
 

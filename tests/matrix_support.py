@@ -310,8 +310,8 @@ def assert_tokens_counted_once(trace: Trace, mirrors: list[Span], *, beside: boo
     the inner spans before the outer ones.
 
     Of a framework's span and a mirror that are beside each other, MLflow's client counts the one that it knows of, and
-    its server believes it. On SQLite it does not when both are stored in the same moment: it reads that the client has
-    counted after it has read the counts, which were none then, and counts both.
+    its server believes it. Not on SQLite in the moment in which both are stored: the server reads that the trace has
+    the client's count already, does not write it, and a mirror that comes in between has added its own.
     """
     spans = {span.span_id: span for span in trace.data.spans}
     callers = {mirror.parent_id for mirror in mirrors}
