@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent_gateway_client.demo.provider import Provider
 from benchmarks.load import closed_loop
-from benchmarks.measure import interleave, median
+from benchmarks.measure import interleave
 from benchmarks.report import Report
 from benchmarks.stores import otlp_sink
 
@@ -39,8 +39,7 @@ def run(report: Report) -> None:
         urls = [f"{proxy.url}/v1" for proxy in proxies]
         cases = {name: partial(_segment, url) for name, url in zip(configured, urls, strict=True)}
         samples = interleave(cases, seconds=8, warm_up=1, least=4)
-    statistics = {name: median(name) for name in samples}
-    report.compared(f"LiteLLM Proxy, {CLIENTS} clients", samples, statistics, BARE, "calls/s")
+    report.compared(f"LiteLLM Proxy, {CLIENTS} clients", samples, BARE, "calls/s")
 
 
 def _segment(base_url: str) -> float:

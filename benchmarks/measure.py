@@ -65,6 +65,11 @@ def ratio(over: Statistic, under: Statistic) -> Statistic:
     return lambda samples: over(samples) / under(samples)
 
 
+def paired(case: str, base: str) -> Statistic:
+    """One case in terms of another in the same round, at the median: what a round has of its own is in both."""
+    return lambda samples: float(np.median(samples[case] / samples[base]))
+
+
 def median(case: str) -> Statistic:
     """The median of a case."""
     return lambda samples: float(np.median(samples[case]))

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Samples, Statistic, added, estimate, ratio
+from benchmarks.measure import Samples, added, estimate, median, paired, ratio
 
 SHOWN = ("mlflow", "openai", "httpx", "opentelemetry-sdk", "langchain-core", "litellm")
 
@@ -78,11 +78,11 @@ class Report:
             )
         return found
 
-    def compared(self, group: str, samples: Samples, statistics: dict[str, Statistic], base: str, unit: str) -> None:
-        """Add a row per statistic, and in terms of one of them."""
-        for case, statistic in statistics.items():
-            value, low, high = estimate(statistic, samples)
-            times, times_low, times_high = estimate(ratio(statistic, statistics[base]), samples)
+    def compared(self, group: str, samples: Samples, base: str, unit: str) -> None:
+        """Add a row per case, and in terms of one of them, round by round."""
+        for case in samples:
+            value, low, high = estimate(median(case), samples)
+            times, times_low, times_high = estimate(paired(case, base), samples)
             self.add(
                 group,
                 case,

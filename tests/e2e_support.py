@@ -31,12 +31,15 @@ T = TypeVar("T")
 def wait_for(what: str, get: Callable[[], T | None]) -> T:
     """Return what ``get`` returns as soon as it is something."""
     deadline = time.monotonic() + DEADLINE_S
+    pause = 0.05
     while True:
         found = get()
         if found:
             return found
         assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s for {what}"
-        time.sleep(0.05)
+        time.sleep(pause)
+        # To ask costs the server as much as a call.
+        pause = min(1.5 * pause, 0.5)
 
 
 @contextmanager
