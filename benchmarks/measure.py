@@ -56,8 +56,8 @@ Statistic = Callable[[Samples], float]
 
 
 def added(case: str, base: str = "bare") -> Statistic:
-    """The time that a case takes more than another, at the median."""
-    return lambda samples: float(np.median(samples[case]) - np.median(samples[base]))
+    """The time that a case takes more than another in the same round, at the median: see :func:`paired`."""
+    return lambda samples: float(np.median(samples[case] - samples[base]))
 
 
 def ratio(over: Statistic, under: Statistic) -> Statistic:
