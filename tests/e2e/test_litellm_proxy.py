@@ -106,7 +106,7 @@ def call(client: httpx.Client, mode: Mode) -> tuple[Span, httpx.Response]:
     """Make a call, again where LiteLLM has failed by itself after the model's answer.
 
     Now and then it iterates over the metadata of a request while its logging thread adds to them, which makes a 500 of
-    an answer: https://github.com/BerriAI/litellm/pull/39869.
+    an answer. https://github.com/BerriAI/litellm/pull/39869 has mended that in other places than messages of OpenAI.
     """
     for _ in range(5):
         with mlflow.start_span("step") as step:
