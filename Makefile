@@ -81,7 +81,7 @@ test-nightly: $(MAIN)/.installed ## The long runs: 10,000 canaries per gateway, 
 w3c: $(MAIN)/.installed ## W3C's own conformance tests, of a checkout: make w3c TRACE_CONTEXT=../trace-context
 	$(MAIN)/bin/python tests/w3c/run.py $(TRACE_CONTEXT)/test
 
-bench: $(MAIN)/.bench ## Set up, then measure everything that benchmarks/ does, with real servers (some 10 minutes)
+bench: $(MAIN)/.bench ## Set up, then measure everything that benchmarks/ does, with real servers (less than 10 minutes)
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
 	$(MAIN)/bin/python -m benchmarks
 

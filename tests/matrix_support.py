@@ -312,8 +312,8 @@ def assert_tokens_counted_once(trace: Trace, mirrors: list[Span], *, beside: boo
 
     Of a framework's span and a mirror that are beside each other, MLflow's client counts the one that it knows of, and
     its server believes it. Not on SQLite in the moment in which both are stored: the server reads that the trace has
-    the client's count already, does not write it, and a mirror that comes in between has added its own. A count
-    can be lost in such a moment, too: what MLflow's own sum of all stored spans is then tells how they are counted.
+    the client's count already, does not write it, and a mirror that comes in between has added its own. A count can be
+    lost in such a moment, too; MLflow's own sum of all stored spans still tells how it counts them.
     """
     spans = {span.span_id: span for span in trace.data.spans}
     callers = {mirror.parent_id for mirror in mirrors}
