@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from agent_gateway_client.server.call import current_gateway_call, gateway_attempt
     from agent_gateway_client.server.context import gateway_call
     from agent_gateway_client.server.details import relayed
+    from agent_gateway_client.server.shared import flush
 
-__all__ = ["GatewayTracingMiddleware", "current_gateway_call", "gateway_attempt", "gateway_call", "relayed"]
+__all__ = [
+    "GatewayTracingMiddleware",
+    "current_gateway_call",
+    "flush",
+    "gateway_attempt",
+    "gateway_call",
+    "relayed",
+]
 
 _HOME = {
     "GatewayTracingMiddleware": "asgi",
     "current_gateway_call": "call",
+    "flush": "shared",
     "gateway_attempt": "call",
     "gateway_call": "context",
     "relayed": "details",

@@ -4,18 +4,25 @@ Fields are numbers, flags, and short names that come from the gateway's configur
 caller, a model or an error says has no place here. How the fields are named in a trace is decided in ``mirror.py``.
 """
 
+import math
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
-from agent_gateway_client._log import warn_once
+from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.propagation import TraceContext
 
 MAX_ATTEMPTS = 64
 """Attempts kept per call; a gateway that tries more often than this loses the later ones."""
+
+MAX_TEXT_LENGTH = 200
+"""Characters kept of any text of a call."""
+
+MAX_COUNT = 2**63 - 1
+"""Of tokens and of nanoseconds: what a 64-bit column of a store takes."""
 
 CLIENT_DISCONNECT = "client_disconnect"
 """The ``error_type`` of a call whose client hung up before the response was complete."""
@@ -30,7 +37,8 @@ new_span_id = RandomIdGenerator().generate_span_id
 class TokenUsage:
     """Tokens as the provider reported them; ``None`` for what it did not report.
 
-    ``input_tokens`` contains the cached ones, as in MLflow and OpenTelemetry.
+    ``input_tokens`` contains the cached ones, as in MLflow and OpenTelemetry. What is not a count of tokens is left out
+    with a warning: a gateway's request must not fail because of it.
     """
 
     input_tokens: int | None = None
@@ -39,14 +47,31 @@ class TokenUsage:
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not is_count(value):
+                _warn_of_value(f"TokenUsage.{name}", value, "the number of tokens as an int")
+                object.__setattr__(self, name, None)
+
 
 @dataclass(slots=True, frozen=True)
 class Cost:
-    """What the tokens cost, in USD."""
+    """What the tokens cost, in USD; ``None`` for what is not known.
 
-    input_cost: float
-    output_cost: float
-    total_cost: float
+    What is not an amount is left out with a warning: a gateway's request must not fail because of it.
+    """
+
+    input_cost: float | None = None
+    output_cost: float | None = None
+    total_cost: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not _is_amount(value):
+                _warn_of_value(f"Cost.{name}", value, "an amount in USD as a finite, non-negative float")
+                object.__setattr__(self, name, None)
 
 
 @dataclass(slots=True)
@@ -76,7 +101,7 @@ class Attempt:
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
         """Note that the attempt is over, and what it failed of if it did. Only the first time counts."""
         if self.end_time_ns is None:
-            self.end_time_ns = end_time_ns or time.time_ns()
+            self.end_time_ns = _time_or_now(end_time_ns)
             self.error_type = self.error_type or error_type(error)
 
     def __enter__(self) -> "Attempt":
@@ -107,6 +132,8 @@ class GatewayCall:
         linked: The gateway's own span for this call, in the gateway's own trace.
         attempts: The tries at providers, in order.
         span_id: 64 bits; the gateway's own where it has a span for the call.
+        workspace: The MLflow workspace that the gateway served the call in; ``None`` where there are no workspaces. It
+            says where the caller's trace is looked for and is not in the mirror.
     """
 
     parent: TraceContext
@@ -125,6 +152,7 @@ class GatewayCall:
     linked: TraceContext | None = None
     attempts: list[Attempt] = field(default_factory=list)
     span_id: int = field(default_factory=new_span_id)
+    workspace: str | None = None
 
     def add(self, attempt: Attempt) -> None:
         """Add an attempt; beyond ``MAX_ATTEMPTS`` it is left out, and that is said once."""
@@ -159,10 +187,77 @@ class GatewayCall:
         Attempts that are still under way end with it, of the same failure.
         """
         if self.end_time_ns is None:
-            self.end_time_ns = end_time_ns or time.time_ns()
+            self.end_time_ns = _time_or_now(end_time_ns)
             self.error_type = self.error_type or error_type(error)
             for attempt in self.attempts:
                 attempt.end(self.error_type, self.end_time_ns)
+
+    def compact(self) -> None:
+        """Let go of what a mirror does not need, cut texts, and correct times, so that a call that waits is small.
+
+        Raises:
+            TypeError: A field holds a value of another type than it is declared with.
+        """
+        self.parent = TraceContext(*self.parent[:3])
+        _cut_texts(self, _CALL_TEXTS)
+        _correct_times(self)
+        for attempt in self.attempts:
+            _cut_texts(attempt, _ATTEMPT_TEXTS)
+            _correct_times(attempt)
+
+
+_CALL_TEXTS = ("endpoint", "endpoint_id", "operation", "request_type", "server_address", "error_type", "workspace")
+_ATTEMPT_TEXTS = ("provider", "model", "error_type", "finish_reason")
+_NANOSECONDS = "nanoseconds since the epoch as an int"
+
+
+def is_count(value: object) -> bool:
+    """Tell whether a value is an integer that a store can keep and that is not negative."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _time_or_now(time_ns: Any) -> int:
+    if time_ns and not is_count(time_ns):
+        _warn_of_value("end_time_ns", time_ns, _NANOSECONDS)
+        return time.time_ns()
+    return time_ns or time.time_ns()
+
+
+def _warn_of_value(name: str, value: object, expected: str) -> None:
+    logger.debug("%s was set to a %s; set %s", name, type(value).__name__, expected, stack_info=True)
+    warn_once(
+        f"call.{name}",
+        "%s was set to a value that cannot be stored (a %s) and is left out of the mirror; set %s. Where it was set is "
+        "logged at level DEBUG.",
+        name,
+        type(value).__name__,
+        expected,
+    )
+
+
+def _cut_texts(facts: GatewayCall | Attempt, names: tuple[str, ...]) -> None:
+    for name in names:
+        text = getattr(facts, name)
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            raise TypeError(f"{type(facts).__name__}.{name} is a {type(text).__name__} and not a string")
+        if len(text) > MAX_TEXT_LENGTH:
+            setattr(facts, name, text[:MAX_TEXT_LENGTH])
+
+
+def _correct_times(facts: GatewayCall | Attempt) -> None:
+    name = type(facts).__name__
+    if facts.end_time_ns is not None and not is_count(facts.end_time_ns):
+        _warn_of_value(f"{name}.end_time_ns", facts.end_time_ns, _NANOSECONDS)
+        facts.end_time_ns = None
+    if not is_count(facts.start_time_ns):
+        _warn_of_value(f"{name}.start_time_ns", facts.start_time_ns, _NANOSECONDS)
+        facts.start_time_ns = facts.end_time_ns or time.time_ns()
 
 
 _latest_attempt: ContextVar[Attempt | None] = ContextVar("agent_gateway_client.attempt", default=None)

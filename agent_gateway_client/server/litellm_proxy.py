@@ -28,8 +28,8 @@ from agent_gateway_client.propagation import model_call
 from agent_gateway_client.server._litellm_proxy_calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
 from agent_gateway_client.server._litellm_proxy_facts import Facts, ends_stream
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
-from agent_gateway_client.server.destinations import EXPORTER_VARIABLE
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.environment import EXPORTER_VARIABLE
 from agent_gateway_client.server.joining import MayJoin, joins, may_join_from_environment
 from agent_gateway_client.server.probe import answer, looked_for
 from agent_gateway_client.server.shared import shared_exporter

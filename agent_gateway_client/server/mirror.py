@@ -8,12 +8,15 @@ import json
 import re
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from typing import Any
 
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from agent_gateway_client._version import __version__
 from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage, new_span_id
 
@@ -185,7 +188,8 @@ def _span(
         name=name,
         context=_span_context(call.parent, span_id),
         parent=_span_context(call.parent, parent_id, is_remote=is_gateway_span),
-        resource=_RESOURCES[convention],
+        resource=_resource(convention),
+        instrumentation_scope=_SCOPE,
         attributes=_attributes(call, facts, convention),
         # MLflow's UI marks a span as failed by an event of this name; it holds the type and no message.
         events=[Event("exception", {"exception.type": failure}, timestamp=end)] if failure else (),
@@ -208,8 +212,18 @@ def _attributes(call: GatewayCall, facts: Iterator[Fact], convention: Convention
 # json.dumps() makes an encoder each time.
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
-# MLflow makes tags of the caller's trace out of it, in place of the caller's own service.name.
-_RESOURCES = {Convention.MLFLOW: Resource({}), Convention.OTEL: Resource({"service.name": "agent-gateway"})}
+_SCOPE = InstrumentationScope("agent-gateway-client", __version__)
+
+
+@cache
+def _resource(convention: Convention) -> Resource:
+    """Return what made the spans: over OTLP the gateway, as ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` say.
+
+    MLflow makes tags of the caller's trace out of a resource, in place of those of the caller's own.
+    """
+    if convention is Convention.MLFLOW:
+        return Resource({})
+    return Resource({"service.name": "agent-gateway"}).merge(OTELResourceDetector().detect())
 
 
 def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = False) -> SpanContext:

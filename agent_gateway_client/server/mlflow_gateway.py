@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 import mlflow
+from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor
@@ -27,16 +28,13 @@ from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.server._mlflow_spans import attribute, read_spans
 from agent_gateway_client.server.asgi import GatewayTracingMiddleware
 from agent_gateway_client.server.call import MAX_ATTEMPTS, Attempt, GatewayCall, Operation
-from agent_gateway_client.server.destinations import (
-    ENDPOINT_VARIABLES,
-    MlflowDestination,
-    OtlpDestination,
-    destination_from_environment,
-    experiment_id_from_environment,
-)
 from agent_gateway_client.server.details import is_success
 from agent_gateway_client.server.exchange import ASGIApp, Scope
-from agent_gateway_client.server.export import Destination, Exporter, Finish
+from agent_gateway_client.server.export import Exporter, Finish
+from agent_gateway_client.server.export.environment import exporter_from_environment
+from agent_gateway_client.server.export.mlflow import MlflowDestination
+from agent_gateway_client.server.export.mlflow_store import SqlStore, server_store
+from agent_gateway_client.server.export.otlp import ENDPOINT_VARIABLES, OtlpDestination
 from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
 from agent_gateway_client.server.upstreams import span_id_of_new_attempt
 
@@ -59,6 +57,8 @@ _ROUTES: tuple[tuple[str, str, Operation], ...] = (
     (r"/proxy/[^/]+/", "proxy/raw", "other"),
 )
 """The gateway's routes below its prefix, MLflow's own names for them, and what they do."""
+
+_WORKSPACE_HEADER = b"x-mlflow-workspace"
 
 _MAX_SPANS = MAX_ATTEMPTS * 4
 
@@ -116,7 +116,10 @@ class MlflowGateway(GatewayTracingMiddleware):
         observed = _GatewaySpans()
         state = scope["state"]
 
+        header = next((value for name, value in scope["headers"] if name.lower() == _WORKSPACE_HEADER), None)
+
         def finish(call: GatewayCall) -> None:
+            call.workspace = _workspace(scope["path"], header)
             read_spans(call, observed.spans)
             if call.linked is None:
                 _read_state(call, state)
@@ -169,11 +172,25 @@ class _Observation(AbstractContextManager[None]):
         _gateway_spans.reset(self._token)
 
 
+def _workspace(path: str, header: bytes | None) -> str | None:
+    """Return the workspace that MLflow serves a request in; ``None`` where it has no workspaces.
+
+    Only a request that MLflow let pass gets here, so its workspace exists.
+    """
+    if not MLFLOW_ENABLE_WORKSPACES.get():  # type: ignore[no-untyped-call]
+        return None
+    from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
+
+    workspace = resolve_workspace_for_request_if_enabled(path, header.decode("latin-1") if header else None)
+    return None if workspace is None else str(workspace.name)
+
+
 def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
     """Add what MLflow notes of a request whose endpoint has usage tracking off, and so no spans."""
     endpoint_id = state.get("endpoint_id")
     if isinstance(endpoint_id, str):
-        endpoint = _server_store().get_gateway_endpoint(endpoint_id=endpoint_id)
+        with SqlStore(server_store).in_workspace(call.workspace):
+            endpoint = server_store().get_gateway_endpoint(endpoint_id=endpoint_id)
         call.endpoint_id, call.endpoint = endpoint_id, endpoint.name
         providers = {mapping.model_definition.provider for mapping in endpoint.model_mappings}
         if is_success(call) and not call.attempts and len(providers) == 1:
@@ -181,22 +198,6 @@ def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
             call.add(Attempt(start_time_ns=call.start_time_ns, end_time_ns=call.end_time_ns))
         for attempt in call.attempts:
             attempt.provider = attempt.provider or (next(iter(providers)) if len(providers) == 1 else None)
-
-
-def _server_store() -> Any:
-    """Return the tracking store of the MLflow server that this runs in."""
-    # What MLflow's own OTLP endpoint uses; the public clients would open a second connection pool to the same database.
-    from mlflow.server.handlers import _get_tracking_store
-
-    return _get_tracking_store()
-
-
-def _own_store() -> Destination:
-    experiment_id = experiment_id_from_environment()
-    # Looked up at the first use: MLflow opens its store when the first request comes.
-    return MlflowDestination(
-        lambda experiment_id, spans: _server_store().log_spans(experiment_id, spans), experiment_id, _server_store
-    )
 
 
 def create_app() -> ASGIApp:
@@ -211,25 +212,26 @@ def create_app() -> ASGIApp:
             f"The MLflow AI Gateway runs under uvicorn, not {server}; start mlflow server without --{server}-opts."
         )
     app = _wrapped_app()()
-    return MlflowGateway(app, Exporter(_destination()), may_join_from_environment())
+    return MlflowGateway(app, _exporter(), may_join_from_environment())
 
 
-def _destination() -> Destination:
-    """Return where mirrors go, and where nothing else does.
+def _exporter() -> Exporter:
+    """Return what sends the mirrors, and nothing else, where the environment says.
 
     MLflow reads the same variables: it would send its own traces there too, prompts and answers and all, and keep none
     of them. Whoever wants that says so, by ``MLFLOW_ENABLE_OTLP_EXPORTER=true``.
     """
-    destination = destination_from_environment(_own_store)
-    if isinstance(destination, OtlpDestination) and "MLFLOW_ENABLE_OTLP_EXPORTER" not in os.environ:
+    # The store is looked up at the first use: MLflow opens it when the first request comes.
+    exporter = exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
+    if isinstance(exporter.destination, OtlpDestination) and "MLFLOW_ENABLE_OTLP_EXPORTER" not in os.environ:
         for variable in ENDPOINT_VARIABLES:
             os.environ.pop(variable, None)
-    return destination
+    return exporter
 
 
 def _check_environment() -> None:
     _wrapped_app()
-    destination_from_environment(_own_store)
+    exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
     may_join_from_environment()
     Gateways.from_environment()
 

@@ -1,0 +1,130 @@
+"""MLflow's SQL store in the same process: inside an MLflow server, or where the tracking URI is a database."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client.server.export.destination import Unavailable
+
+FINALIZED = "mlflow.trace.infoFinalized"
+"""Trace metadata that MLflow sets when the caller has ended the trace."""
+
+
+class SqlStore:
+    """A store that is reached in process.
+
+    Args:
+        get_store: Returns MLflow's tracking store.
+    """
+
+    def __init__(self, get_store: Callable[[], Any]) -> None:
+        self._get_store = get_store
+
+    def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        if workspace is None:
+            return nullcontext()
+        from mlflow.utils.workspace_context import ServerWorkspaceContext
+
+        return ServerWorkspaceContext(workspace)
+
+    def experiments_of(self, trace_ids: Collection[str]) -> Mapping[str, str]:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        store = self._get_store()
+        try:
+            return _experiments_by_columns(store, trace_ids)
+        except (ImportError, AttributeError, TypeError):
+            logger.debug("Could not look traces up by their columns", exc_info=True)
+            warn_once(
+                "export.columns",
+                "mlflow %s does not let traces be looked up in the way that this version of agent-gateway-client "
+                "knows; each mirror costs more time. Upgrade agent-gateway-client.",
+                version_of("mlflow"),
+            )
+        return {info.trace_id: info.experiment_id for info in store.batch_get_trace_infos(list(trace_ids))}
+
+    def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        return self._get_store().log_spans(experiment_id, spans)
+
+    def ended(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Sequence[Any]:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        found, _ = self._get_store().search_traces(
+            locations=list(experiment_ids), filter_string=ended_filter(trace_ids), max_results=len(trace_ids)
+        )
+        return list(found)
+
+    def spans_of(self, trace_ids: Collection[str]) -> Mapping[str, Sequence[Any]]:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        traces = self._get_store().batch_get_traces(list(trace_ids))
+        return {trace.info.trace_id: trace.data.spans for trace in traces}
+
+    def set_metadata(self, info: Any, metadata: Mapping[str, str]) -> None:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        self._get_store().start_trace(with_metadata(info, metadata))
+
+    def workspaces(self) -> Iterable[str]:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
+
+        if not MLFLOW_ENABLE_WORKSPACES.get():  # type: ignore[no-untyped-call]
+            return []
+        from mlflow.server.workspace_helpers import _get_workspace_store
+
+        return [workspace.name for workspace in _get_workspace_store().list_workspaces()]
+
+
+def ended_filter(trace_ids: Iterable[str]) -> str:
+    """Return the filter of a search for those of the traces that their callers have ended."""
+    return f"{ids_filter(trace_ids)} AND metadata.`{FINALIZED}` = 'true'"
+
+
+def ids_filter(trace_ids: Iterable[str]) -> str:
+    """Return the filter of a search for traces by their ids."""
+    wanted = ",".join(f"'{trace_id}'" for trace_id in trace_ids)
+    return f"request_id IN ({wanted})"
+
+
+def with_metadata(info: Any, metadata: Mapping[str, str]) -> Any:
+    """Return what ``start_trace`` has to be given to set metadata of a trace and to leave all else as it is."""
+    from mlflow.entities import TraceInfo
+
+    return TraceInfo(
+        trace_id=info.trace_id,
+        trace_location=info.trace_location,
+        request_time=info.request_time,
+        execution_duration=info.execution_duration,
+        state=info.state,
+        client_request_id=info.client_request_id,
+        trace_metadata=dict(metadata),
+    )
+
+
+def _experiments_by_columns(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
+    """Read two columns. ``batch_get_trace_infos()`` reads all of a trace but its spans, in a hundred times the time."""
+    from mlflow.store.tracking.dbmodels import models
+
+    table: Any = models.SqlTraceInfo
+    found: dict[str, str] = {}
+    with store.ManagedSessionMaker() as session:
+        query = store._trace_query(session).with_entities(table.request_id, table.experiment_id)
+        wanted = query.filter(table.request_id.in_(trace_ids))
+        found.update((trace_id, str(experiment_id)) for trace_id, experiment_id in wanted)
+    return found
+
+
+def server_store() -> Any:
+    """Return the tracking store of the MLflow server that this runs in.
+
+    Raises:
+        Unavailable: MLflow has moved it.
+    """
+    try:
+        # What MLflow's own OTLP endpoint uses; the public clients would open a second connection pool.
+        from mlflow.server.handlers import _get_tracking_store
+    except ImportError as error:
+        raise Unavailable(
+            f"mlflow {version_of('mlflow')} has moved its server's tracking store; upgrade agent-gateway-client"
+        ) from error
+    return _get_tracking_store()
