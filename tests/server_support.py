@@ -7,10 +7,10 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
 from agent_gateway_client.server.export import Exporter, Rejected
 from agent_gateway_client.server.mirror import Convention
+from agent_gateway_client.w3c import TraceContext
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 SPAN_ID = 0xB7AD6B7169203331

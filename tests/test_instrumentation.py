@@ -32,10 +32,11 @@ from client_support import (
 )
 from opentelemetry import trace
 
-from agent_gateway_client import instrument, instrumentation, trace_headers, uninstrument, wrap_httpx
+from agent_gateway_client import instrument, trace_headers, uninstrument, wrap_httpx
+from agent_gateway_client.active_span import ModelCall, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
-from agent_gateway_client.propagation import TraceContext, model_call
+from agent_gateway_client.http import _process_wide as instrumentation
 
 A, B = f"{GATEWAY}/a", f"{GATEWAY}/b"
 SECOND = "https://second.test/gateway"
@@ -253,17 +254,16 @@ def test_what_somebody_else_put_on_top_stays(stack: Any):
     assert are_original()
 
 
-class Listener:
+class Listener(ModelCall):
     """A model's call that wants to know how its requests end."""
 
     gateways = Gateways([GATEWAY])
 
     def __init__(self) -> None:
         self.answers: list[Any] = []
-        self.answered = self.answers.append
 
-    def trace_context(self, active: TraceContext | None) -> TraceContext | None:
-        return active
+    def answered(self, response: Any) -> None:
+        self.answers.append(response)
 
 
 @each_stack

@@ -19,7 +19,8 @@ from client_support import (
 from http_server import HttpServer, via
 from opentelemetry import trace
 
-from agent_gateway_client import instrument, instrumentation, uninstrument
+from agent_gateway_client import instrument, uninstrument
+from agent_gateway_client.http import _process_wide as instrumentation
 
 aiohttp = pytest.importorskip("aiohttp", reason="aiohttp is not in this environment's constraints file")
 

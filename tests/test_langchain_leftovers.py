@@ -26,8 +26,8 @@ from langchain_support import (
     plain_parent,
 )
 
+from agent_gateway_client.active_span import model_call
 from agent_gateway_client.langchain import GatewayCallbackHandler
-from agent_gateway_client.propagation import model_call
 
 
 def fails_with(error: Any) -> Callable[[Any], Any]:

@@ -34,9 +34,11 @@ from langchain_support import (
     parents,
 )
 
-from agent_gateway_client import _langchain_methods, _langchain_mlflow, instrument, uninstrument
+from agent_gateway_client import instrument, uninstrument
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.langchain import GatewayCallbackHandler
+from agent_gateway_client.langchain import _methods as _langchain_methods
+from agent_gateway_client.langchain import _mlflow as _langchain_mlflow
 
 OWNERS = [BaseChatModel, BaseLLM, CallbackManager, AsyncCallbackManager]
 HTTP_OWNERS = [getattr(stack, kind) for stack in STACKS for kind in ("Client", "AsyncClient")]

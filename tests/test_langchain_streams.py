@@ -24,8 +24,8 @@ from langchain_support import (
     plain_parent,
 )
 
+from agent_gateway_client.active_span import model_call
 from agent_gateway_client.langchain import GatewayCallbackHandler
-from agent_gateway_client.propagation import model_call
 
 needs_v3 = pytest.mark.skipif(
     not hasattr(BaseChatModel, "_iter_v2_events"), reason="this langchain-core has no stream_events(version='v3')"

@@ -37,8 +37,8 @@ from litellm_support import (
     usage,
 )
 
+from agent_gateway_client.active_span import model_call
 from agent_gateway_client.demo.provider import Provider
-from agent_gateway_client.propagation import model_call
 
 pytestmark = in_one_loop
 

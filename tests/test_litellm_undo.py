@@ -31,10 +31,11 @@ from litellm_support import (
     switch_autolog_on,
 )
 
-from agent_gateway_client import instrument, instrument_litellm, instrumentation, trace_headers, uninstrument
-from agent_gateway_client import litellm as adapter
+from agent_gateway_client import instrument, instrument_litellm, trace_headers, uninstrument
 from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.http import _process_wide as instrumentation
+from agent_gateway_client.litellm import _instrument as adapter
 
 pytestmark = in_one_loop
 

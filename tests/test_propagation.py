@@ -25,7 +25,8 @@ from client_support import (
 from opentelemetry import baggage, context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
 
-from agent_gateway_client.propagation import TraceContext, current_trace_context
+from agent_gateway_client.active_span import current_trace_context
+from agent_gateway_client.w3c import TraceContext
 
 
 def headers() -> dict[str, str]:

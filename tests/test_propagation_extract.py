@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_gateway_client.propagation import MAX_TRACESTATE_LENGTH, TraceContext, extract
+from agent_gateway_client.w3c import MAX_TRACESTATE_LENGTH, TraceContext, extract
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"

@@ -7,7 +7,7 @@ import json
 from typing import Any, NamedTuple
 
 from agent_gateway_client.server.call import TokenUsage
-from agent_gateway_client.server.responses import ResponseFacts
+from agent_gateway_client.server.reading.responses import ResponseFacts
 
 CANARY = "canary7f3a"
 TEXT = f'{CANARY} {{"usage": {{"prompt_tokens": 666}}, "model": "{CANARY}", "error": "\\"{CANARY}"}}\n\ndata: [DONE]\\'

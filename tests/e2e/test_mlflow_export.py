@@ -10,9 +10,9 @@ from e2e_support import DEADLINE_S, Database
 from server_support import full_call
 
 from agent_gateway_client.demo._server import MlflowServer
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.destinations import mlflow_tracking_server
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.w3c import TraceContext
 
 USER, PASSWORD, TOKEN = "admin", "a password of the tests", "a-token-of-the-tests"
 AUTH = """

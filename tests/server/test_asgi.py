@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call
 from agent_gateway_client.server.mirror import Convention
+from agent_gateway_client.w3c import TraceContext
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_gateway_client.server.bodies import (
+from agent_gateway_client.server.reading.bodies import (
     HEAD_BYTES,
     MAX_COMPRESSED_BYTES,
     MAX_EXPANDED_BYTES,

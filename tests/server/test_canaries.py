@@ -33,8 +33,8 @@ from starlette.exceptions import HTTPException
 
 from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call
 from agent_gateway_client.server import mirror as mirror_module
+from agent_gateway_client.server._gateway_call import add_response
 from agent_gateway_client.server.destinations import destination_from_environment
-from agent_gateway_client.server.details import add_response
 from agent_gateway_client.server.export import Exporter
 
 

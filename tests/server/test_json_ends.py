@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent_gateway_client.server.json_ends import first_members, last_members
+from agent_gateway_client.server.reading.json_ends import first_members, last_members
 
 NAMES = ("usage", "model")
 TEXTS = st.text(alphabet='ab"\\{}[]:, \nü\u2028', max_size=12) | st.sampled_from(

@@ -19,10 +19,10 @@ from opentelemetry.sdk.trace import ReadableSpan
 from server_support import PARENT, TRACEPARENT, MemoryDestination, facts_of, ids_of
 
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.server import _litellm_proxy_calls, litellm_proxy, shared
-from agent_gateway_client.server import _litellm_proxy_facts as read
+from agent_gateway_client.server import litellm_proxy, shared
 from agent_gateway_client.server.export import Exporter
-from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror
+from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror, _callback, _calls
+from agent_gateway_client.server.litellm_proxy import _facts as read
 
 # LiteLLM's router makes pydantic read LiteLLM's own types.
 pytestmark = pytest.mark.filterwarnings("ignore:Item:UserWarning")
@@ -61,8 +61,8 @@ def mirror(destination: MemoryDestination) -> Iterator[LiteLLMProxyMirror]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait long for what does not come."""
-    monkeypatch.setattr(litellm_proxy, "NO_HOOK_SECONDS", 0.01)
-    monkeypatch.setattr(litellm_proxy, "LATE_EVENT_SECONDS", 0.01)
+    monkeypatch.setattr(_callback, "NO_HOOK_SECONDS", 0.01)
+    monkeypatch.setattr(_callback, "LATE_EVENT_SECONDS", 0.01)
 
 
 def request(call_id: str = "1", headers: Any = None, **more: Any) -> dict[str, Any]:
@@ -430,11 +430,11 @@ async def test_what_never_ends_is_forgotten(
     caplog: pytest.LogCaptureFixture,
 ):
     """Requests under way are bounded in number and in age; what is forgotten is said once."""
-    monkeypatch.setattr(_litellm_proxy_calls, "MAX_OPEN_CALLS", 10)
+    monkeypatch.setattr(_calls, "MAX_OPEN_CALLS", 10)
     for number in range(100):
         ask(mirror, call_id=str(number))
     assert [key[0] for key in mirror._calls._open] == [str(number) for number in range(90, 100)]
-    monkeypatch.setattr(_litellm_proxy_calls, "MAX_AGE_SECONDS", -1.0)
+    monkeypatch.setattr(_calls, "MAX_AGE_SECONDS", -1.0)
     ask(mirror, call_id="100")
     assert [key[0] for key in mirror._calls._open] == ["100"]
     assert len([record for record in caplog.records if "the oldest are not mirrored" in record.message]) == 1

@@ -11,8 +11,9 @@ from asgi_support import EVENTS, JSON, body, http_scope, start
 from server_support import DEADLINE_S, MemoryDestination
 from wire_samples import CHAT_USAGE, SAMPLES
 
-from agent_gateway_client.server import GatewayTracingMiddleware, details
+from agent_gateway_client.server import GatewayTracingMiddleware
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.reading import details
 
 KIB = 1024
 PER_CALL = 300 * KIB

@@ -17,9 +17,9 @@ from server_support import (
     small_call,
 )
 
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage
 from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
+from agent_gateway_client.w3c import TraceContext
 
 each_convention = pytest.mark.parametrize("convention", Convention)
 

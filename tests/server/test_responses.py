@@ -27,10 +27,10 @@ from wire_samples import (
     events,
 )
 
-from agent_gateway_client.server import bodies
-from agent_gateway_client.server.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.call import TokenUsage
-from agent_gateway_client.server.responses import ResponseFacts, model_name, read_requested_model, read_response
+from agent_gateway_client.server.reading import bodies
+from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
+from agent_gateway_client.server.reading.responses import ResponseFacts, model_name, read_requested_model, read_response
 
 MANY = "x" * 100_000 + TEXT
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_samples import SAMPLES
 
-from agent_gateway_client.server.bodies import KeptBody
-from agent_gateway_client.server.responses import ResponseFacts, read_requested_model, read_response
+from agent_gateway_client.server.reading.bodies import KeptBody
+from agent_gateway_client.server.reading.responses import ResponseFacts, read_requested_model, read_response
 
 
 def kept(*chunks: bytes) -> KeptBody:

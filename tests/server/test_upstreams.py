@@ -20,9 +20,9 @@ from starlette.routing import Route
 from wire_samples import SAMPLES
 
 from agent_gateway_client import trace_headers
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call, upstreams
 from agent_gateway_client.server.call import MAX_ATTEMPTS
+from agent_gateway_client.w3c import TraceContext
 
 pytestmark = pytest.mark.usefixtures("undone")
 
