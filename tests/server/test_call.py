@@ -5,7 +5,6 @@ import typing
 from types import NoneType, UnionType
 
 import pytest
-from server_support import PARENT
 
 from agent_gateway_client.server import call as module
 from agent_gateway_client.server import current_gateway_call
@@ -22,6 +21,7 @@ from agent_gateway_client.server.call import (
     new_span_id,
 )
 from agent_gateway_client.w3c import TraceContext
+from tests.support.server import PARENT
 
 FACTS = (GatewayCall, Attempt, TokenUsage, Cost)
 

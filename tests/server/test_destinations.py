@@ -28,7 +28,6 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.store.tracking.file_store import FileStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from server_support import DEADLINE_S, full_call, plain_attempt, plain_call
 
 from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
@@ -42,6 +41,7 @@ from agent_gateway_client.server.destinations import (
 from agent_gateway_client.server.export import Destination, Exporter, Rejected
 from agent_gateway_client.server.mirror import Convention, mirror
 from agent_gateway_client.w3c import TraceContext
+from tests.support.server import DEADLINE_S, full_call, plain_attempt, plain_call
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.trace import StatusCode
-from server_support import attributes_of, full_call, ids_of
 
 from agent_gateway_client import server
 from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
 from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
 from agent_gateway_client.w3c import TraceContext
+from tests.support.server import attributes_of, full_call, ids_of
 
 VOCABULARY = {
     Convention.MLFLOW: {
