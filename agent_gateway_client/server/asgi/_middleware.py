@@ -14,7 +14,7 @@ from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.probe import answer, looked_for, without_probe
 from agent_gateway_client.server.reading.details import Details
-from agent_gateway_client.server.reading.routes import is_model_call
+from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
 from agent_gateway_client.w3c import extract
@@ -40,8 +40,7 @@ class GatewayTracingMiddleware:
         exporter: Where the calls are sent to; by default as the environment says, through one exporter per process. An
             environment that cannot work makes the application's start fail.
         is_call: Which requests are calls of a model, by ASGI scope; by default the POSTs to the routes of the OpenAI,
-            Anthropic and Gemini APIs below any prefix
-            (:func:`~agent_gateway_client.server.reading.routes.is_model_call`).
+            Anthropic and Gemini APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`).
         endpoint: The endpoint's name, or what returns it for an ASGI scope after the request was served. By default
             the ``model`` that the request asks for, if the gateway's answer was a success; else the caller could write
             into the trace what it likes, and the call is named after its route.

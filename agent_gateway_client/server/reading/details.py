@@ -8,7 +8,7 @@ from agent_gateway_client.server.call import CLIENT_DISCONNECT, Attempt, Gateway
 from agent_gateway_client.server.export import Finish
 from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.reading.responses import ResponseFacts, model_name, read_requested_model, read_response
-from agent_gateway_client.server.reading.routes import model_in_path, route_of
+from agent_gateway_client.server.routes import model_in_path, route_of
 
 MAX_UNREAD = 1_000
 """Calls of one process whose bodies wait to be read, each of at most some 160 KB (a compressed body: 1 MB). When the
