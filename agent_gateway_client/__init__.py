@@ -11,8 +11,7 @@ from agent_gateway_client._version import __version__
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from agent_gateway_client.http import trace_headers, unwrap, wrap_httpx
-    from agent_gateway_client.instrumentation import instrument, uninstrument
+    from agent_gateway_client.http import instrument, trace_headers, uninstrument, unwrap, wrap_httpx
     from agent_gateway_client.langchain import GatewayCallbackHandler
     from agent_gateway_client.litellm import instrument_litellm
     from agent_gateway_client.openai import wrap_openai
@@ -33,11 +32,11 @@ __all__ = [
 
 _HOME = {
     "GatewayCallbackHandler": "langchain",
-    "instrument": "instrumentation",
+    "instrument": "http",
     "instrument_litellm": "litellm",
     "show_trace": "traces.notebook",
     "trace_headers": "http",
-    "uninstrument": "instrumentation",
+    "uninstrument": "http",
     "unwrap": "http",
     "wrap_httpx": "http",
     "wrap_openai": "openai",

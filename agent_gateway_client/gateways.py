@@ -137,6 +137,9 @@ class Gateways:
         return f"Gateways([{', '.join(map(_without_credentials, self.urls))}])"
 
 
+NO_GATEWAYS = Gateways(())
+
+
 def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gateways:
     """Decide which gateways a wrapped client talks to.
 

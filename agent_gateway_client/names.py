@@ -1,12 +1,12 @@
-"""The names that both halves of the project spell: span name prefixes and MLflow's form of a trace id."""
+"""The names that every part of the package has to spell alike: of a mirror's spans, and of a trace in MLflow."""
 
-GATEWAY_PREFIX = "gateway/"
-"""A mirror's gateway span is named ``gateway/<endpoint>``."""
+GATEWAY_SPAN_PREFIX = "gateway/"
+"""Begins the name of the span of a gateway call; the endpoint's name follows. MLflow's own gateway does the same."""
 
-PROVIDER_PREFIX = "provider/"
-"""A mirror's attempt span is named ``provider/<provider>/<model>``."""
+PROVIDER_SPAN_PREFIX = "provider/"
+"""Begins the name of the span of a provider attempt; the provider and the model follow."""
 
 
 def mlflow_trace_id(trace_id: int) -> str:
-    """Return a 128-bit trace id in the form that MLflow gives it."""
+    """Return MLflow's id of the trace that has this id in W3C's headers and in OpenTelemetry."""
     return f"tr-{trace_id:032x}"

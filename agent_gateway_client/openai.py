@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.gateways import gateways_for_client
-from agent_gateway_client.http import add_hook
+from agent_gateway_client.http._clients import add_hook
 
 try:
     from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI

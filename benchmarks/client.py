@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from agent_gateway_client import wrap_httpx
-from agent_gateway_client.http import hook_of
+from agent_gateway_client.http._clients import hook_of
 from benchmarks.measure import added, estimate, interleave, loop, median, ratio
 from benchmarks.report import Report
 from benchmarks.samples import BASE_URL, MESSAGES, Nowhere

@@ -13,11 +13,11 @@ from typing import Any
 from mlflow.tracing.client import TracingClient
 from opentelemetry.sdk.trace import ReadableSpan
 
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage, new_span_id
 from agent_gateway_client.server.destinations import MlflowDestination, OtlpDestination
 from agent_gateway_client.server.export import MAX_BATCH, Destination, Exporter
 from agent_gateway_client.server.mirror import mirror
+from agent_gateway_client.w3c import TraceContext
 from benchmarks.report import Report
 from benchmarks.stores import no_postgres, otlp_sink, postgres
 

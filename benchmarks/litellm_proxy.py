@@ -1,6 +1,5 @@
 """A real LiteLLM Proxy with the callback and without: throughput in a closed loop."""
 
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,7 @@ from benchmarks.load import closed_loop
 from benchmarks.measure import interleave
 from benchmarks.report import Report
 from benchmarks.stores import otlp_sink
-
-# What starts a proxy for the tests.
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from e2e.litellm_proxy import MASTER_KEY, MIRROR, LiteLLMProxy, configuration
+from tests.support.litellm_proxy import MASTER_KEY, MIRROR, LiteLLMProxy, configuration
 
 CLIENTS = 8
 BARE = "without the callback"

@@ -7,7 +7,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-from tables import mark_cells, pytest_terminal_summary
+
+from tests.support.tables import mark_cells, pytest_terminal_summary
 
 __all__ = ["pytest_terminal_summary"]
 
@@ -15,7 +16,7 @@ __all__ = ["pytest_terminal_summary"]
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
-pytest.register_assert_rewrite("e2e_support")
+pytest.register_assert_rewrite("tests.support.e2e")
 
 E2E = Path(__file__).parent / "e2e"
 

@@ -4,15 +4,15 @@ from typing import Any
 
 import mlflow
 import pytest
-from client_support import (
-    Wire,
-    each_stack,
-    isolated,  # noqa: F401
-)
 
 from agent_gateway_client.errors import AgentGatewayError, ConfigurationError
 from agent_gateway_client.gateways import Gateways, gateways_for_client
 from agent_gateway_client.http import wrap_httpx
+from tests.support.client import (
+    Wire,
+    each_stack,
+    isolated,  # noqa: F401
+)
 
 SAME = [
     ("http://gw.test:5000/gateway", "http://gw.test:5000/gateway"),

@@ -131,21 +131,6 @@ def test_the_version_is_that_of_the_distribution():
     assert agent_gateway_client.__version__ == metadata.version(DISTRIBUTION)
 
 
-@pytest.mark.parametrize(
-    ("group", "value"),
-    [
-        ("console_scripts", "agent_gateway_client.cli:main"),
-        ("mlflow.app", "agent_gateway_client.server.mlflow_gateway:create_app"),
-    ],
-)
-def test_an_entry_point_is_registered(group, value):
-    """pip gives the command agent-gateway, and mlflow server --app-name agent-gateway finds the companion."""
-    [entry_point] = metadata.entry_points(group=group, name="agent-gateway")
-    assert entry_point.value == value
-    path = ROOT.joinpath(*entry_point.module.split("."))
-    assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-
-
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     """A wheel has the typing marker and the licence, and no top-level package but this one."""
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]

@@ -13,11 +13,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.constant import SpanAttributeKey
 
 from agent_gateway_client.demo.agents import SentCall
-from agent_gateway_client.propagation import TraceContext, extract
+from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, mlflow_trace_id
+from agent_gateway_client.w3c import TraceContext, extract
 
 DEADLINE_S = 60.0
-
-_MIRROR_PREFIX = "gateway/"
 
 
 class Traces:
@@ -88,7 +87,7 @@ def judge(call: SentCall, traces: Traces) -> dict[str, Any]:
         count = len(call.traceparents)
         verdict["reason"] = f"the request carried {count} traceparent headers, {len(sent)} of them valid"
         return verdict
-    verdict["trace_id"] = f"tr-{sent[0].trace_id:032x}"
+    verdict["trace_id"] = mlflow_trace_id(sent[0].trace_id)
     verdict["parent_span"] = f"{sent[0].span_id:016x}"
     trace = traces.get(verdict["trace_id"])
     if trace is None:
@@ -104,7 +103,7 @@ def _examine(
 ) -> tuple[dict[str, Any] | None, str | None]:
     spans = trace.data.spans
     parent_id = f"{sent.span_id:016x}"
-    mirrors = [s for s in spans if s.name.startswith(_MIRROR_PREFIX)]
+    mirrors = [s for s in spans if s.name.startswith(GATEWAY_SPAN_PREFIX)]
     own = [s for s in mirrors if s.parent_id == parent_id]
     if len(own) != 1:
         return None, f"{len(own)} mirrors below the span whose id was sent, {len(mirrors)} in the trace"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import mlflow
 from mlflow.entities import Trace
 
+from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.doctor.checks import Broken, Check, Settings
 from agent_gateway_client.doctor.configuration import check_configuration
 from agent_gateway_client.doctor.gateway import Answer, Companion, Gateway
@@ -27,7 +28,6 @@ from agent_gateway_client.doctor.links import (
     tokens,
 )
 from agent_gateway_client.doctor.store import Store, mirrors_in
-from agent_gateway_client.propagation import current_trace_context
 
 PROBE_SPAN = "agent-gateway doctor"
 

@@ -12,8 +12,8 @@ import httpx
 
 from agent_gateway_client.doctor.checks import Broken, Settings, excerpt
 from agent_gateway_client.http import wrap_httpx
-from agent_gateway_client.propagation import TraceContext, extract
 from agent_gateway_client.server.probe import COMPANION_HEADER, PROBE_HEADER
+from agent_gateway_client.w3c import TraceContext, extract
 
 _ROUTE = "/chat/completions"
 _ROUTES = (f"/mlflow/v1{_ROUTE}", f"/gateway/mlflow/v1{_ROUTE}", f"/v1{_ROUTE}", _ROUTE)

@@ -10,7 +10,7 @@ from mlflow.tracing.constant import TokenUsageKey
 from agent_gateway_client.doctor.checks import Broken
 from agent_gateway_client.doctor.gateway import ADD_COMPANION, Answer, Companion
 from agent_gateway_client.doctor.store import mirrors_in
-from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.w3c import TraceContext
 
 _EXPORT_FIXES = {
     "HTTP 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the gateway.",

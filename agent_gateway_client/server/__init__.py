@@ -8,10 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agent_gateway_client.server._gateway_call import gateway_call, relayed
     from agent_gateway_client.server.asgi import GatewayTracingMiddleware
     from agent_gateway_client.server.call import current_gateway_call, gateway_attempt
-    from agent_gateway_client.server.context import gateway_call
-    from agent_gateway_client.server.details import relayed
     from agent_gateway_client.server.shared import flush
 
 __all__ = [
@@ -28,8 +27,8 @@ _HOME = {
     "current_gateway_call": "call",
     "flush": "shared",
     "gateway_attempt": "call",
-    "gateway_call": "context",
-    "relayed": "details",
+    "gateway_call": "_gateway_call",
+    "relayed": "_gateway_call",
 }
 
 

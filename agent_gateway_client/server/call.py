@@ -13,7 +13,7 @@ from typing import Any, Literal
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 from agent_gateway_client._log import logger, warn_once
-from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.w3c import TraceContext
 
 MAX_ATTEMPTS = 64
 """Attempts kept per call; a gateway that tries more often than this loses the later ones."""

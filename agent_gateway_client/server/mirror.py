@@ -17,8 +17,9 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from agent_gateway_client._version import __version__
-from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, PROVIDER_SPAN_PREFIX, mlflow_trace_id
 from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage, new_span_id
+from agent_gateway_client.w3c import TraceContext
 
 MAX_NAME_LENGTH = 200
 """Characters of any text in a mirror span."""
@@ -54,7 +55,7 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
     gateway_id = _free(call.span_id, taken)
     spans = [
         _span(
-            f"gateway/{_name(call.endpoint) or 'unknown'}",
+            f"{GATEWAY_SPAN_PREFIX}{_name(call.endpoint) or 'unknown'}",
             call,
             parent_id=call.parent.span_id,
             span_id=gateway_id,
@@ -72,7 +73,7 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
         path = [name for name in (_name(attempt.provider), _name(attempt.model)) if name]
         spans.append(
             _span(
-                "/".join(["provider", *path]),
+                PROVIDER_SPAN_PREFIX + "/".join(path) if path else "provider",
                 call,
                 parent_id=gateway_id,
                 span_id=_free(attempt.span_id, taken),
@@ -110,7 +111,7 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     host, _, port = (call.server_address or "").rpartition(":")
     # A clock that is set back meanwhile makes it negative.
     seconds = None if call.time_to_first_chunk_ns is None else max(0, call.time_to_first_chunk_ns) / 1e9
-    linked = _mlflow_trace_id(call.linked) if call.linked else None
+    linked = mlflow_trace_id(call.linked.trace_id) if call.linked else None
     yield "endpoint_id", "agent_gateway.endpoint.id", _name(call.endpoint_id)
     yield "endpoint_name", "agent_gateway.endpoint.name", _name(call.endpoint)
     yield "server_url", None, _name(call.server_address)
@@ -204,7 +205,7 @@ def _span(
 def _attributes(call: GatewayCall, facts: Iterator[Fact], convention: Convention) -> dict[str, Any]:
     if convention is Convention.OTEL:
         return {name: value for _, name, value in facts if name is not None and value is not None}
-    said = {"mlflow.traceRequestId": _mlflow_trace_id(call.parent), "mlflow.spanType": "LLM"}
+    said = {"mlflow.traceRequestId": mlflow_trace_id(call.parent.trace_id), "mlflow.spanType": "LLM"}
     said |= {name: value for name, _, value in facts if name is not None and value is not None}
     return {name: _to_json(value) for name, value in said.items() if value != _GOES_WITHOUT_SAYING.get(name)}
 
@@ -234,10 +235,6 @@ def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = Fals
         trace_flags=TraceFlags(context.flags),
         # No tracestate: up to 8 KB of the caller's own text for every span.
     )
-
-
-def _mlflow_trace_id(context: TraceContext) -> str:
-    return f"tr-{context.trace_id:032x}"
 
 
 def _name(text: str | None) -> str | None:

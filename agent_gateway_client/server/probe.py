@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agent_gateway_client._version import __version__
-from agent_gateway_client.propagation import TRACEPARENT, extract
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.w3c import TRACEPARENT, extract
 
 PROBE_HEADER = "agent-gateway-probe"
 """Asks for the answer; its value does not matter."""

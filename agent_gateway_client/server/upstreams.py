@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterable
 from functools import cache
 
 from agent_gateway_client._log import warn_once
+from agent_gateway_client.active_span import ModelCall
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import Gateways
-from agent_gateway_client.instrumentation import Instrumentation
-from agent_gateway_client.propagation import TraceContext
+from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
+from agent_gateway_client.http._process_wide import Instrumentation
 from agent_gateway_client.server.call import MAX_ATTEMPTS, GatewayCall
+from agent_gateway_client.w3c import TraceContext
 
-_NONE = Gateways(())
 
-
-class UpstreamRequests:
+class UpstreamRequests(ModelCall):
     """The requests that a gateway makes to serve a call, for as long as the call lasts.
 
-    It is the :data:`~agent_gateway_client.propagation.model_call` of the code that serves the call.
+    It is the :data:`~agent_gateway_client.active_span.model_call` of the code that serves the call.
 
     Args:
         call: The call.
@@ -44,7 +43,7 @@ class UpstreamRequests:
     @property
     def gateways(self) -> Gateways:
         """Those behind this gateway; none for what is still running when the call is over."""
-        return _NONE if self._is_over else self._gateways
+        return NO_GATEWAYS if self._is_over else self._gateways
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
         """Return the span of the attempt under way."""
@@ -88,10 +87,10 @@ def reached_gateways_at_request_time() -> Gateways:
         return reached_gateways()
     except ConfigurationError as error:
         warn_once("upstreams", "No trace context is passed on to other gateways. %s", error)
-        return _NONE
+        return NO_GATEWAYS
 
 
 @cache
 def _reach_requests() -> Instrumentation:
     """Put the patches on, once and for the life of the process; each request's own call says where it may go."""
-    return Instrumentation(_NONE, for_adapter=True)
+    return Instrumentation(NO_GATEWAYS, for_adapter=True)

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 from mlflow.entities import Span, SpanStatusCode, Trace
 from mlflow.tracing.constant import CostKey, SpanAttributeKey, TokenUsageKey
 
+from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, PROVIDER_SPAN_PREFIX
+
 Kind = Literal["own", "gateway", "attempt"]
 """What a span stands for: something the agent did itself, the gateway's call, or one of its provider attempts."""
 
@@ -147,9 +149,9 @@ def cost_text(cost: float | None) -> str:
 
 def _facts(span: Span, depth: int, parent: SpanFacts | None) -> SpanFacts:
     kind: Kind = "own"
-    if span.name.startswith("gateway/"):
+    if span.name.startswith(GATEWAY_SPAN_PREFIX):
         kind = "gateway"
-    elif span.name.startswith("provider/") and parent is not None and parent.kind == "gateway":
+    elif span.name.startswith(PROVIDER_SPAN_PREFIX) and parent is not None and parent.kind == "gateway":
         kind = "attempt"
     usage = span.get_attribute(SpanAttributeKey.CHAT_USAGE)
     cost = span.get_attribute(SpanAttributeKey.LLM_COST)

@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from agent_gateway_client.errors import NotFoundError
+from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.traces.facts import SpanFacts, facts_of
 
 _TRACE_ID = re.compile(r"(?:tr-)?([0-9a-f]{32})\Z")
@@ -66,7 +67,7 @@ def read_joined(trace_id: str, tracking_uri: str | None = None) -> JoinedTrace:
     """
     match = _TRACE_ID.match(trace_id.strip().lower())
     client = _client(tracking_uri)
-    trace = _get(client, f"tr-{match[1]}" if match else trace_id.strip())
+    trace = _get(client, mlflow_trace_id(int(match[1], 16)) if match else trace_id.strip())
     spans = facts_of(trace)
     linked = {}
     for linked_id in dict.fromkeys(one.linked_trace_id for one in spans if one.linked_trace_id):

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from mlflow.entities import Span
 from rich.console import Console
-from trace_samples import joined, span
 
 from agent_gateway_client.cli.tree import trace_tree
+from tests.support.trace_samples import joined, span
 
 
 def lines_of(*spans: Span, linked: Sequence[Span] = ()) -> list[str]:

@@ -9,12 +9,12 @@ import httpx
 import mlflow
 import mlflow.openai
 import pytest
-from e2e.fastapi_gateway import fastapi_gateway
-from e2e.litellm_proxy import LiteLLMProxy, configuration
-from e2e_support import USER, Database, httpx_client, tracing_into
 
 from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import USER, Database, httpx_client, tracing_into
+from tests.support.fastapi_gateway import fastapi_gateway
+from tests.support.litellm_proxy import LiteLLMProxy, configuration
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +50,8 @@ def litellm_proxy(
     environment = {
         "MLFLOW_TRACKING_URI": gateway.tracking_uri,
         "AGENT_GATEWAY_URLS": gateway.gateway_url,
-        "AGENT_GATEWAY_MAY_JOIN": "tenants:may_join",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
+        "AGENT_GATEWAY_MAY_JOIN": "tests.support.tenants:may_join",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
     }
     config = configuration(gateway.provider.url, gateway_url=gateway.openai_base_url)
     with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, upstream_port, **environment) as proxy:

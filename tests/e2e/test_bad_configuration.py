@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e.litellm_proxy import MASTER_KEY
+
+from tests.support.litellm_proxy import MASTER_KEY
 
 MLFLOW = [sys.executable, "-m", "mlflow", "server", "--app-name", "agent-gateway", "--port", "0"]
 LITELLM_CONFIG = Path(__file__).parents[2] / "integrations" / "litellm-proxy" / "config.yaml"

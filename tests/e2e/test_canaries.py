@@ -9,18 +9,18 @@ from pathlib import Path
 
 import httpx
 import pytest
-from canaries import EXAMPLES, Answer, Question, answers, body_of, headers_of, questions, search, words
-from e2e.hostile_provider import OK, HostileProvider
-from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
-from e2e_support import CHAT, DEADLINE_S, wait_for
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from nightly import amount
-from otlp_receiver import Receiver
-from server_support import TRACEPARENT
 
 from agent_gateway_client.demo._endpoints import Endpoints
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.canaries import EXAMPLES, Answer, Question, answers, body_of, headers_of, questions, search, words
+from tests.support.e2e import CHAT, DEADLINE_S, wait_for
+from tests.support.hostile_provider import OK, HostileProvider
+from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
+from tests.support.nightly import amount
+from tests.support.otlp_receiver import Receiver
+from tests.support.server import TRACEPARENT
 
 SIGTERM_CALLS = amount(200, 500)
 ONCE = settings(EXAMPLES, phases=[Phase.generate])

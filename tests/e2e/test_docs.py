@@ -13,11 +13,11 @@ import click
 import mlflow.cli
 import pytest
 import yaml
-from e2e_support import DEADLINE_S
 from packaging.requirements import Requirement
 
 from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("integrations/*/README.md")])

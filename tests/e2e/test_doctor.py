@@ -11,15 +11,15 @@ from typing import Any
 import mlflow
 import pytest
 from click.testing import CliRunner
-from doctor_support import ALL, IMPATIENCE_S, broken, examined
-from meddler import meddler, replacing, without
-from served import Served
 
 from agent_gateway_client import __version__
 from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.doctor.checks import Settings
 from agent_gateway_client.doctor.examine import examine
+from tests.support.doctor import ALL, IMPATIENCE_S, broken, examined
+from tests.support.meddler import meddler, replacing, without
+from tests.support.served import Served
 
 COMMAND = str(Path(sys.executable).parent / "agent-gateway")
 

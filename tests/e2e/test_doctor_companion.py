@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from doctor_support import ALL, IMPATIENCE_S, asgi_gateway, broken, examined, exporter_to
-from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy
-from meddler import meddler, without
-from served import Served
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.server.call import TokenUsage, current_call
 from agent_gateway_client.server.destinations import OtlpDestination
 from agent_gateway_client.server.export import Exporter
+from tests.support.doctor import ALL, IMPATIENCE_S, asgi_gateway, broken, examined, exporter_to
+from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy
+from tests.support.meddler import meddler, without
+from tests.support.served import Served
 
 
 def test_a_gateway_without_the_companion(gateway: DemoGateway):

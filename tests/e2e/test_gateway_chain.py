@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 import httpx
 import mlflow
 import pytest
-from e2e.litellm_proxy import MASTER_KEY, LiteLLMProxy
-from e2e_support import CHAT, USER, assert_linked, children_of, mirrored, mirrors_in
 from mlflow.entities import (
     FallbackConfig,
     FallbackStrategy,
@@ -19,6 +17,8 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.rest_utils import MlflowHostCreds
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import CHAT, USER, assert_linked, children_of, mirrored, mirrors_in
+from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy
 
 LITELLM, PROVIDER, LITELLM_UNNAMED = "litellm", "provider", "litellm by another name"
 

@@ -13,8 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
-from e2e.litellm_proxy import DEADLINE_S, MASTER_KEY, LiteLLMProxy
-from e2e_support import (
+from mlflow.entities import Span
+
+from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import (
     USER,
     assert_linked,
     assert_mirror,
@@ -24,10 +26,8 @@ from e2e_support import (
     read_trace,
     wait_for,
 )
-from mlflow.entities import Span
-from server_support import assert_told
-
-from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.litellm_proxy import DEADLINE_S, MASTER_KEY, LiteLLMProxy
+from tests.support.server import assert_told
 
 ROOT = Path(__file__).parents[2]
 MLFLOW_GATEWAY = ROOT / "integrations" / "mlflow-gateway"

@@ -14,17 +14,17 @@ from urllib.parse import urlsplit
 import httpx
 import mlflow
 import pytest
-from e2e.agent_calls import STREAM, Call, make_calls
-from e2e.columns import COLUMNS
-from e2e.gateways import Column
-from e2e.made_up_gateway import MadeUpGateway
-from e2e.traceparents import CASES
-from e2e_support import CHAT, USER, Database, assert_linked, assert_mirror, mirrored, mirrors_in, wait_for
 from mlflow.entities import Span
-from server_support import assert_told
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.demo.provider import Provider
+from tests.support.agent_calls import STREAM, Call, make_calls
+from tests.support.e2e import CHAT, USER, Database, assert_linked, assert_mirror, mirrored, mirrors_in, wait_for
+from tests.support.gateway_columns import COLUMNS
+from tests.support.gateways import Column
+from tests.support.made_up_gateway import MadeUpGateway
+from tests.support.server import assert_told
+from tests.support.traceparents import CASES
 
 MINI = [("openai/gpt-4o-mini", "OK")]
 FELL_BACK = [("openai/gpt-4o-fail-503", "ERROR"), *MINI]

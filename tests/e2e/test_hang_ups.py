@@ -10,7 +10,11 @@ from urllib.parse import urlsplit
 import httpx
 import mlflow
 import pytest
-from e2e_support import (
+from mlflow.entities import Span
+
+from agent_gateway_client import trace_headers
+from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import (
     USER,
     Database,
     assert_linked,
@@ -22,11 +26,7 @@ from e2e_support import (
     openai_client,
     wait_for,
 )
-from mlflow.entities import Span
-from server_support import assert_told
-
-from agent_gateway_client import trace_headers
-from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.server import assert_told
 
 LONG = {
     "chat": ("/openai/v1/chat/completions", {"model": "long", "messages": [USER]}, "openai/gpt-4o-mini-long"),

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from e2e_support import assert_linked, assert_mirror, children_of, mirrors_in, read_trace, tracing_into, wait_for
-from http_server import HttpServer
-from matrix_support import assert_tokens_counted_once
 from mlflow.entities import Span, Trace
 
 from agent_gateway_client.demo._server import NOT_INHERITED
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import assert_linked, assert_mirror, children_of, mirrors_in, read_trace, tracing_into, wait_for
+from tests.support.http_server import HttpServer
+from tests.support.matrix import assert_tokens_counted_once
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {path.parent.name: path.parent for path in ROOT.glob("integrations/*/README.md")}

@@ -1,14 +1,15 @@
 """instrument_litellm() against a real gateway: every kind of call that it has a route for, with autolog off and on."""
 
 import httpx
-import litellm_column
 import pytest
-from e2e_support import assert_mirror, children_of, mirrors_in, read_trace, wait_for
-from litellm_column import AUTOLOG, FAILS
-from matrix_support import MINI, Cell, Columns, Made, assert_cell, columns_of, each_cell, is_clients
 from mlflow.entities import Trace
 
-columns = columns_of(litellm_column)
+from tests.support.columns import litellm
+from tests.support.columns.litellm import AUTOLOG, FAILS
+from tests.support.e2e import assert_mirror, children_of, mirrors_in, read_trace, wait_for
+from tests.support.matrix import MINI, Cell, Columns, Made, assert_cell, columns_of, each_cell, is_clients
+
+columns = columns_of(litellm)
 
 TITLE = "LiteLLM"
 
@@ -23,7 +24,7 @@ NO_ROUTE = {
 """Kinds of calls that MLflow's gateway does not serve, and where it would."""
 
 
-@each_cell(litellm_column, TITLE)
+@each_cell(litellm, TITLE)
 def test_litellm(cell: Cell, autolog: str, columns: Columns):
     """Each call of the cell has one mirror, below the span of that very call, and its tokens are counted once."""
     if "fallback" in cell.mode:
@@ -68,7 +69,7 @@ def assert_fallback(made: Made, autolog: str) -> None:
 @pytest.mark.parametrize("autolog", AUTOLOG)
 @pytest.mark.parametrize("kind", NO_ROUTE)
 def test_litellm_without_a_route(kind: str, autolog: str, http: httpx.Client):
-    """What the gateway does not serve is seen in tests/test_litellm.py, against the provider in its place."""
+    """What the gateway does not serve is seen in tests/litellm/, against the provider in its place."""
     path = NO_ROUTE[kind]
     assert http.post(path.lstrip("/"), json={"model": "chat"}).status_code in (404, 405)
-    pytest.skip(f"MLflow's gateway has no route {path}; tests/test_litellm.py has it, against the local provider")
+    pytest.skip(f"MLflow's gateway has no route {path}; tests/litellm/ has it, against the local provider")

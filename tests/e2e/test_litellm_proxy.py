@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import httpx
 import mlflow
 import pytest
-from e2e.litellm_proxy import LiteLLMProxy
-from e2e_routes import reported_usage
-from e2e_support import CHAT, assert_mirror, children_of, mirrored, mirrors_in
 from mlflow.entities import Span
-from server_support import assert_told
+
+from tests.support.e2e import CHAT, assert_mirror, children_of, mirrored, mirrors_in
+from tests.support.litellm_proxy import LiteLLMProxy
+from tests.support.routes import reported_usage
+from tests.support.server import assert_told
 
 MINI = [("openai/gpt-4o-mini", None)]
 CLAUDE = [("anthropic/claude-3-5-haiku-20241022", None)]

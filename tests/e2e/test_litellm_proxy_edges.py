@@ -7,10 +7,11 @@ from typing import Any
 import httpx
 import mlflow
 import pytest
-from e2e.litellm_proxy import LiteLLMProxy
-from e2e_support import CHAT, Database, assert_mirror, children_of, mirrored, mirrors_in, wait_for
 from mlflow.entities import Span
-from server_support import assert_told
+
+from tests.support.e2e import CHAT, Database, assert_mirror, children_of, mirrored, mirrors_in, wait_for
+from tests.support.litellm_proxy import LiteLLMProxy
+from tests.support.server import assert_told
 
 CANARY = "c4n4ry7f3a"
 MINI = [("openai/gpt-4o-mini", "OK")]

@@ -5,10 +5,10 @@ from typing import Any
 import httpx
 import mlflow
 import pytest
-from e2e_routes import reported_usage
-from e2e_support import USER, assert_mirror, children_of, mirrored, mirrors_in, read_trace, wait_for
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import USER, assert_mirror, children_of, mirrored, mirrors_in, read_trace, wait_for
+from tests.support.routes import reported_usage
 
 UNREPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "raw proxy": ("/proxy/chat/v1/chat/completions", {"model": "gpt-4o-mini"}),

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e_support import DEADLINE_S, Database
-from server_support import full_call
 
 from agent_gateway_client.demo._server import MlflowServer
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.destinations import mlflow_tracking_server
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.w3c import TraceContext
+from tests.support.e2e import DEADLINE_S, Database
+from tests.support.server import full_call
 
 USER, PASSWORD, TOKEN = "admin", "a password of the tests", "a-token-of-the-tests"
 AUTH = """

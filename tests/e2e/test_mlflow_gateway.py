@@ -5,10 +5,11 @@ from typing import NamedTuple
 import httpx
 import mlflow
 import pytest
-from e2e_routes import ROUTES, Route, reported_usage
-from e2e_support import assert_linked, assert_mirror, mirrored, mirrors_in
 from mlflow.entities import Span, Trace
-from server_support import assert_told
+
+from tests.support.e2e import assert_linked, assert_mirror, mirrored, mirrors_in
+from tests.support.routes import ROUTES, Route, reported_usage
+from tests.support.server import assert_told
 
 
 class Made(NamedTuple):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_support import DEADLINE_S, Database, wait_for
-from otlp_receiver import Receiver
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import DEADLINE_S, Database, wait_for
+from tests.support.otlp_receiver import Receiver
 
 CANARY = "canary-otlp-50c1"
 

@@ -11,8 +11,6 @@ import httpx
 import mlflow
 import psycopg
 import pytest
-from e2e.backends import Collector, FastapiGateway, Postgres
-from e2e_support import CHAT, DEADLINE_S, children_of, wait_for
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -20,6 +18,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from agent_gateway_client import wrap_httpx
 from agent_gateway_client.demo._server import MlflowServer
 from agent_gateway_client.demo.provider import Provider
+from tests.support.backends import Collector, FastapiGateway, Postgres
+from tests.support.e2e import CHAT, DEADLINE_S, children_of, wait_for
 
 AGENTS, CALLS = 100, 20
 GATEWAYS = 2

@@ -12,7 +12,10 @@ from typing import Any
 import httpx
 import mlflow
 import pytest
-from e2e_support import (
+from mlflow.entities import Span
+
+from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import (
     DEADLINE_S,
     USER,
     Database,
@@ -25,9 +28,6 @@ from e2e_support import (
     tracing_into,
     wait_for,
 )
-from mlflow.entities import Span
-
-from agent_gateway_client.demo.gateway import DemoGateway
 
 MESSAGES: Any = [USER]
 MINI = [("openai/gpt-4o-mini", "OK")]

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from e2e.backends import ROOT, FastapiGateway, Phoenix
-from e2e_support import DEADLINE_S, wait_for
 
 from agent_gateway_client.demo._server import NOT_INHERITED
 from agent_gateway_client.demo.provider import Provider
+from tests.support.backends import ROOT, FastapiGateway, Phoenix
+from tests.support.e2e import DEADLINE_S, wait_for
 
 FOLDER = ROOT / "integrations" / "phoenix"
 SPANS = 8

@@ -9,11 +9,11 @@ import httpx
 import mlflow
 import openai
 import pytest
-from e2e_routes import ROUTES, Route
-from e2e_support import Database, assert_linked, httpx_client, mirrored, mirrors_in, openai_client, tracing_into
 from mlflow.entities import Span
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import Database, assert_linked, httpx_client, mirrored, mirrors_in, openai_client, tracing_into
+from tests.support.routes import ROUTES, Route
 
 CANARY = "c4n4ry7f3a"
 ASK: Any = [{"role": "system", "content": f"{CANARY}-system"}, {"role": "user", "content": f"say {CANARY}"}]

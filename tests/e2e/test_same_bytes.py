@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from e2e_routes import ROUTES
-from e2e_support import DEADLINE_S, USER
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import DEADLINE_S, USER
+from tests.support.routes import ROUTES
 
 CHAT = "/openai/v1/chat/completions"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}

@@ -8,12 +8,12 @@ from typing import Any
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
-from e2e_support import USER, linked, mirrored, mirrors_in, openai_client
 
 from agent_gateway_client import show_trace
 from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.errors import ConfigurationError, NotFoundError
+from tests.support.e2e import USER, linked, mirrored, mirrors_in, openai_client
 
 MESSAGES: Any = [USER]
 

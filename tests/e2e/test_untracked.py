@@ -4,11 +4,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from e2e_support import USER, Database, children_of, httpx_client, mirrored, mirrors_in, openai_client
 from mlflow.entities import Span
-from server_support import assert_told
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import USER, Database, children_of, httpx_client, mirrored, mirrors_in, openai_client
+from tests.support.server import assert_told
 
 CALLS = {
     "chat": ("/openai/v1/chat/completions", {"model": "quiet"}, 200),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from notebook_support import FOLDER, NOTEBOOKS, execute, kinds
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.notebooks import FOLDER, NOTEBOOKS, execute, kinds
 
 pytestmark = pytest.mark.e2e
 

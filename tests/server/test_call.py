@@ -5,9 +5,7 @@ import typing
 from types import NoneType, UnionType
 
 import pytest
-from server_support import PARENT
 
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server import call as module
 from agent_gateway_client.server import current_gateway_call
 from agent_gateway_client.server.call import (
@@ -22,6 +20,8 @@ from agent_gateway_client.server.call import (
     error_type,
     new_span_id,
 )
+from agent_gateway_client.w3c import TraceContext
+from tests.support.server import PARENT
 
 FACTS = (GatewayCall, Attempt, TokenUsage, Cost)
 

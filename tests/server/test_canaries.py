@@ -9,8 +9,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asgi_support import Client, http_scope
-from canaries import (
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from starlette.exceptions import HTTPException
+
+from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call
+from agent_gateway_client.server import mirror as mirror_module
+from agent_gateway_client.server._gateway_call import add_response
+from agent_gateway_client.server.destinations import destination_from_environment
+from agent_gateway_client.server.export import Exporter
+from tests.support.asgi import Client, http_scope
+from tests.support.canaries import (
     CANARY,
     EXAMPLES,
     Answer,
@@ -25,17 +34,8 @@ from canaries import (
     texts,
     words,
 )
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
-from otlp_receiver import Receiver
-from server_support import DEADLINE_S
-from starlette.exceptions import HTTPException
-
-from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call
-from agent_gateway_client.server import mirror as mirror_module
-from agent_gateway_client.server.destinations import destination_from_environment
-from agent_gateway_client.server.details import add_response
-from agent_gateway_client.server.export import Exporter
+from tests.support.otlp_receiver import Receiver
+from tests.support.server import DEADLINE_S
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -28,10 +28,9 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.store.tracking.file_store import FileStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from server_support import DEADLINE_S, full_call, plain_attempt, plain_call
 
+from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
-from agent_gateway_client.propagation import TraceContext, current_trace_context
 from agent_gateway_client.server.call import new_span_id
 from agent_gateway_client.server.destinations import (
     MlflowDestination,
@@ -41,6 +40,8 @@ from agent_gateway_client.server.destinations import (
 )
 from agent_gateway_client.server.export import Destination, Exporter, Rejected
 from agent_gateway_client.server.mirror import Convention, mirror
+from agent_gateway_client.w3c import TraceContext
+from tests.support.server import DEADLINE_S, full_call, plain_attempt, plain_call
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from server_support import DEADLINE_S, MemoryDestination, Store, full_call, gateways, small_call, submit
 
 from agent_gateway_client.server import export
 from agent_gateway_client.server.export import MAX_BATCH, Exporter, Rejected
 from agent_gateway_client.server.mirror import Convention
+from tests.support.server import DEADLINE_S, MemoryDestination, Store, full_call, gateways, small_call, submit
 
 
 def test_calls_arrive_in_order_and_once():

@@ -5,9 +5,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from server_support import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
 
 from agent_gateway_client.server.export import Exporter
+from tests.support.server import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 
 SCRIPT = """
 import os, sys, threading
-from server_support import DEADLINE_S, MemoryDestination, small_call
+from tests.support.server import DEADLINE_S, MemoryDestination, small_call
 from agent_gateway_client.server.export import Exporter
 """
 
 
 def run(code: str) -> list[str]:
     """Run code in a new interpreter, and return the lines it prints."""
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT + code],
         env={**os.environ, "PYTHONPATH": path},

@@ -3,11 +3,11 @@
 import threading
 
 import pytest
-from server_support import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
 
 from agent_gateway_client.server import export
 from agent_gateway_client.server.call import Attempt, GatewayCall
 from agent_gateway_client.server.export import Exporter
+from tests.support.server import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
 
 
 def test_flushing_nothing_needs_no_thread():

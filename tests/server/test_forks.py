@@ -9,10 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from otlp_receiver import Receiver
-from server_support import DEADLINE_S, TRACE_ID
 
 from agent_gateway_client.demo._port import Reservation
+from tests.support.otlp_receiver import Receiver
+from tests.support.server import DEADLINE_S, TRACE_ID
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork()")
 
@@ -20,7 +20,7 @@ CALLS = 40
 GUNICORN = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2"]
 FORK = """
 import os, sys
-from server_support import DEADLINE_S, small_call
+from tests.support.server import DEADLINE_S, small_call
 from agent_gateway_client.server.destinations import destination_from_environment
 from agent_gateway_client.server.export import Exporter
 
@@ -58,7 +58,7 @@ def health():
 
 
 def environment(receiver: Receiver, exporter: str, directory: Path) -> dict[str, str]:
-    path = [str(directory), str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(directory), str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         "AGENT_GATEWAY_EXPORTER": exporter,

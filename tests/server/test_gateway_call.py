@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from asgi_support import Mirrors
-from server_support import PARENT, SPAN_ID, TRACE_ID, TRACEPARENT, facts_of
-from wire_samples import CANARY, CHAT_FACTS, SAMPLES
 
 from agent_gateway_client.server import current_gateway_call, gateway_attempt, gateway_call, relayed
+from agent_gateway_client.server._gateway_call import add_response
 from agent_gateway_client.server.call import Cost, TokenUsage
-from agent_gateway_client.server.details import add_response
+from tests.support.asgi import Mirrors
+from tests.support.server import PARENT, SPAN_ID, TRACE_ID, TRACEPARENT, facts_of
+from tests.support.wire_samples import CANARY, CHAT_FACTS, SAMPLES
 
 TRACED = {"traceparent": TRACEPARENT}
 

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asgi_support import Mirrors
 from fastapi import FastAPI
-from middleware_support import TRACED, answer, fastapi_app, post
-from server_support import TRACEPARENT
 from starlette.authentication import AuthCredentials, AuthenticationBackend, SimpleUser
 from starlette.middleware.authentication import AuthenticationMiddleware
-from wire_samples import CHAT, SAMPLES
 
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, gateway_call
 from agent_gateway_client.server.joining import may_join_from_environment
+from tests.support.asgi import Mirrors
+from tests.support.middleware import TRACED, answer, fastapi_app, post
+from tests.support.server import TRACEPARENT
+from tests.support.wire_samples import CHAT, SAMPLES
 
 
 @pytest.fixture

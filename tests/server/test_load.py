@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from asgi_support import EVENTS, body, http_scope, start
-from nightly import amount
-from server_support import DEADLINE_S, PARENT, MemoryDestination, Store, ids_of
 
 from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt
 from agent_gateway_client.server.call import MAX_ATTEMPTS, GatewayCall
 from agent_gateway_client.server.export import Exporter
+from tests.support.asgi import EVENTS, body, http_scope, start
+from tests.support.nightly import amount
+from tests.support.server import DEADLINE_S, PARENT, MemoryDestination, Store, ids_of
 
 KIB = 1024
 STREAMS = amount(1_000, 10_000)

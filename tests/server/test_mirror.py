@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
-from server_support import (
+
+from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage
+from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
+from agent_gateway_client.w3c import TraceContext
+from tests.support.server import (
     PARENT,
     SPAN_ID,
     TRACE_ID,
@@ -16,10 +20,6 @@ from server_support import (
     plain_call,
     small_call,
 )
-
-from agent_gateway_client.propagation import TraceContext
-from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage
-from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
 
 each_convention = pytest.mark.parametrize("convention", Convention)
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.trace import StatusCode
-from server_support import attributes_of, full_call, ids_of
 
 from agent_gateway_client import server
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
 from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
+from agent_gateway_client.w3c import TraceContext
+from tests.support.server import attributes_of, full_call, ids_of
 
 VOCABULARY = {
     Convention.MLFLOW: {
@@ -61,8 +61,8 @@ VOCABULARY = {
 
 READ_ELSEWHERE = {
     # Read from MLflow's request state, and from the gateway's own spans; an abandoned one gets its error type.
-    "mlflow_gateway.py": {"endpoint_id"},
-    "_mlflow_spans.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
+    "mlflow_gateway/_app.py": {"endpoint_id"},
+    "mlflow_gateway/_spans.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
     # Read from the spans of a trace to add them up.
     "totals.py": {"mlflow.chat.tokenUsage"},
 }
@@ -71,7 +71,13 @@ READ_ELSEWHERE = {
 MAKERS = {"ReadableSpan", "Resource", "Link", "Status", "set_attribute", "set_attributes", "add_event"}
 """What a span is made or changed with."""
 
+SERVER = Path(server.__path__[0])
+
 each_convention = pytest.mark.parametrize("convention", Convention)
+
+
+def relative_to_server(path: Path) -> str:
+    return path.relative_to(SERVER).as_posix()
 
 
 @each_convention
@@ -82,7 +88,7 @@ def test_the_vocabulary_is_all_used_and_no_more(convention: Convention):
     assert keys == VOCABULARY[convention]
 
 
-@pytest.mark.parametrize("path", sorted(Path(server.__path__[0]).glob("**/*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(SERVER.glob("**/*.py")), ids=relative_to_server)
 def test_attributes_are_named_in_one_place(path: Path):
     """Only mirror.py spells the key of a span attribute: the vocabulary can be read and checked in one place."""
     if path.name == "mirror.py":
@@ -92,7 +98,7 @@ def test_attributes_are_named_in_one_place(path: Path):
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     namespaces = ("gen_ai.", "mlflow.llm.", "mlflow.gateway.", "mlflow.chat.", "exception.")
     named = {text for text in texts if text in keys or (text.startswith(namespaces) and " " not in text)}
-    assert named == READ_ELSEWHERE.get(path.name, set())
+    assert named == READ_ELSEWHERE.get(relative_to_server(path), set())
     called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     names = {getattr(function, "id", getattr(function, "attr", None)) for function in called}
     assert not names & MAKERS, "spans are made in mirror.py"

@@ -11,13 +11,13 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
-from otlp_receiver import Receiver, make_certificate
-from server_support import DEADLINE_S, SPAN_ID, TRACE_ID, full_call
 
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server.destinations import OtlpDestination, destination_from_environment
 from agent_gateway_client.server.export import Exporter, Rejected
 from agent_gateway_client.server.mirror import mirror
+from agent_gateway_client.w3c import TraceContext
+from tests.support.otlp_receiver import Receiver, make_certificate
+from tests.support.server import DEADLINE_S, SPAN_ID, TRACE_ID, full_call
 
 
 @pytest.fixture

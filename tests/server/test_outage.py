@@ -14,17 +14,17 @@ from typing import Any, Protocol
 
 import httpx
 import pytest
-from middleware_support import REQUEST, starlette_app
-from nightly import NIGHTLY, amount
-from otlp_receiver import Receiver
-from served import Served
-from server_support import DEADLINE_S, TRACE_ID
-from wire_samples import CHAT, SAMPLES
 
 from agent_gateway_client.demo._server import MlflowServer
 from agent_gateway_client.server import GatewayTracingMiddleware
 from agent_gateway_client.server.destinations import destination_from_environment
 from agent_gateway_client.server.export import Exporter
+from tests.support.middleware import REQUEST, starlette_app
+from tests.support.nightly import NIGHTLY, amount
+from tests.support.otlp_receiver import Receiver
+from tests.support.served import Served
+from tests.support.server import DEADLINE_S, TRACE_ID
+from tests.support.wire_samples import CHAT, SAMPLES
 
 CALLS = amount(60, 1_200)
 CALLS_PER_SECOND = 20

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from asgi_support import TRACED, Client, Mirrors, answering, body, http_scope, start
-from server_support import DEADLINE_S, TRACEPARENT, MemoryDestination, submit
 
 from agent_gateway_client import __version__
 from agent_gateway_client.server import GatewayTracingMiddleware
 from agent_gateway_client.server.export import Exporter, Rejected
 from agent_gateway_client.server.probe import answer
+from tests.support.asgi import TRACED, Client, Mirrors, answering, body, http_scope, start
+from tests.support.server import DEADLINE_S, TRACEPARENT, MemoryDestination, submit
 
 PROBE = [(b"Agent-Gateway-Probe", b"1")]
 

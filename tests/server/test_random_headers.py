@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from asgi_support import http_scope
-from nightly import amount
-from server_support import DEADLINE_S, MemoryDestination, ids_of
 
 from agent_gateway_client.server import GatewayTracingMiddleware
 from agent_gateway_client.server.export import Exporter
+from tests.support.asgi import http_scope
+from tests.support.nightly import amount
+from tests.support.server import DEADLINE_S, MemoryDestination, ids_of
 
 SETS = amount(5_000, 100_000)
 Headers = list[tuple[bytes, bytes]]

@@ -8,10 +8,10 @@ from typing import get_args
 import pytest
 from opentelemetry.semconv import _incubating, attributes
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
-from server_support import attributes_of, full_call
 
 from agent_gateway_client.server.call import Attempt, Operation
 from agent_gateway_client.server.mirror import _WELL_KNOWN_PROVIDERS, Convention, mirror
+from tests.support.server import attributes_of, full_call
 
 OURS = ("mlflow.", "agent_gateway.", "endpoint_", "server_url")
 """Names that MLflow has given, and this package's own."""

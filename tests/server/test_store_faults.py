@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from otlp_receiver import Receiver, Trouble
-from server_support import DEADLINE_S, PARENT, submit
 
 from agent_gateway_client.server import _mlflow_server
 from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.destinations import MlflowDestination, destination_from_environment
 from agent_gateway_client.server.export import Exporter
+from tests.support.otlp_receiver import Receiver, Trouble
+from tests.support.server import DEADLINE_S, PARENT, submit
 
 TROUBLES: list[list[Trouble]] = [[401], [429], [500, 503], ["garbage"], ["hang up"], ["silence"]]
 
@@ -127,7 +127,7 @@ def test_a_locked_database(database: Path, store: Exporter):
 FULL_DISK = """
 import resource, signal, sys
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from server_support import DEADLINE_S, PARENT
+from tests.support.server import DEADLINE_S, PARENT
 from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.destinations import MlflowDestination
 from agent_gateway_client.server.export import Exporter
@@ -151,7 +151,7 @@ def test_a_full_disk(database: Path, store: Exporter):
 
     The process is not allowed to make any file longer, which fails as a full disk does.
     """
-    path = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FULL_DISK, str(database)],
         env={**os.environ, "PYTHONPATH": path},

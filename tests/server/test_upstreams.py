@@ -10,19 +10,19 @@ import httpx
 import httpx2
 import mlflow
 import pytest
-from asgi_support import Client, Mirrors, answering
-from http_server import HttpServer
-from middleware_support import post, starlette_app
-from server_support import PARENT, SPAN_ID, TRACE_ID, TRACEPARENT, ids_of
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from wire_samples import SAMPLES
 
 from agent_gateway_client import trace_headers
-from agent_gateway_client.propagation import TraceContext
 from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call, upstreams
 from agent_gateway_client.server.call import MAX_ATTEMPTS
+from agent_gateway_client.w3c import TraceContext
+from tests.support.asgi import Client, Mirrors, answering
+from tests.support.http_server import HttpServer
+from tests.support.middleware import post, starlette_app
+from tests.support.server import PARENT, SPAN_ID, TRACE_ID, TRACEPARENT, ids_of
+from tests.support.wire_samples import SAMPLES
 
 pytestmark = pytest.mark.usefixtures("undone")
 

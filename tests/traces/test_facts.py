@@ -2,9 +2,9 @@
 
 import pytest
 from mlflow.entities import Span
-from trace_samples import joined, span
 
 from agent_gateway_client.traces.facts import MAX_VALUE_LENGTH, SpanFacts, total_cost
+from tests.support.trace_samples import joined, span
 
 
 def facts(*spans: Span) -> list[SpanFacts]:

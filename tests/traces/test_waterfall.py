@@ -4,10 +4,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from trace_samples import joined, span
 
 from agent_gateway_client.traces.notebook import Waterfall
 from agent_gateway_client.traces.waterfall import page, waterfall
+from tests.support.trace_samples import joined, span
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;</style></td>"
 KNOWN_TAGS = {

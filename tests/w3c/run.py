@@ -12,16 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import mlflow  # noqa: E402
-from served import Served  # noqa: E402
-from server_support import MemoryDestination  # noqa: E402
-from w3c.service import make_service  # noqa: E402
+import mlflow
 
-from agent_gateway_client.demo._port import Reservation  # noqa: E402
-from agent_gateway_client.server.export import Exporter  # noqa: E402
+from agent_gateway_client.demo._port import Reservation
+from agent_gateway_client.server.export import Exporter
+from tests.support.served import Served
+from tests.support.server import MemoryDestination
+from tests.w3c.service import make_service
 
 
 def main(harness: str, *tests: str) -> int:

@@ -15,17 +15,16 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from agent_gateway_client import wrap_httpx
-from agent_gateway_client.gateways import Gateways
-from agent_gateway_client.propagation import TraceContext, extract, model_call
+from agent_gateway_client.active_span import ModelCall, model_call
 from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.w3c import TraceContext, extract
 
 
-class _Below:
+class _Below(ModelCall):
     """What the requests of one attempt name as their parent."""
 
     def __init__(self, parent: TraceContext) -> None:
-        self.gateways = Gateways([])
         self._parent = parent
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import mlflow
 import pytest
-from http_server import HttpServer
-from served import Served
-from server_support import DEADLINE_S, MemoryDestination, ids_of
-from w3c.service import make_service
 
 from agent_gateway_client.server.export import Exporter
+from tests.support.http_server import HttpServer
+from tests.support.served import Served
+from tests.support.server import DEADLINE_S, MemoryDestination, ids_of
+from tests.w3c.service import make_service
 
 T, S = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 P = f"00-{T}-{S}-01"

@@ -1,0 +1,86 @@
+"""aiohttp: the function through which all requests of all sessions go, and its request in the shape of httpx's."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._patching import Switch
+from agent_gateway_client.active_span import model_call
+from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.http._opentelemetry import is_by_aiohttp_instrumentation
+from agent_gateway_client.http._propagate import propagate
+from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_EXTENSIONS = "_agent_gateway_client_extensions"
+
+
+class AiohttpRequest:
+    """What :func:`propagate` reads and writes of a request.
+
+    aiohttp makes a new request for each hop of a redirect, out of the headers that the user gave: a header that is set
+    here never goes on to another host.
+
+    Args:
+        request: An ``aiohttp.ClientRequest`` that is about to be sent.
+    """
+
+    def __init__(self, request: Any) -> None:
+        url = request.url
+        self.url = SimpleNamespace(
+            scheme=url.scheme,
+            raw_host=(url.raw_host or "").encode(),
+            port=url.port,
+            raw_path=url.raw_path.encode(),
+        )
+        self.headers = _Headers(request.headers)
+        # Kept on the request, which a middleware may send twice.
+        self.extensions: dict[str, Any] = vars(request).setdefault(_EXTENSIONS, {})
+
+
+class _Headers:
+    def __init__(self, headers: Any) -> None:
+        self._headers = headers
+        self._makes_room = is_by_aiohttp_instrumentation(headers.get(TRACEPARENT))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._headers and not self._makes_room
+
+    def __delitem__(self, name: str) -> None:
+        del self._headers[name]
+
+    def get(self, name: str) -> str | None:
+        value: str | None = self._headers.get(name)
+        return value
+
+    def __setitem__(self, name: str, value: str) -> None:
+        if self._makes_room and name == TRACEPARENT:
+            self._headers.popall(TRACESTATE, None)
+        self._headers[name] = value
+
+
+def _send(original: Callable[..., Any], switch: Switch) -> Any:
+    async def send(request: Any, *args: Any, **kwargs: Any) -> Any:
+        if switch.is_on:
+            _propagate(request)
+        return await original(request, *args, **kwargs)
+
+    return send
+
+
+def _propagate(request: Any) -> None:
+    try:
+        if request.method != "CONNECT":  # which goes to a proxy
+            propagate(AiohttpRequest(request), KnownGateways(model_call.get()))
+    except Exception as error:  # whatever aiohttp does, the user's call goes on
+        warn_once(
+            "instrumentation.aiohttp",
+            "aiohttp %s is not what this version of agent-gateway-client expects (%s); a request was sent without "
+            "trace context. Upgrade agent-gateway-client.",
+            version_of("aiohttp"),
+            type(error).__name__,
+        )
+
+
+REPLACEMENTS = {"aiohttp:ClientRequest.send": _send}
+"""The function, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""

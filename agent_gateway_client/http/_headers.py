@@ -1,0 +1,50 @@
+"""The trace context as headers, for a client that this package does not know."""
+
+from collections.abc import Iterable
+
+from agent_gateway_client._log import warn_once
+from agent_gateway_client.active_span import current_trace_context, model_call
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
+from agent_gateway_client.http._known import instrumented_gateways
+
+
+def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[str, str]:
+    """Return the headers that a request to ``url`` should carry, for a client that this package does not know.
+
+    Args:
+        url: Where the request goes; ``ws://`` and ``wss://`` count as the HTTP they start from.
+        gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``, and those of every
+            ``instrument()`` that is in force, and inside a gateway those behind it.
+
+    Returns:
+        ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is no gateway or no span is
+        active.
+
+    Raises:
+        ConfigurationError: ``gateways`` was given and holds what is no URL.
+    """
+    known = Gateways(gateways) if gateways is not None else _known_gateways()
+    if url not in known:
+        return {}
+    try:
+        context = current_trace_context()
+    except Exception as error:
+        warn_once(
+            "trace_headers",
+            "trace_headers() could not read the active span (%r); no trace context is sent. Upgrade "
+            "agent-gateway-client.",
+            error,
+        )
+        return {}
+    return context.to_headers() if context else {}
+
+
+def _known_gateways() -> Gateways:
+    call = model_call.get()
+    known = instrumented_gateways() | call.gateways if call else instrumented_gateways()
+    try:
+        return Gateways.from_environment() | known
+    except ConfigurationError as error:
+        warn_once("trace_headers.environment", "%s is left out: %s", GATEWAY_URLS_VARIABLE, error)
+        return known

@@ -1,0 +1,40 @@
+"""Which gateways a request may carry trace context to."""
+
+from typing import Any
+
+from agent_gateway_client.active_span import ModelCall
+from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
+from agent_gateway_client.http._clients import hook_of
+
+_gateways = NO_GATEWAYS
+"""Those of all handles in force. Replaced as a whole, so that a request can read it without a lock."""
+
+
+def instrumented_gateways() -> Gateways:
+    """Return the gateways of every :func:`instrument` that is in force."""
+    return _gateways
+
+
+def set_process_gateways(gateways: Gateways) -> None:
+    """Replace the gateways of the process."""
+    global _gateways
+    _gateways = gateways
+
+
+class KnownGateways:
+    """The gateways of the process, of the model call that a request belongs to, and of a client that is wrapped."""
+
+    __slots__ = ("_call", "_client")
+
+    def __init__(self, call: ModelCall | None, client: Any = None) -> None:
+        self._call = call
+        self._client = client
+
+    def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
+        """Tell what :meth:`Gateways.covers` does."""
+        if _gateways.covers(scheme, host, port, path):
+            return True
+        if self._call is not None and self._call.gateways.covers(scheme, host, port, path):
+            return True
+        hook = hook_of(self._client) if self._client is not None else None
+        return hook is not None and hook.gateways.covers(scheme, host, port, path)

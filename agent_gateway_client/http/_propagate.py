@@ -1,0 +1,56 @@
+"""Puts the trace context on a request of httpx's kind.
+
+It is called for every request that is sent, for each retry and each hop of a redirect, with the URL as it goes out.
+httpx copies all headers but ``Authorization`` to a redirect's target, so our own headers are taken off again where a
+redirect leaves the gateway.
+"""
+
+from typing import Any, Protocol
+
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client.active_span import current_trace_context, is_received
+from agent_gateway_client.w3c import TRACEPARENT
+
+_SENT_BY_US = "agent_gateway_client.headers"
+"""The key in a request's extensions that holds the headers this package has set on it."""
+
+
+class KnowsGateways(Protocol):
+    """One or more sets of gateways."""
+
+    def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
+        """Tell what :meth:`Gateways.covers` does."""
+
+
+def propagate(request: Any, gateways: KnowsGateways) -> None:
+    """Put the current trace context on an httpx request to a gateway; take ours off one that leaves. Never raises."""
+    try:
+        url = request.url
+        headers = request.headers
+        extensions = request.extensions
+        if _SENT_BY_US in extensions:
+            # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.
+            for name, value in extensions.pop(_SENT_BY_US).items():
+                if headers.get(name) == value:
+                    del headers[name]
+        host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
+        if not gateways.covers(url.scheme, host, url.port, path):
+            return
+        if TRACEPARENT in headers and not is_received(headers.get(TRACEPARENT)):
+            return
+        context = current_trace_context()
+        if context is not None:
+            sent = context.to_headers()
+            # httpx's update() takes four times as long.
+            for name, value in sent.items():
+                headers[name] = value
+            extensions[_SENT_BY_US] = sent
+    except Exception:
+        logger.debug("The trace context was not put on a request", exc_info=True)
+        warn_once(
+            "http.propagate",
+            "The trace context could not be put on a request (httpx %s, httpx2 %s); the request was sent without it. "
+            "Details are logged at level DEBUG.",
+            version_of("httpx"),
+            version_of("httpx2"),
+        )

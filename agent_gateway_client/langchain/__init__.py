@@ -1,0 +1,16 @@
+"""LangChain and LangGraph: a callback handler."""
+
+from agent_gateway_client.errors import MissingDependencyError
+
+try:
+    import langchain_core  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "langchain_core":
+        raise
+    raise MissingDependencyError(
+        "GatewayCallbackHandler needs the package langchain-core: pip install 'agent-gateway-client[langchain]'"
+    ) from None
+
+from agent_gateway_client.langchain._handler import GatewayCallbackHandler
+
+__all__ = ["GatewayCallbackHandler"]

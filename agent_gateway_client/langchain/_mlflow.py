@@ -1,0 +1,59 @@
+"""MLflow's tracer for LangChain: the span it keeps for a run, and what is active. Its internals are used here only."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client.active_span import as_trace_context
+from agent_gateway_client.w3c import TraceContext
+
+T = TypeVar("T")
+
+
+def span_of_run(manager: Any) -> TraceContext | None:
+    """Return the span that MLflow's autolog keeps for a run; ``None`` where it keeps none.
+
+    That span is often not the active one: in async code by default, in batches of chains, and for all but the last of
+    several prompts.
+
+    Args:
+        manager: LangChain's run manager, which has the ``run_id`` and all ``handlers`` of the run.
+    """
+
+    def look_up(module: Any) -> TraceContext | None:
+        for handler in manager.handlers:
+            if isinstance(handler, module.MlflowLangchainTracer) and str(manager.run_id) in handler._run_span_mapping:
+                return as_trace_context(handler._get_span_by_run_id(manager.run_id)._span.get_span_context())
+        return None
+
+    return _guarded(look_up, "mlflow.langchain.langchain_tracer")
+
+
+def active_context() -> Any:
+    """Return MLflow's current context, of which the active span is a part; ``None`` without MLflow."""
+    return _guarded(lambda provider: provider.get_context_api().get_current())
+
+
+def activate(context: Any) -> None:
+    """Make a context of MLflow's the current one."""
+    _guarded(lambda provider: provider.get_context_api().attach(context))
+
+
+def _guarded(use: Callable[[Any], T], module: str = "mlflow.tracing.provider") -> T | None:
+    """Use a module of MLflow's; ``None`` where it is not loaded, or is not what it was."""
+    loaded = sys.modules.get(module)
+    if loaded is None:
+        return None
+    try:
+        return use(loaded)
+    except Exception as error:  # whatever MLflow does, the user's call goes on
+        warn_once(
+            f"langchain.{module}",
+            "mlflow-tracing %s does not tell the spans of LangChain's runs the way this version of "
+            "agent-gateway-client expects (%s in %s); requests may name a coarser span. Upgrade agent-gateway-client.",
+            version_of("mlflow-tracing"),
+            type(error).__name__,
+            module,
+        )
+        return None

@@ -1,0 +1,20 @@
+"""LiteLLM's SDK.
+
+Its requests go through httpx and aiohttp, whatever the kind of call, and are reached by :func:`instrument`. What is
+particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``, which goes round Python's clients.
+"""
+
+from agent_gateway_client.errors import MissingDependencyError
+
+try:
+    import litellm  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "litellm":
+        raise
+    raise MissingDependencyError(
+        "instrument_litellm() needs the package litellm: pip install 'agent-gateway-client[litellm]'"
+    ) from None
+
+from agent_gateway_client.litellm._instrument import LiteLLMInstrumentation, instrument_litellm
+
+__all__ = ["LiteLLMInstrumentation", "instrument_litellm"]

@@ -1,0 +1,230 @@
+"""``instrument_litellm()``, and what is replaced in LiteLLM while it is in force."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
+
+import litellm
+
+from agent_gateway_client._patching import Patch, Replace, Switch, find_patch
+from agent_gateway_client.active_span import model_call
+from agent_gateway_client.gateways import Gateways
+from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
+from agent_gateway_client.litellm._calls import LiteLLMCall, guarded, is_autolog, is_autologged, place
+from agent_gateway_client.litellm._rust import rust_replacements
+
+_lock = threading.RLock()
+_handles: list["LiteLLMInstrumentation"] = []
+_patches: dict[str, Patch] = {}
+
+
+class LiteLLMInstrumentation(Instrumentation):
+    """What :func:`instrument_litellm` has switched on. As a context manager, it is switched off at the end."""
+
+    def __init__(self, gateways: Gateways) -> None:
+        super().__init__(gateways, for_adapter=True)
+        with _lock:
+            _handles.append(self)
+            for path, replace in _replacements().items():
+                patch = _patches.get(path) or find_patch(path, replace, _CONSEQUENCE)
+                if patch is not None:
+                    _patches[path] = patch
+                    patch.put_on()
+
+    def uninstrument(self) -> None:
+        """Switch this one off; others stay in force. The second time does nothing."""
+        super().uninstrument()
+        with _lock:
+            if self in _handles:
+                _handles.remove(self)
+            if not _handles:
+                for patch in _patches.values():
+                    patch.take_off()
+
+
+def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
+    """Make LiteLLM put the trace context on every request that it sends to a gateway.
+
+    Every kind of call is covered, sync, async and streamed, with the router's retries and fallbacks, on each of
+    LiteLLM's transports. With ``mlflow.litellm.autolog()``, switched on before or after, the mirror is below the span
+    that it makes for the call, so that tokens are counted once; without it, below the innermost active span.
+
+    LiteLLM talks through the HTTP clients that other libraries use too: their requests to the gateways are reached as
+    with :func:`agent_gateway_client.instrument`.
+
+    Args:
+        *gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+
+    Returns:
+        A handle that undoes this call, and a context manager that does so at its end.
+
+    Raises:
+        ConfigurationError: No gateway is named, or a name is no URL.
+
+    Example:
+        >>> from agent_gateway_client import instrument_litellm
+        >>> with instrument_litellm("http://localhost:5000/gateway"):
+        ...     pass  # litellm.completion(..., api_base="http://localhost:5000/gateway/openai/v1")
+    """
+    return LiteLLMInstrumentation(gateways_for_process(gateways, "instrument_litellm"))
+
+
+def _begins(original: Callable[..., Any], switch: Switch) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if switch.is_on:
+            guarded(_begin, self)
+
+    return __init__
+
+
+def _begins_again(original: Callable[..., Any], switch: Switch) -> Any:
+    def update_environment_variables(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if call := _call_of(self, switch):
+            call.begin_again(self)
+        return original(self, *args, **kwargs)
+
+    return update_environment_variables
+
+
+def _ends_before(original: Callable[..., Any], switch: Switch) -> Any:
+    """End a call when its logging is only asked for: it is done later, when the caller's own span may be over."""
+
+    def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if call := _call_of(self, switch):
+            guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+        return original(self, *args, **kwargs)
+
+    signature = inspect.signature(original)
+    return handler
+
+
+def _ends_after(original: Callable[..., Any], switch: Switch) -> Any:
+    """End a call after it was logged, here and now, which has ended it already unless something went wrong."""
+
+    def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            if call := _call_of(self, switch):
+                guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+
+    signature = inspect.signature(original)
+    return handler
+
+
+def _calls_back(original: Callable[..., Any], switch: Switch) -> Any:
+    def get_combined_callback_list(self: Any, *args: Any, **kwargs: Any) -> Any:
+        callbacks = original(self, *args, **kwargs)
+        call = _call_of(self, switch)
+        if call is None or not call.has_span:
+            return callbacks
+        return [call.logger if is_autolog(callback) else callback for callback in callbacks]
+
+    return get_combined_callback_list
+
+
+def _streams(original: Callable[..., Any], switch: Switch) -> Any:
+    def __next__(self: Any) -> Any:
+        try:
+            return original(self)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            if call := _call_of(getattr(self, "logging_obj", None), switch):
+                call.end(error=error)
+            raise
+
+    return __next__
+
+
+def _async_streams(original: Callable[..., Any], switch: Switch) -> Any:
+    async def __anext__(self: Any) -> Any:
+        try:
+            return await original(self)
+        except StopAsyncIteration:
+            raise
+        except BaseException as error:
+            if call := _call_of(getattr(self, "logging_obj", None), switch):
+                call.end(error=error)
+            raise
+
+    return __anext__
+
+
+def _returns(original: Callable[..., Any], switch: Switch) -> Any:
+    def update_response_metadata(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        if call := _call_of(arguments.get("logging_obj"), switch):
+            guarded(call.returned, arguments.get("result"))
+        return original(*args, **kwargs)
+
+    signature = inspect.signature(original)
+    return update_response_metadata
+
+
+def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
+    """Let async code that a sync call stands on know the caller's span: in a notebook, LiteLLM runs it in a thread."""
+
+    def run_async_function(async_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return original(async_function, *args, **kwargs)
+        context = copy_context()
+
+        async def in_context(*args: Any, **kwargs: Any) -> Any:
+            return await context.run(asyncio.ensure_future, async_function(*args, **kwargs))
+
+        return original(in_context, *args, **kwargs)
+
+    return run_async_function
+
+
+_LOGGING = "litellm.litellm_core_utils.litellm_logging:Logging"
+_STREAM = "litellm.litellm_core_utils.streaming_handler:CustomStreamWrapper"
+_CONSEQUENCE = "with mlflow.litellm.autolog() on, tokens of some calls may be counted twice"
+
+
+def _replacements() -> dict[str, Replace]:
+    """Return what is replaced: in LiteLLM, the object that every call has, and that knows when it begins and ends."""
+    replacements: dict[str, Replace] = {
+        f"{_LOGGING}.__init__": _begins,
+        f"{_LOGGING}.update_environment_variables": _begins_again,
+        f"{_LOGGING}.success_handler": _ends_after,
+        f"{_LOGGING}.failure_handler": _ends_after,
+        f"{_LOGGING}.async_success_handler": _ends_before,
+        f"{_LOGGING}.async_failure_handler": _ends_before,
+        f"{_LOGGING}.handle_sync_success_callbacks_for_async_calls": _ends_before,
+        f"{_LOGGING}.get_combined_callback_list": _calls_back,
+        "litellm.utils:update_response_metadata": _returns,
+        "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
+        f"{place('litellm.router_python_core', 'litellm.router')}:run_async_function": _keeps_context,
+        f"{_STREAM}.__next__": _streams,
+        f"{_STREAM}.__anext__": _async_streams,
+    }
+    logging = litellm.litellm_core_utils.litellm_logging.Logging
+    # What only newer versions have.
+    for name in ("dispatch_success_handlers", "dispatch_failure_handlers"):
+        if hasattr(logging, name):
+            replacements[f"{_LOGGING}.{name}"] = _ends_before
+    return replacements | rust_replacements()
+
+
+def _begin(logging: Any) -> None:
+    if is_autologged():
+        call = LiteLLMCall(logging)
+        logging._agent_gateway_call = call
+        model_call.set(call)
+
+
+def _call_of(logging: Any, switch: Switch) -> LiteLLMCall | None:
+    return getattr(logging, "_agent_gateway_call", None) if switch.is_on else None
+
+
+def _end(call: LiteLLMCall, logged: dict[str, Any]) -> None:
+    if "exception" in logged:
+        call.end(error=logged["exception"])
+    elif not isinstance(logged.get("result"), litellm.ModelResponseStream):
+        call.end(logged.get("result"))

@@ -1,0 +1,69 @@
+"""LiteLLM's calls that Rust code makes, with ``LITELLM_RUST=true``: no HTTP client of Python's sees their requests."""
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import litellm
+
+from agent_gateway_client._patching import Replace, Switch
+from agent_gateway_client.active_span import model_call
+from agent_gateway_client.http import trace_headers
+from agent_gateway_client.http._known import instrumented_gateways
+from agent_gateway_client.litellm._calls import LiteLLMCall, guarded, place
+from agent_gateway_client.w3c import TRACEPARENT
+
+_RUST = "litellm.rust_bridge"
+
+
+def rust_replacements() -> dict[str, Replace]:
+    """Return what is replaced where this version of LiteLLM has Rust code: where it takes a call's arguments."""
+    if find_spec(_RUST) is None:
+        return {}
+    setup = place(f"{_RUST}.host.callbacks_legacy_python", f"{_RUST}.callbacks_legacy_python")
+    streams = place(f"{_RUST}.execution", f"{_RUST}.streams")
+    classes = [name for name in ("Stream", "AsyncStream", "SyncStream") if hasattr(import_module(streams), name)]
+    return {
+        f"{setup}:setup": _goes_round_python,
+        **{f"{streams}:{name}.__init__": _streams_round_python for name in classes},
+    }
+
+
+def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
+    def setup(*args: Any, **kwargs: Any) -> Any:
+        prepared = original(*args, **kwargs)
+        if switch.is_on:
+            guarded(_add_headers, prepared.kwargs)
+        return prepared
+
+    return setup
+
+
+def _streams_round_python(original: Callable[..., Any], switch: Switch) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        call = model_call.get()
+        if switch.is_on and isinstance(call, LiteLLMCall):
+            guarded(call.returned, self)
+
+    return __init__
+
+
+def _add_headers(kwargs: dict[str, Any]) -> None:
+    """Put the trace context into a call that Rust code makes, which takes the call's arguments from here."""
+    url = (
+        kwargs.get("api_base")
+        or kwargs.get("base_url")
+        or litellm.api_base
+        or os.environ.get("ANTHROPIC_API_BASE")
+        or os.environ.get("ANTHROPIC_BASE_URL")
+    )
+    given = kwargs.get("extra_headers") or {}
+    if any(name.lower() == TRACEPARENT for name in given):
+        return
+    kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
+    call = model_call.get()
+    if isinstance(call, LiteLLMCall):
+        call.named_once()

@@ -1,0 +1,250 @@
+"""The middleware: which requests are calls of a model, and what becomes of one."""
+
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client.active_span import model_call
+from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
+from agent_gateway_client.server.asgi.lifespan import run_lifespan
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
+from agent_gateway_client.server.export import Exporter, Finish
+from agent_gateway_client.server.joining import MayJoin, joins
+from agent_gateway_client.server.probe import answer, looked_for, without_probe
+from agent_gateway_client.server.reading.details import Details
+from agent_gateway_client.server.routes import is_model_call
+from agent_gateway_client.server.shared import shared_exporter
+from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
+from agent_gateway_client.w3c import extract
+
+_TRACE_HEADERS = {b"traceparent", b"tracestate", b"baggage"}
+
+
+class GatewayTracingMiddleware:
+    """Mirrors the calls of an ASGI gateway into their callers' traces.
+
+    A request without a valid, sampled ``traceparent`` costs one look at its headers. The bytes of request and response
+    are passed on as they are, at once; references to their beginning and their end are kept, and read when the call is
+    over: tokens, model and finish reason are in there. The application may add what it knows better, above all its
+    provider attempts, to :func:`~agent_gateway_client.server.current_gateway_call`; without them, the mirror has one
+    attempt, of which the response tells.
+
+    Example:
+        app = FastAPI()
+        app.add_middleware(GatewayTracingMiddleware)
+
+    Args:
+        app: The gateway.
+        exporter: Where the calls are sent to; by default as the environment says, through one exporter per process. An
+            environment that cannot work makes the application's start fail.
+        is_call: Which requests are calls of a model, by ASGI scope; by default the POSTs to the routes of the OpenAI,
+            Anthropic and Gemini APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`).
+        endpoint: The endpoint's name, or what returns it for an ASGI scope after the request was served. By default
+            the ``model`` that the request asks for, if the gateway's answer was a success; else the caller could write
+            into the trace what it likes, and the call is named after its route.
+        provider: The provider's name for the attempt of which only the response tells.
+        strip_trace_context: Whether ``traceparent``, ``tracestate`` and ``baggage`` are taken off all requests to
+            ``is_call``, for a gateway that hands its callers' headers on to providers.
+        may_join: Which requests may join the trace that they name, for a gateway of several tenants; by default all. It
+            gets the ASGI scope after the request was served, with what the application's authentication has noted in
+            ``scope["state"]`` or ``scope["user"]``, and returns a bool or an awaitable of one. A caller who may not is
+            served as any other, without a mirror.
+        upstream_gateways: Which of the providers are gateways too, ``scheme://host[:port][/prefix]`` each; by default
+            those in ``AGENT_GATEWAY_URLS``. Requests to them carry the trace context on, below the attempt under way,
+            with httpx, httpx2, aiohttp, or the headers of :func:`~agent_gateway_client.trace_headers`. A name that is
+            no URL makes the application's start fail.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        exporter: Exporter | None = None,
+        *,
+        is_call: Callable[[Scope], bool] | None = None,
+        endpoint: str | Callable[[Scope], str | None] | None = None,
+        provider: str | None = None,
+        strip_trace_context: bool = False,
+        may_join: MayJoin | None = None,
+        upstream_gateways: Iterable[str] | None = None,
+    ) -> None:
+        self.app = app
+        self.exporter: Exporter | None = None
+        self._is_call = is_call
+        self._endpoint = endpoint
+        self._provider = provider
+        self._strip_trace_context = strip_trace_context
+        self._may_join = may_join
+        self._problem: Exception | None = None
+        try:
+            self._upstream_gateways = reached_gateways(upstream_gateways)
+            self.exporter = exporter or shared_exporter()
+        except Exception as problem:
+            # Frameworks make their middleware when the first request comes, if the server tells no lifespan. An
+            # exception now would fail that request and all others; in the lifespan it fails the start.
+            self._problem = problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the application's lifespan."""
+        if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
+            has_parent, is_probe = looked_for(scope["headers"])
+            parent = extract(scope["headers"], strict=True) if has_parent else None
+            if is_probe:
+                send = _answering(send, answer(scope["headers"], self.exporter))
+                scope = {**scope, "headers": without_probe(scope["headers"])}
+            scope = self.application_scope(scope)
+            if parent is not None and parent.sampled:
+                call = GatewayCall(parent, server_address=_address(scope))
+                await self._mirrored(call, self.exporter, scope, receive, send)
+                return
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        elif self._problem is not None:
+            problem = self._problem
+            warn_once("asgi.problem", "Gateway calls are not mirrored: %s: %s", type(problem).__name__, problem)
+        await self.app(scope, receive, send)
+
+    def is_call(self, scope: Scope) -> bool:
+        """Tell whether a request is a call of a model. May be overridden."""
+        if self._is_call is None:
+            return is_model_call(scope)
+        try:
+            return self._is_call(scope)
+        except Exception as error:
+            warn_once(
+                "asgi.is_call",
+                "is_call() raised %s; such requests are served and not mirrored. Mend the function that the middleware "
+                "was given.",
+                type(error).__name__,
+            )
+            return False
+
+    def application_scope(self, scope: Scope) -> Scope:
+        """Return the scope that the application gets. May be overridden."""
+        if not self._strip_trace_context:
+            return scope
+        return {**scope, "headers": [header for header in scope["headers"] if header[0].lower() not in _TRACE_HEADERS]}
+
+    def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
+        """Tell whether the gateway turned the caller away. May be overridden.
+
+        Who may not call may not write into a trace either, so such a call has no mirror. Here: 401 and 403, unless the
+        application has noted an attempt, and the status is the provider's.
+        """
+        return call.http_status in (401, 403) and not call.attempts
+
+    def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
+        """Prepare to learn more of a call than HTTP tells. To be overridden.
+
+        Returns:
+            A context to run the application in, and what adds to the call after it has ended. The latter runs outside
+            the request, in the exporter's thread, and what it says goes before what the bodies say.
+        """
+        return _NO_CONTEXT, None
+
+    def attempt_span_id(self, call: GatewayCall) -> int:
+        """Return the id that the mirror of the attempt under way will have, for its upstream. May be overridden."""
+        return span_id_of_attempt_under_way(call)
+
+    async def _mirrored(
+        self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        exchange = Exchange(call, receive, send, keep_request=self._endpoint is None)
+        context, finish = self._observed(call, scope)
+        token, outer = current_call.set(call), model_call.get()
+        if self._upstream_gateways:
+            model_call.set(UpstreamRequests(call, self._upstream_gateways, self.attempt_span_id))
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except BaseException as error:
+            if not exchange.is_over():
+                # Some servers tell a client that has gone by an OSError from send().
+                call.end(CLIENT_DISCONNECT if isinstance(error, OSError) and call.http_status else error)
+            raise
+        finally:
+            current_call.reset(token)
+            model_call.set(outer)
+            if context is not None:
+                _leave(context)
+            status = call.http_status or 500
+            call.end(str(status) if status >= 400 else None, exchange.last_chunk_ns)
+            if self._endpoint is not None and call.endpoint is None:
+                call.endpoint = self._endpoint_of(scope)
+            if not self.is_refused(call, scope) and (self._may_join is None or await joins(self._may_join, scope)):
+                details = Details(
+                    finish, scope, request=exchange.request, response=exchange.response, provider=self._provider
+                )
+                exporter.submit(call, details)
+
+    def _observed(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
+        """Enter the context of ``observe()``; what goes wrong in there costs the mirror's details and not the call."""
+        finish = None
+        try:
+            context, finish = self.observe(call, scope)
+            if context is _NO_CONTEXT:
+                return None, finish
+            context.__enter__()
+        except Exception as error:
+            _warn_of_observer(error)
+            return None, finish
+        return context, finish
+
+    def _endpoint_of(self, scope: Scope) -> str | None:
+        if not callable(self._endpoint):
+            return self._endpoint
+        try:
+            name = self._endpoint(scope)
+            return None if name is None else str(name)
+        except Exception as error:
+            warn_once(
+                "asgi.endpoint",
+                "endpoint() raised %s; the mirrors of such calls have no name. Mend the function that the "
+                "middleware was given.",
+                type(error).__name__,
+            )
+            return None
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._problem is not None:
+            await receive()
+            reason = f"{type(self._problem).__name__}: {self._problem}"
+            await send({"type": "lifespan.startup.failed", "message": f"agent-gateway-client cannot work: {reason}"})
+            return
+        exporter = self.exporter
+        await run_lifespan(self.app, scope, receive, send, lambda: exporter.shutdown() if exporter else None)
+
+
+def _answering(send: Send, header: tuple[bytes, bytes]) -> Send:
+    def answering_send(message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start" and message["status"] not in (401, 403):
+            message = {**message, "headers": [*message.get("headers", ()), header]}
+        return send(message)
+
+    return answering_send
+
+
+_NO_CONTEXT = nullcontext()
+
+
+def _leave(context: AbstractContextManager[Any]) -> None:
+    try:
+        context.__exit__(*sys.exc_info())
+    except Exception as error:
+        _warn_of_observer(error)
+
+
+def _warn_of_observer(error: Exception) -> None:
+    logger.debug("A gateway call could not be observed", exc_info=error)
+    warn_once(
+        "asgi.observe",
+        "A gateway call could not be observed (%s); its mirror says only what HTTP tells. Details are logged at level "
+        "DEBUG.",
+        type(error).__name__,
+    )
+
+
+def _address(scope: Scope) -> str | None:
+    server = scope.get("server")
+    return f"{server[0]}:{server[1]}" if server else None

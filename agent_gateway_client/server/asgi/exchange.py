@@ -1,0 +1,95 @@
+"""What passes between the server and the application while one call is served: times, status, and the bodies."""
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
+from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
+from agent_gateway_client.server.reading.details import is_success
+from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Exchange:
+    """Passes the messages of one request on as they are, at once, and notes what they tell of its call.
+
+    Attributes:
+        request: The request's body, or ``None`` where it is not kept.
+        response: The response's body, or ``None`` where it has not begun or cannot be read.
+        last_chunk_ns: When the last chunk of the response was sent, in nanoseconds since the epoch.
+    """
+
+    __slots__ = ("_call", "_complete", "_receive", "_send", "last_chunk_ns", "request", "response")
+
+    def __init__(self, call: GatewayCall, receive: Receive, send: Send, *, keep_request: bool) -> None:
+        self.request = KeptBody() if keep_request else None
+        self.response: KeptBody | CompressedBody | None = None
+        self.last_chunk_ns: int | None = None
+        self._call = call
+        self._receive = receive
+        self._send = send
+        self._complete = False
+
+    def is_over(self) -> bool:
+        """Tell whether the caller has the whole response, or the last event of a stream: many hang up then."""
+        return self._complete or (
+            self.response is not None
+            and self._call.streaming is True
+            and has_last_event(self.response.last_chunks(LAST_CHUNKS))
+        )
+
+    async def receive(self) -> Message:
+        """ASGI's ``receive`` for the application."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            if not self.is_over():
+                self._call.end(CLIENT_DISCONNECT)
+        elif self.request is not None and (chunk := message.get("body")):
+            self.request.add(chunk)
+        return message
+
+    # Not a coroutine function: a stream may have many thousand chunks, and each would pay for one more coroutine.
+    def send(self, message: Message) -> Awaitable[None]:
+        """ASGI's ``send`` for the application."""
+        if message["type"] == "http.response.body":
+            self._complete = not message.get("more_body", False)
+            if chunk := message.get("body"):
+                # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
+                now = time.time_ns()
+                if self.last_chunk_ns is None and self._call.streaming:
+                    self._call.time_to_first_chunk_ns = now - self._call.start_time_ns
+                self.last_chunk_ns = now
+                if self.response is not None:
+                    self.response.add(chunk)
+        elif message["type"] == "http.response.start":
+            headers = message.get("headers", ())
+            if not isinstance(headers, (list, tuple)):
+                # ASGI allows any iterable, and some can be read only once.
+                headers = list(headers)
+                message = {**message, "headers": headers}
+            self._call.http_status = message["status"]
+            self.response = _body_to_keep(self._call, headers)
+        return self._send(message)
+
+
+def _body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
+    """Note whether the response is a stream, and make what is to keep its body, if that can be read later."""
+    content_type = encoding = b""
+    for name, value in headers:
+        if len(name) == 12 and name.lower() == b"content-type":
+            content_type = value.partition(b";")[0].strip().lower()
+        elif len(name) == 16 and name.lower() == b"content-encoding":
+            encoding = value.strip().lower()
+    call.streaming = content_type in (b"text/event-stream", b"application/x-ndjson")
+    is_json = content_type == b"application/json" or content_type.endswith(b"+json")
+    if not (call.streaming or (is_json and is_success(call))):
+        return None
+    if encoding in (b"", b"identity"):
+        return KeptBody()
+    return CompressedBody() if encoding in (b"gzip", b"x-gzip", b"deflate") else None

@@ -1,0 +1,170 @@
+"""What LiteLLM's dictionaries say of a request, without their payload.
+
+LiteLLM hands its callbacks everything: messages, answers, keys. What is read of it here is numbers, names of closed
+sets, and names that the proxy's configuration knows; the rest may be a caller's text.
+"""
+
+import sys
+from collections.abc import Mapping
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from openai import APIConnectionError
+
+from agent_gateway_client.server.call import Cost, Operation, TokenUsage
+from agent_gateway_client.server.reading.responses import has_last_event, reason_name
+
+Facts = Mapping[str, Any]
+"""What LiteLLM hands to a callback: a request's data, a deployment's arguments, or a logging event's details."""
+
+PASS_THROUGH = "pass_through_endpoint"
+"""LiteLLM's call type of the routes that hand a request on to a provider as it is."""
+
+CLIENT_CLOSED_REQUEST = 499
+"""LiteLLM's HTTP status for a client that has gone, where ``cancel_on_disconnect`` is set."""
+
+_OPERATIONS: dict[str, Operation] = {
+    "acompletion": "chat",
+    "aresponses": "chat",
+    "anthropic_messages": "chat",
+    "atext_completion": "text_completion",
+    "aembedding": "embeddings",
+    "agenerate_content": "generate_content",
+    "agenerate_content_stream": "generate_content",
+}
+
+
+def operation(call_type: str) -> Operation:
+    """Return what LiteLLM's name for a kind of call does."""
+    return _OPERATIONS.get(call_type, "other")
+
+
+def error_name(error: BaseException) -> str:
+    """Return the provider's HTTP status where an error is one, else the error's class."""
+    status = http_status(error)
+    # LiteLLM gives connection errors and time-outs a status too, which no provider has sent.
+    if status is None or isinstance(error, APIConnectionError):
+        return type(error).__name__
+    return str(status)
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status with which the proxy tells an error to its client."""
+    for value in (getattr(error, "status_code", None), getattr(error, "code", None)):
+        if str(value).isdecimal() and 400 <= int(str(value)) <= 599:
+            return int(str(value))
+    return None
+
+
+def server_request(facts: Facts) -> Facts:
+    """Return what the proxy keeps of the HTTP request: its headers, its URL, and when it arrived."""
+    return facts.get("proxy_server_request") or (facts.get("litellm_params") or {}).get("proxy_server_request") or {}
+
+
+def routing(facts: Facts) -> Facts:
+    """Return the metadata in which LiteLLM's router notes what it chose."""
+    params = facts.get("litellm_params") or facts
+    # Which of the two names depends on the route; the other one then holds what the caller sent.
+    for name in ("litellm_metadata", "metadata"):
+        metadata = params.get(name)
+        if isinstance(metadata, Mapping) and "model_group" in metadata:
+            return metadata
+    return {}
+
+
+def endpoint(facts: Facts) -> str | None:
+    """Return the model group that a request is for, as the configuration names it.
+
+    A model that fits a wildcard is named after the wildcard.
+    """
+    metadata = routing(facts)
+    group = metadata.get("model_group")
+    requested = metadata.get("original_model_group") or group or facts.get("model")
+    # Once there was a fallback, the chosen deployment is of another group than the one that was asked for.
+    return configured(requested) or (configured(metadata.get("deployment_model_name")) if requested == group else None)
+
+
+def configured(name: Any) -> str | None:
+    """Return a name if it is one of the proxy's models or aliases."""
+    router = getattr(sys.modules.get("litellm.proxy.proxy_server"), "llm_router", None)
+    if router is None or not isinstance(name, str):
+        return None
+    return name if name in router.model_names or name in (router.model_group_alias or {}) else None
+
+
+def deployment_id(facts: Facts) -> str | None:
+    """Return LiteLLM's id of the deployment that was chosen."""
+    return text((facts.get("model_info") or {}).get("id"))
+
+
+def scope(url: Any, headers: Mapping[str, str], user: Any) -> dict[str, Any]:
+    """Return a request's ASGI scope as far as LiteLLM tells it, with its ``UserAPIKeyAuth`` as the user."""
+    lines = [
+        (name.lower().encode("latin-1", "replace"), value.encode("latin-1", "replace"))
+        for name, value in headers.items()
+    ]
+    return {"type": "http", "path": urlsplit(str(url)).path, "headers": lines, "user": user}
+
+
+def address(url: Any) -> str | None:
+    """Return ``host:port`` of a URL whose host is an IP address.
+
+    LiteLLM's URL of a request is made of its ``Host`` header, and a name in there is what its caller wrote.
+    """
+    try:
+        parts = urlsplit(str(url))
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return f"{ip_address(parts.hostname or '')}:{port}"
+    except ValueError:
+        return None
+
+
+def token_usage(payload: Facts) -> TokenUsage | None:
+    """Return the tokens of LiteLLM's ``StandardLoggingPayload``; ``None`` where the provider reported none."""
+    usage = (payload.get("metadata") or {}).get("usage_object") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    if not payload.get("total_tokens"):
+        return None
+    return TokenUsage(
+        input_tokens=payload.get("prompt_tokens"),
+        output_tokens=payload.get("completion_tokens"),
+        total_tokens=payload.get("total_tokens"),
+        # LiteLLM fills in zeros for what the provider does not report.
+        cache_read_input_tokens=usage.get("cache_read_input_tokens") or details.get("cached_tokens") or None,
+        cache_creation_input_tokens=usage.get("cache_creation_input_tokens") or None,
+    )
+
+
+def cost(payload: Facts) -> Cost | None:
+    """Return the cost in a ``StandardLoggingPayload``; ``None`` where LiteLLM knows no price."""
+    parts, total = payload.get("cost_breakdown") or {}, payload.get("response_cost")
+    if not total or parts.get("input_cost") is None or parts.get("output_cost") is None:
+        return None
+    return Cost(float(parts["input_cost"]), float(parts["output_cost"]), float(total))
+
+
+def finish_reason(response: Any) -> str | None:
+    """Return why a model stopped, as a chat completion or a response of OpenAI's Responses API says it."""
+    choices = getattr(response, "choices", None)
+    reason = getattr(choices[0], "finish_reason", None) if choices else getattr(response, "status", None)
+    return reason_name(reason)
+
+
+def nanoseconds(seconds: Any) -> int | None:
+    """Return seconds since the epoch, as LiteLLM has them, in nanoseconds."""
+    return int(seconds * 1e9) if isinstance(seconds, (int, float)) and seconds > 0 else None
+
+
+def text(value: Any) -> str | None:
+    """Return a value if it is a text that is not empty."""
+    return value if isinstance(value, str) and value else None
+
+
+def ends_stream(chunk: Any) -> bool:
+    """Tell whether a chunk is the last one of a stream that says anything, whichever API's it is."""
+    if isinstance(chunk, (bytes, str)):
+        return has_last_event(chunk if isinstance(chunk, bytes) else chunk.encode())
+    if getattr(chunk, "type", None) in ("response.completed", "response.incomplete", "response.failed"):
+        return True
+    return any(getattr(choice, "finish_reason", None) for choice in getattr(chunk, "choices", None) or ())

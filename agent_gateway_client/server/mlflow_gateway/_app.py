@@ -1,0 +1,250 @@
+"""The application that MLflow's server runs: MLflow's own, and around it what mirrors the gateway's calls."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+import mlflow
+from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
+from mlflow.tracing.constant import SpanAttributeKey
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Span, SpanProcessor
+
+from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import Gateways
+from agent_gateway_client.names import mlflow_trace_id
+from agent_gateway_client.server.asgi import GatewayTracingMiddleware
+from agent_gateway_client.server.asgi.exchange import ASGIApp, Scope
+from agent_gateway_client.server.call import MAX_ATTEMPTS, Attempt, GatewayCall, Operation
+from agent_gateway_client.server.export import Exporter, Finish
+from agent_gateway_client.server.export.environment import exporter_from_environment
+from agent_gateway_client.server.export.mlflow import MlflowDestination
+from agent_gateway_client.server.export.mlflow_store import SqlStore, server_store
+from agent_gateway_client.server.export.otlp import ENDPOINT_VARIABLES, OtlpDestination
+from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
+from agent_gateway_client.server.mlflow_gateway._spans import attribute, read_spans
+from agent_gateway_client.server.reading.details import is_success
+from agent_gateway_client.server.upstreams import span_id_of_new_attempt
+
+APP_VARIABLE = "AGENT_GATEWAY_MLFLOW_APP"
+"""Names the MLflow app to wrap, like ``basic-auth``; unset, MLflow's plain one."""
+
+CALLER_TRACE_ID = "agent_gateway.caller.traceId"
+CALLER_SPAN_ID = "agent_gateway.caller.spanId"
+"""Metadata of the gateway's own trace that point back at the caller."""
+
+_ROUTES: tuple[tuple[str, str, Operation], ...] = (
+    (r"/mlflow/v1/chat/completions$", "unified/chat", "chat"),
+    (r"/[^/]+/mlflow/invocations$", "unified/invocations", "other"),
+    (r"/openai/v1/chat/completions$", "passthrough/model/openai-chat", "chat"),
+    (r"/openai/v1/embeddings$", "passthrough/model/openai-embeddings", "embeddings"),
+    (r"/openai/v1/responses", "passthrough/model/openai-responses", "chat"),
+    (r"/anthropic/v1/messages$", "passthrough/model/anthropic-messages", "chat"),
+    (r"/gemini/v1beta/models/", "passthrough/model/gemini-generateContent", "generate_content"),
+    (r"/typesafe/v1/systemone$", "passthrough/model/typesafe-systemone", "other"),
+    (r"/proxy/[^/]+/", "proxy/raw", "other"),
+)
+"""The gateway's routes below its prefix, MLflow's own names for them, and what they do."""
+
+_WORKSPACE_HEADER = b"x-mlflow-workspace"
+
+_MAX_SPANS = MAX_ATTEMPTS * 4
+
+
+class _GatewaySpans:
+    """The gateway's own spans of one request, in the order in which they began."""
+
+    __slots__ = ("spans",)
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+
+_gateway_spans: ContextVar[_GatewaySpans | None] = ContextVar("agent_gateway_client.gateway_spans", default=None)
+
+
+class _SpanObserver(SpanProcessor):
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        observed = _gateway_spans.get()
+        if observed is not None and len(observed.spans) < _MAX_SPANS:
+            observed.spans.append(span)
+
+
+class MlflowGateway(GatewayTracingMiddleware):
+    """MLflow's ASGI application with the calls of its AI Gateway mirrored."""
+
+    def __init__(self, app: ASGIApp, exporter: Exporter, may_join: MayJoin | None = None) -> None:
+        # MLflow's spans and its request's state name the endpoint, and the request's body need not.
+        super().__init__(app, exporter, endpoint=lambda scope: None, strip_trace_context=True, may_join=may_join)
+        self._prefix = os.environ.get("_MLFLOW_STATIC_PREFIX", "").rstrip("/") + "/gateway"
+        self._observer = _SpanObserver()
+        self._observed_provider: object = None
+
+    def is_call(self, scope: Scope) -> bool:
+        """Tell whether a request goes to one of the gateway's routes."""
+        return bool(scope["method"] == "POST" and scope["path"].startswith(self._prefix + "/"))
+
+    def application_scope(self, scope: Scope) -> Scope:
+        """Take the caller's trace context off the request: see the module's docstring."""
+        # MLflow notes in the request's state which endpoint it chose, which is all there is without usage tracking.
+        return {**super().application_scope(scope), "state": {**scope.get("state", {})}}
+
+    def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
+        """Tell whether MLflow turned the caller away: before it chose an endpoint, and not because a provider did."""
+        return super().is_refused(call, scope) and "endpoint_id" not in scope["state"]
+
+    def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
+        """Watch the gateway's own spans of this request, and let its trace point back at the caller's."""
+        self._keep_observing()
+        path = scope["path"][len(self._prefix) :]
+        for pattern, request_type, operation in _ROUTES:
+            if re.match(pattern, path):
+                call.request_type, call.operation = request_type, operation
+                break
+        observed = _GatewaySpans()
+        state = scope["state"]
+
+        header = next((value for name, value in scope["headers"] if name.lower() == _WORKSPACE_HEADER), None)
+
+        def finish(call: GatewayCall) -> None:
+            call.workspace = _workspace(scope["path"], header)
+            read_spans(call, observed.spans)
+            if call.linked is None:
+                _read_state(call, state)
+
+        return _Observation(call, observed), finish
+
+    def attempt_span_id(self, call: GatewayCall) -> int:
+        """Return the id of MLflow's span for the attempt under way; on its passthrough routes it has none yet."""
+        observed = _gateway_spans.get()
+        for span in reversed(observed.spans if observed is not None else ()):
+            if span.end_time is None and attribute(span, SpanAttributeKey.MODEL_PROVIDER) is not None:
+                return span.get_span_context().span_id
+        return span_id_of_new_attempt(call)
+
+    def _keep_observing(self) -> None:
+        """Put the observer on MLflow's tracer provider, which MLflow replaces whenever its configuration changes."""
+        try:
+            provider = mlflow.tracing.get_bridged_tracer_provider()
+            if provider is not self._observed_provider and hasattr(provider, "add_span_processor"):
+                provider.add_span_processor(self._observer)
+                self._observed_provider = provider
+        except Exception:
+            logger.debug("MLflow's tracer provider cannot be observed", exc_info=True)
+            warn_once(
+                "mlflow_gateway.provider",
+                "mlflow %s does not let its spans be observed; mirrors have no provider attempts. "
+                "Upgrade agent-gateway-client.",
+                version_of("mlflow"),
+            )
+
+
+class _Observation(AbstractContextManager[None]):
+    """The context that a request is served in."""
+
+    def __init__(self, call: GatewayCall, observed: _GatewaySpans) -> None:
+        self._observed = observed
+        self._caller = mlflow.tracing.context(
+            metadata={
+                CALLER_TRACE_ID: mlflow_trace_id(call.parent.trace_id),
+                CALLER_SPAN_ID: f"{call.parent.span_id:016x}",
+            }
+        )
+
+    def __enter__(self) -> None:
+        self._token = _gateway_spans.set(self._observed)
+        self._caller.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._caller.__exit__(*error)
+        _gateway_spans.reset(self._token)
+
+
+def _workspace(path: str, header: bytes | None) -> str | None:
+    """Return the workspace that MLflow serves a request in; ``None`` where it has no workspaces.
+
+    Only a request that MLflow let pass gets here, so its workspace exists.
+    """
+    if not MLFLOW_ENABLE_WORKSPACES.get():  # type: ignore[no-untyped-call]
+        return None
+    from mlflow.server.workspace_helpers import resolve_workspace_for_request_if_enabled
+
+    workspace = resolve_workspace_for_request_if_enabled(path, header.decode("latin-1") if header else None)
+    return None if workspace is None else str(workspace.name)
+
+
+def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
+    """Add what MLflow notes of a request whose endpoint has usage tracking off, and so no spans."""
+    endpoint_id = state.get("endpoint_id")
+    if isinstance(endpoint_id, str):
+        with SqlStore(server_store).in_workspace(call.workspace):
+            endpoint = server_store().get_gateway_endpoint(endpoint_id=endpoint_id)
+        call.endpoint_id, call.endpoint = endpoint_id, endpoint.name
+        providers = {mapping.model_definition.provider for mapping in endpoint.model_mappings}
+        if is_success(call) and not call.attempts and len(providers) == 1:
+            # The response tells the rest of the attempt that succeeded.
+            call.add(Attempt(start_time_ns=call.start_time_ns, end_time_ns=call.end_time_ns))
+        for attempt in call.attempts:
+            attempt.provider = attempt.provider or (next(iter(providers)) if len(providers) == 1 else None)
+
+
+def create_app() -> ASGIApp:
+    """Make MLflow's application with the companion around it; what ``mlflow server --app-name agent-gateway`` runs.
+
+    Raises:
+        ConfigurationError: MLflow runs under another server than uvicorn, or a variable has a value that cannot work.
+    """
+    server = os.environ.get("_MLFLOW_SGI_NAME", "uvicorn")
+    if server != "uvicorn":
+        raise ConfigurationError(
+            f"The MLflow AI Gateway runs under uvicorn, not {server}; start mlflow server without --{server}-opts."
+        )
+    app = _wrapped_app()()
+    return MlflowGateway(app, _exporter(), may_join_from_environment())
+
+
+def _exporter() -> Exporter:
+    """Return what sends the mirrors, and nothing else, where the environment says.
+
+    MLflow reads the same variables: it would send its own traces there too, prompts and answers and all, and keep none
+    of them. Whoever wants that says so, by ``MLFLOW_ENABLE_OTLP_EXPORTER=true``.
+    """
+    # The store is looked up at the first use: MLflow opens it when the first request comes.
+    exporter = exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
+    if isinstance(exporter.destination, OtlpDestination) and "MLFLOW_ENABLE_OTLP_EXPORTER" not in os.environ:
+        for variable in ENDPOINT_VARIABLES:
+            os.environ.pop(variable, None)
+    return exporter
+
+
+def check_environment() -> None:
+    """Raise what a variable of the environment with a value that cannot work would raise later."""
+    _wrapped_app()
+    exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
+    may_join_from_environment()
+    Gateways.from_environment()
+
+
+def _wrapped_app() -> Callable[[], ASGIApp]:
+    """Return what makes the MLflow application to wrap."""
+    name = os.environ.get(APP_VARIABLE)
+    if not name:
+
+        def plain_app() -> ASGIApp:
+            from mlflow.server.fastapi_app import app
+
+            return cast(ASGIApp, app)
+
+        return plain_app
+    apps = {point.name: point for point in entry_points(group="mlflow.app") if point.name != "agent-gateway"}
+    if name not in apps:
+        raise ConfigurationError(
+            f"{APP_VARIABLE} is {name!r}, and no such MLflow app is installed; there are: {', '.join(sorted(apps))}."
+        )
+    factory: Callable[[], ASGIApp] = apps[name].load()
+    return factory

@@ -1,0 +1,114 @@
+"""What the bodies of a call add to it, read after the call and outside of the request."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, Attempt, GatewayCall
+from agent_gateway_client.server.export import Finish
+from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
+from agent_gateway_client.server.reading.responses import ResponseFacts, model_name, read_requested_model, read_response
+from agent_gateway_client.server.routes import model_in_path, route_of
+
+MAX_UNREAD = 1_000
+"""Calls of one process whose bodies wait to be read, each of at most some 160 KB (a compressed body: 1 MB). When the
+exporter falls behind further than this, the oldest let go of theirs, and their mirrors say what else is known."""
+
+
+class Details:
+    """The bodies of a call that has ended, and what is made of them. It is the call's ``Finish``.
+
+    Args:
+        finish: What adds to the call first; what it says goes before what the bodies say.
+        scope: The request's ASGI scope after it was served; only its path and its route's are kept.
+        request: The request's body, or ``None`` where the endpoint is not to be named after the model that it asks for.
+        response: The response's body, or ``None`` where it cannot be read.
+        provider: The provider's name for an attempt of which only the response tells.
+    """
+
+    __slots__ = ("_finish", "_path", "_provider", "_request", "_response", "_route")
+
+    def __init__(
+        self,
+        finish: Finish | None,
+        scope: Mapping[str, Any],
+        *,
+        request: KeptBody | None,
+        response: KeptBody | CompressedBody | None,
+        provider: str | None,
+    ) -> None:
+        self._finish = finish
+        self._path: str = scope["path"]
+        # What FastAPI's router found, like "/v1/{model}/chat": the application's own words.
+        self._route: str | None = getattr(scope.get("route"), "path", None)
+        self._request = request
+        self._response = response
+        self._provider = provider
+        if len(_unread) == MAX_UNREAD:
+            _unread[0].let_go()
+        _unread.append(self)
+
+    def __call__(self, call: GatewayCall) -> None:
+        """Add to the call what can be read; see :data:`~agent_gateway_client.server.export.Finish`."""
+        try:
+            if self._finish is not None:
+                self._finish(call)
+        finally:
+            self._read(call)
+            self.let_go()
+            self._finish = None
+
+    def let_go(self) -> None:
+        """Free the bodies."""
+        for body in (self._request, self._response):
+            if body is not None:
+                body.clear()
+
+    def _read(self, call: GatewayCall) -> None:
+        route = route_of(self._path)
+        if route is not None and call.request_type is None:
+            call.request_type, call.operation = route
+        if self._response is not None and is_success(call):
+            body = self._response.expanded() if isinstance(self._response, CompressedBody) else self._response
+            add_facts(call, read_response(body, streaming=bool(call.streaming)), self._provider)
+        if self._request is not None and call.endpoint is None:
+            # The caller chose this name. Of a successful call it is that of an endpoint which exists; otherwise it
+            # could be anything, so the call is named after its route.
+            asked = self._requested_model(self._request) if is_success(call) else None
+            call.endpoint = asked or call.request_type or (self._route.strip("/") if self._route else None)
+
+    def _requested_model(self, request: KeptBody) -> str | None:
+        return read_requested_model(request) or model_name(model_in_path(self._path))
+
+
+_unread: deque[Details] = deque(maxlen=MAX_UNREAD)
+
+
+def is_success(call: GatewayCall) -> bool:
+    """Tell whether the response's status is a 2xx."""
+    return 200 <= (call.http_status or 0) < 300
+
+
+def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = None) -> None:
+    """Add what a response says to a call that has ended: to the attempt that it came from, as far as that is not known.
+
+    Args:
+        call: The call. If it has no attempts, it gets one that took as long as the call.
+        facts: What the response says.
+        provider: The provider's name for that attempt, where the gateway does not say it.
+    """
+    if not facts:
+        return
+    call.error_type = call.error_type or facts.error_type
+    if not call.attempts:
+        call.add(Attempt(provider, start_time_ns=call.start_time_ns, error_type=call.error_type))
+        call.attempts[0].end_time_ns = call.end_time_ns
+    attempt = call.attempts[-1]
+    if attempt.error_type not in (None, call.error_type, CLIENT_DISCONNECT):
+        # The response did not come from this attempt.
+        return
+    attempt.provider = attempt.provider or provider
+    attempt.error_type = attempt.error_type or facts.error_type
+    attempt.model = attempt.model or facts.model
+    attempt.usage = attempt.usage or facts.usage
+    attempt.finish_reason = attempt.finish_reason or facts.finish_reason

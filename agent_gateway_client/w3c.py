@@ -1,0 +1,131 @@
+"""W3C Trace Context: what ``traceparent`` and ``tracestate`` say, read and written. Pure functions.
+
+Source of the rules: https://www.w3.org/TR/trace-context-2/.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+
+MAX_TRACESTATE_MEMBERS = 32
+MAX_TRACESTATE_LENGTH = 8192
+"""Characters. W3C asks for at least 512 to be relayed; what is longer than this is taken for an attack."""
+
+_PARENT_LENGTH = len(TRACEPARENT)
+_STATE_LENGTH = len(TRACESTATE)
+_SAMPLED = 0x01
+_FLAGS = [f"{flags:02x}" for flags in range(256)]
+
+_VERSION_00 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+_LATER_VERSION = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
+_TRACESTATE_KEY = r"[a-z0-9][a-z0-9_\-*/@]{0,255}"
+_TRACESTATE_VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+_TRACESTATE_MEMBER = re.compile(rf"({_TRACESTATE_KEY})={_TRACESTATE_VALUE}\Z")
+
+
+class TraceContext(NamedTuple):
+    """A span as another process sees it.
+
+    Attributes:
+        trace_id: 128 bits, never 0.
+        span_id: 64 bits, never 0. W3C calls it the parent id.
+        flags: 8 bits; the lowest says that the trace is sampled.
+        tracestate: The vendors' members, ready to be a header value, or ``""``.
+    """
+
+    trace_id: int
+    span_id: int
+    flags: int
+    tracestate: str = ""
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the caller records this trace. Other flag bits (random) do not matter here."""
+        return bool(self.flags & _SAMPLED)
+
+    @property
+    def traceparent(self) -> str:
+        """The value of the ``traceparent`` header, version 00."""
+        return _traceparent(self.trace_id, self.span_id, self.flags)
+
+    def to_headers(self) -> dict[str, str]:
+        """Return ``traceparent``, and ``tracestate`` where there is one, with lower-case names."""
+        if self.tracestate:
+            return {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
+        return {TRACEPARENT: self.traceparent}
+
+
+# A span often sends more than one request, and a request asks more than once.
+@lru_cache(maxsize=64)
+def _traceparent(trace_id: int, span_id: int, flags: int) -> str:
+    # Formatting the numbers takes three times as long.
+    return f"00-{trace_id.to_bytes(16, 'big').hex()}-{span_id.to_bytes(8, 'big').hex()}-{_FLAGS[flags]}"
+
+
+def extract(
+    headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]], *, strict: bool = False
+) -> TraceContext | None:
+    """Read the remote parent out of request headers.
+
+    Args:
+        headers: A mapping, or pairs of name and value, one for each header line (ASGI's ``scope["headers"]`` as it is).
+            Names are compared without regard to case.
+        strict: Whether a malformed, duplicated or oversized ``tracestate`` makes the whole context invalid. W3C lets a
+            participant drop just the ``tracestate`` then, or the duplicates, which is what is done otherwise.
+
+    Returns:
+        The remote parent, or ``None`` where there is no ``traceparent``, more than one, or an invalid one.
+    """
+    # A list first: asking whether something is a Mapping takes as long as looking at six headers.
+    lines = headers if isinstance(headers, list) else headers.items() if isinstance(headers, Mapping) else headers
+    parents: list[str | bytes] = []
+    states: list[str | bytes] = []
+    for name, value in lines:
+        # Few headers have a name of these lengths, so the rest are not looked at.
+        size = len(name)
+        if size == _PARENT_LENGTH and _text(name).lower() == TRACEPARENT:
+            parents.append(value)
+        elif size == _STATE_LENGTH and _text(name).lower() == TRACESTATE:
+            states.append(value)
+    if len(parents) != 1:
+        return None
+    parent = _text(parents[0]).strip(" \t")
+    match = (_VERSION_00 if parent.startswith("00") else _LATER_VERSION).match(parent)
+    if match is None:
+        return None
+    trace_id, span_id = int(match[1], 16), int(match[2], 16)
+    if not trace_id or not span_id:
+        return None
+    tracestate = _valid_tracestate(list(map(_text, states)), strict) if states else ""
+    if tracestate is None:
+        if strict:
+            return None
+        tracestate = ""
+    return TraceContext(trace_id, span_id, int(match[3], 16), tracestate)
+
+
+def _valid_tracestate(lines: list[str], strict: bool) -> str | None:
+    """Join the lines of a ``tracestate`` header into one value, or return ``None`` where they are invalid.
+
+    Of members with the same key the first is kept, which W3C allows (3.5), or with ``strict`` none.
+    """
+    if sum(map(len, lines)) > MAX_TRACESTATE_LENGTH:
+        return None
+    members = [member for line in lines for part in line.split(",") if (member := part.strip(" \t"))]
+    if len(members) > MAX_TRACESTATE_MEMBERS:
+        return None
+    by_key: dict[str, str] = {}
+    for member in members:
+        match = _TRACESTATE_MEMBER.match(member)
+        if match is None or (strict and match[1] in by_key):
+            return None
+        by_key.setdefault(match[1], member)
+    return ",".join(by_key.values())
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("latin-1")

@@ -1,0 +1,207 @@
+"""instrument() beside OpenTelemetry's instrumentation of httpx, httpx2 and aiohttp: one trace, one header."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
+from typing import Any
+
+import mlflow
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from agent_gateway_client import instrument, uninstrument
+from tests.support.client import (
+    STACKS,
+    TRACEPARENT,
+    isolated,  # noqa: F401
+    named_by,
+    restart_mlflow,
+    value_of,
+)
+from tests.support.http_server import HttpServer, via
+
+REASON = "OpenTelemetry's instrumentations of HTTP clients are not in this environment's constraints file"
+otel_httpx = pytest.importorskip("opentelemetry.instrumentation.httpx", reason=REASON)
+
+Get = Callable[..., Awaitable[Any]]
+
+
+def httpx_get(stack: Any, kind: str) -> Get:
+    async def get(url: str, **headers: str) -> None:
+        client = getattr(stack, kind)(trust_env=False, follow_redirects=True)
+        await value_of(client.get(url, headers=headers))
+        await value_of(client.close() if kind == "Client" else client.aclose())
+
+    return get
+
+
+async def aiohttp_get(url: str, **headers: str) -> None:
+    import aiohttp
+
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+        await response.read()
+
+
+CLIENTS: dict[str, Get] = {
+    f"{stack.__name__}.{kind}": httpx_get(stack, kind) for stack in STACKS for kind in ("Client", "AsyncClient")
+}
+INSTRUMENTORS = {
+    "httpx": otel_httpx.HTTPXClientInstrumentor,
+    "httpx2": getattr(otel_httpx, "HTTPX2ClientInstrumentor", None),
+}
+if find_spec("aiohttp"):
+    try:
+        from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor
+    except ModuleNotFoundError:
+        from tests.support.aiohttp_instrumentation import AioHttpClientInstrumentor
+    CLIENTS["aiohttp"] = aiohttp_get
+    INSTRUMENTORS["aiohttp"] = AioHttpClientInstrumentor
+
+CLIENTS = {name: get for name, get in CLIENTS.items() if INSTRUMENTORS[name.partition(".")[0]]}
+
+each_client = pytest.mark.parametrize("client", CLIENTS)
+each_order = pytest.mark.parametrize("first", ["instrument", "opentelemetry"])
+
+
+@pytest.fixture
+def server() -> Iterator[HttpServer]:
+    with HttpServer() as server:
+        yield server
+
+
+class Otel:
+    """OpenTelemetry in this process: its spans, and its instrumentations, as :meth:`both` switches them on."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.provider = TracerProvider()
+        self._stack = stack
+        self._exporter = InMemorySpanExporter()
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+
+    def both(self, gateway: str, first: str = "instrument") -> None:
+        """Switch on instrument() and all instrumentations, in this order or the other."""
+        if first == "instrument":
+            instrument(gateway)
+        for make in filter(None, INSTRUMENTORS.values()):
+            make().instrument(tracer_provider=self.provider)
+            self._stack.callback(make().uninstrument)
+        if first != "instrument":
+            instrument(gateway)
+
+    def span(self, name: str) -> Any:
+        return self.provider.get_tracer("tests").start_as_current_span(name)
+
+    @property
+    def requests(self) -> list[Any]:
+        """The spans that the instrumentations made."""
+        return [span for span in self._exporter.get_finished_spans() if span.kind == trace.SpanKind.CLIENT]
+
+
+@pytest.fixture
+def otel() -> Iterator[Otel]:
+    with ExitStack() as stack:
+        yield Otel(stack)
+        uninstrument()
+
+
+def named(span: Any) -> str:
+    """Return the start of the traceparent that names a span of OpenTelemetry; the flags are left out."""
+    return f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}"
+
+
+def one_each(server: HttpServer) -> list[str]:
+    """Return the one traceparent of each request."""
+    sent = server.sent()
+    assert [len(values) for values in sent] == [1] * len(sent)
+    return [values[0] for values in sent]
+
+
+@each_client
+@each_order
+async def test_the_mlflow_span_is_named(client: str, first: str, server: HttpServer, otel: Otel):
+    """Where an MLflow span is active it is named, whatever was switched on first, and whatever else is active."""
+    otel.both(server.gateway, first)
+    with mlflow.start_span("agent") as agent:
+        await CLIENTS[client](server.gateway)
+        with otel.span("web request"):
+            await CLIENTS[client](server.gateway)
+            with mlflow.start_span("step") as step:
+                await CLIENTS[client](server.gateway)
+    assert one_each(server) == [named_by(agent), named_by(agent), named_by(step)]
+    # aiohttp's is made before the request is; it stays in OpenTelemetry's own trace.
+    assert len(otel.requests) == (3 if client == "aiohttp" else 0)
+
+
+@each_client
+@each_order
+async def test_where_only_opentelemetry_has_a_span_its_instrumentation_goes_on(
+    client: str, first: str, server: HttpServer, otel: Otel
+):
+    """Without an MLflow span the parent is the instrumentation's own span, in the trace of the span it is in."""
+    otel.both(server.gateway, first)
+    with otel.span("web request") as outer:
+        await CLIENTS[client](server.gateway)
+    (request,) = otel.requests
+    (sent,) = one_each(server)
+    assert sent.startswith(named(request))
+    assert request.parent.span_id == outer.get_span_context().span_id
+
+
+@each_client
+async def test_other_hosts_have_what_opentelemetry_sends(client: str, server: HttpServer, otel: Otel):
+    """To other hosts the instrumentation's header goes as ever, and never an MLflow span's, on redirects too."""
+    otel.both(server.gateway)
+    with mlflow.start_span("agent") as agent:
+        await CLIENTS[client](server.other)
+        await CLIENTS[client](via(server.gateway, server.other))
+    to_other, to_gateway, redirected = one_each(server)
+    assert to_gateway == named_by(agent)
+    own = [named(request) for request in otel.requests]
+    assert [to_other[:-3], redirected[:-3]] == own
+    assert agent.trace_id.removeprefix("tr-") not in "".join(own)
+
+
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "aiohttp"])
+async def test_a_header_of_the_users_stays(client: str, server: HttpServer, otel: Otel):
+    """A traceparent that the request came with is not overwritten, with and without an MLflow span."""
+    otel.both(server.gateway)
+    await CLIENTS[client](server.gateway, traceparent=TRACEPARENT)
+    with mlflow.start_span("agent"):
+        await CLIENTS[client](server.gateway, traceparent=TRACEPARENT)
+    assert one_each(server) == [TRACEPARENT] * 2
+
+
+@each_client
+async def test_with_mlflows_spans_in_opentelemetrys_context(
+    client: str, server: HttpServer, otel: Otel, monkeypatch: pytest.MonkeyPatch
+):
+    """With MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT too it is MLflow's span: the other would be missing in MLflow."""
+    monkeypatch.setenv("MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT", "true")
+    restart_mlflow()
+    otel.both(server.gateway)
+    with mlflow.start_span("agent") as agent:
+        assert trace.get_current_span().get_span_context().span_id == int(agent.span_id, 16)
+        await CLIENTS[client](server.gateway)
+    assert one_each(server) == [named_by(agent)]
+
+
+@each_client
+async def test_where_mlflows_spans_are_opentelemetrys(
+    client: str, server: HttpServer, otel: Otel, monkeypatch: pytest.MonkeyPatch
+):
+    """With MLflow on OpenTelemetry's provider the instrumentation's span is in MLflow's trace, and is the parent."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", otel.provider)
+    monkeypatch.setenv("MLFLOW_USE_DEFAULT_TRACER_PROVIDER", "false")
+    restart_mlflow()
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", otel.provider)
+    otel.both(server.gateway)
+    with mlflow.start_span("agent") as agent:
+        await CLIENTS[client](server.gateway)
+    (request,) = otel.requests
+    (sent,) = one_each(server)
+    assert sent.startswith(named(request))
+    assert f"{request.parent.span_id:016x}" == agent.span_id
+    assert f"tr-{request.context.trace_id:032x}" == agent.trace_id

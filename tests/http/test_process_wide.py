@@ -1,0 +1,412 @@
+"""instrument(): every client of httpx and httpx2 in the process, and everything as it was after it."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import mlflow
+import pytest
+from opentelemetry import trace
+
+from agent_gateway_client import instrument, trace_headers, uninstrument, wrap_httpx
+from agent_gateway_client.active_span import ModelCall, model_call
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import Gateways
+from agent_gateway_client.http import _process_wide as instrumentation
+from tests.support.client import (
+    GATEWAY,
+    OTHER,
+    STACKS,
+    TRACEPARENT,
+    BrokenSpan,
+    Wire,
+    each_kind,
+    each_stack,
+    isolated,  # noqa: F401
+    named_by,
+    named_by_otel,
+    otel_span,
+    redirects,
+    remote_span,
+    value_of,
+    warnings_in,
+)
+
+A, B = f"{GATEWAY}/a", f"{GATEWAY}/b"
+SECOND = "https://second.test/gateway"
+
+CHOKE_POINTS = [
+    (getattr(import_module(module), kind), name)
+    for module, kinds, name in (
+        ("httpx", ["Client", "AsyncClient"], "_send_single_request"),
+        ("httpx2", ["Client", "AsyncClient"], "_send_single_request"),
+        ("aiohttp", ["ClientRequest"], "send"),
+    )
+    if find_spec(module)
+    for kind in kinds
+]
+
+
+def functions() -> list[Any]:
+    """Return what is at each choke point now."""
+    return [vars(owner).get(name) for owner, name in CHOKE_POINTS]
+
+
+ORIGINALS = functions()
+
+
+def are_original() -> bool:
+    return all(now is original for now, original in zip(functions(), ORIGINALS, strict=True))
+
+
+def are_replaced() -> bool:
+    return not any(now is original for now, original in zip(functions(), ORIGINALS, strict=True))
+
+
+@pytest.fixture(autouse=True)
+def everything_is_as_it_was() -> Iterator[None]:
+    """Hold every test to it that nothing is left replaced."""
+    yield
+    uninstrument()
+    assert are_original()
+
+
+@each_stack
+@each_kind
+@pytest.mark.parametrize("first", ["client", "instrument"])
+async def test_every_client_is_reached(stack: Any, kind: str, first: str):
+    """Clients made before and after it name the active span to a gateway, elsewhere and after the undo none."""
+    wire = Wire()
+    client = wire.client(stack, kind) if first == "client" else None
+    handle = instrument(GATEWAY)
+    client = client or wire.client(stack, kind)
+    await value_of(client.get(A))
+    with mlflow.start_span("agent") as agent:
+        await value_of(client.get(A))
+        with mlflow.start_span("step") as step:
+            await value_of(client.get(A))
+        await value_of(client.get(OTHER))
+        handle.uninstrument()
+        await value_of(client.get(A))
+    with handle, otel_span():
+        await value_of(client.get(A))
+    assert wire.sent() == [[], [named_by(agent)], [named_by(step)], [], [], []]
+
+
+@each_stack
+@each_kind
+async def test_what_is_sent_follows_the_rules(stack: Any, kind: str):
+    """A traceparent that is there stays, whatever its case; OpenTelemetry's span counts, a tracestate goes along."""
+    wire = Wire()
+    client = wire.client(stack, kind)
+    with instrument(GATEWAY):
+        with mlflow.start_span("agent"):
+            await value_of(client.get(A, headers={"TraceParent": TRACEPARENT}))
+        with otel_span() as otel:
+            await value_of(client.get(A))
+        with remote_span() as remote:
+            await value_of(client.get(A))
+    assert wire.sent() == [[TRACEPARENT], [named_by_otel(otel)], [remote]]
+    assert wire.sent("tracestate") == [[], [], ["vendor=1"]]
+
+
+@each_stack
+@each_kind
+@pytest.mark.parametrize("urls", [[A, B], [A, OTHER], [A, OTHER, B], [OTHER, A, OTHER + "/2"], [A, SECOND, OTHER]])
+async def test_each_hop_of_a_redirect_is_looked_at(stack: Any, kind: str, urls: list[str]):
+    """Our header comes off where a redirect leaves the gateways, the user's own stays."""
+    wire = Wire(redirects(dict(pairwise(urls))))
+    client = wire.client(stack, kind, follow_redirects=True)
+    with instrument(GATEWAY, SECOND), mlflow.start_span("agent") as agent:
+        await value_of(client.get(urls[0]))
+        await value_of(client.get(urls[0], headers={"traceparent": TRACEPARENT}))
+    ours = [[named_by(agent)] if url.startswith((GATEWAY, SECOND)) else [] for url in urls]
+    assert wire.sent() == ours + [[TRACEPARENT]] * len(urls)
+
+
+@each_stack
+@each_kind
+@pytest.mark.parametrize("urls", [[A, A], [SECOND, SECOND], [A, SECOND], [SECOND, A], [SECOND, OTHER], [A, OTHER]])
+async def test_a_wrapped_client_keeps_its_own_gateways(stack: Any, kind: str, urls: list[str]):
+    """A request of a wrapped client may go to its own gateways and to the process', on redirects between them too."""
+    wire = Wire(redirects({urls[0]: urls[1]} if urls[0] != urls[1] else {}))
+    client = wrap_httpx(wire.client(stack, kind, follow_redirects=True), [SECOND])
+    with instrument(GATEWAY), mlflow.start_span("agent") as agent:
+        await value_of(client.get(urls[0]))
+    assert wire.sent() == [[named_by(agent)] if url != OTHER else [] for url in urls[: len(wire.requests)]]
+
+
+@pytest.mark.parametrize(
+    ("gateways", "environment", "message"),
+    [
+        ([], None, r"Give its URL, like instrument\('http://localhost:5000/gateway'\), or set AGENT_GATEWAY_URLS"),
+        ([], " , ", "No gateway is named"),
+        ([], "localhost:5000", "In the environment variable AGENT_GATEWAY_URLS: .*no scheme"),
+        (["localhost:5000"], GATEWAY, "no scheme"),
+        ([GATEWAY, 5], None, "5 is no gateway URL"),
+    ],
+)
+def test_bad_gateways_are_an_error_at_once(gateways, environment, message, monkeypatch: pytest.MonkeyPatch):
+    """What names no gateway is an error when it is configured, and then nothing is replaced."""
+    if environment is not None:
+        monkeypatch.setenv("AGENT_GATEWAY_URLS", environment)
+    with pytest.raises(ConfigurationError, match=message):
+        instrument(*gateways)
+    assert are_original()
+
+
+def test_the_gateways_are_those_of_the_environment_by_default(monkeypatch: pytest.MonkeyPatch):
+    """Without an argument AGENT_GATEWAY_URLS is read, once and at this time; an argument takes its place."""
+    monkeypatch.setenv("AGENT_GATEWAY_URLS", f"{GATEWAY}, {SECOND}")
+    with instrument() as handle:
+        assert list(handle.gateways) == [GATEWAY, SECOND]
+        monkeypatch.setenv("AGENT_GATEWAY_URLS", OTHER)
+        assert list(handle.gateways) == [GATEWAY, SECOND]
+    with instrument(OTHER) as handle:
+        assert list(handle.gateways) == [OTHER]
+
+
+def test_trace_headers_know_the_gateways():
+    """What goes through no known client is told of the gateways of instrument(), as long as it is in force."""
+    with mlflow.start_span("agent") as span:
+        with instrument(GATEWAY):
+            assert trace_headers(A) == {"traceparent": named_by(span)}
+            assert trace_headers(OTHER) == {}
+            assert trace_headers(A, [OTHER]) == {}
+        assert trace_headers(A) == {}
+
+
+@each_stack
+def test_each_call_is_undone_for_itself(stack: Any):
+    """Handles may overlap and be undone in any order and twice; what is replaced goes with the last one."""
+    wire = Wire()
+    client = wire.client(stack)
+    first, second, third = instrument(GATEWAY), instrument(SECOND), instrument(GATEWAY)
+    replaced = functions()
+    assert are_replaced()
+    with mlflow.start_span("agent") as agent:
+        for handle in (first, first, second):
+            handle.uninstrument()
+            assert functions() == replaced
+            client.get(A)
+            client.get(SECOND)
+        third.uninstrument()
+        assert are_original()
+        client.get(A)
+    ours = [named_by(agent)]
+    assert wire.sent() == [ours, ours, ours, ours, ours, [], []]
+
+
+def test_uninstrument_undoes_all_of_them():
+    """uninstrument() needs no handle, does nothing where there is nothing, and leaves handles that do nothing."""
+    uninstrument()
+    handles = [instrument(GATEWAY), instrument(SECOND)]
+    uninstrument()
+    assert are_original()
+    with instrument(GATEWAY):
+        for handle in handles:
+            handle.uninstrument()
+        uninstrument()
+        assert are_original()
+    assert are_original()
+
+
+def test_an_error_inside_undoes_it_too():
+    """As a context manager it is undone on every way out."""
+    with pytest.raises(ZeroDivisionError), instrument(GATEWAY):
+        raise ZeroDivisionError
+    assert are_original()
+
+
+@each_stack
+def test_what_somebody_else_put_on_top_stays(stack: Any):
+    """Another's replacement on top of ours is not taken off; below it ours does nothing, until it is needed again."""
+    calls: list[str] = []
+    handle = instrument(GATEWAY)
+    ours = stack.Client._send_single_request
+
+    def theirs(self: Any, request: Any) -> Any:
+        calls.append(str(request.url))
+        return ours(self, request)
+
+    stack.Client._send_single_request = theirs
+    wire = Wire()
+    client = wire.client(stack)
+    with mlflow.start_span("agent") as agent:
+        handle.uninstrument()
+        assert stack.Client._send_single_request is theirs
+        client.get(A)
+        with instrument(GATEWAY):
+            client.get(A)
+        assert stack.Client._send_single_request is theirs
+        stack.Client._send_single_request = ours
+        client.get(A)
+        with instrument(GATEWAY):
+            client.get(A)
+    assert calls == [A, A]
+    assert wire.sent() == [[], [named_by(agent)], [], [named_by(agent)]]
+    assert are_original()
+
+
+class Listener(ModelCall):
+    """A model's call that wants to know how its requests end."""
+
+    gateways = Gateways([GATEWAY])
+
+    def __init__(self) -> None:
+        self.answers: list[Any] = []
+
+    def answered(self, response: Any) -> None:
+        self.answers.append(response)
+
+
+@each_stack
+def test_a_request_is_told_of_once(stack: Any):
+    """Where another's replacement hides ours and it is put on again, a model's call hears of each request once."""
+    client = Wire().client(stack)
+    handle = instrument(GATEWAY)
+    ours = stack.Client._send_single_request
+    stack.Client._send_single_request = lambda self, request: ours(self, request)
+    listener = Listener()
+    reset = model_call.set(listener)
+    try:
+        with instrument(SECOND):
+            client.get(A)
+        handle.uninstrument()
+        client.get(A)
+    finally:
+        model_call.reset(reset)
+    assert len(listener.answers) == 1
+    stack.Client._send_single_request = ours
+    with instrument(GATEWAY):
+        pass
+    assert are_original()
+
+
+@each_stack
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+async def test_nothing_inside_fails_a_request(stack: Any, kind: str, caplog: pytest.LogCaptureFixture):
+    """When something breaks on the way the request is sent as it was, with one warning."""
+    wire = Wire()
+    client = wire.client(stack, kind)
+    with instrument(GATEWAY), trace.use_span(BrokenSpan()):
+        for _ in range(2):
+            await value_of(client.get(A))
+    assert wire.sent() == [[], []]
+    (warning,) = warnings_in(caplog)
+    assert "The trace context could not be put on a request" in warning
+
+
+@each_stack
+async def test_the_users_errors_come_through(stack: Any):
+    """What the transport raises, the caller gets, with the client as usable as before."""
+
+    def fail(request: Any) -> Any:
+        raise stack.ConnectError("no such host", request=request)
+
+    with instrument(GATEWAY):
+        for kind in ("Client", "AsyncClient"):
+            with pytest.raises(stack.ConnectError, match="no such host"):
+                await value_of(Wire(fail).client(stack, kind).get(A))
+
+
+def test_a_choke_point_that_has_moved_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Where a library no longer has the function, one warning names its version, and the others are reached."""
+    stack = STACKS[0]
+    monkeypatch.setattr(instrumentation, "_patches", {})
+    monkeypatch.delattr(stack.AsyncClient, "_send_single_request")
+    wire = Wire()
+    with mlflow.start_span("agent") as agent:
+        for _ in range(2):
+            with instrument(GATEWAY):
+                wire.client(stack).get(A)
+    assert wire.sent() == [[named_by(agent)]] * 2
+    (warning,) = warnings_in(caplog)
+    assert f"{stack.__name__} {stack.__version__} is not what" in warning
+    assert "AsyncClient has no function _send_single_request" in warning
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("missing", [["aiohttp"], ["httpx"], ["httpx2"], ["aiohttp", "httpx", "httpx2"]])
+def test_a_library_that_is_not_installed_costs_nothing(missing: list[str], monkeypatch: pytest.MonkeyPatch, caplog):
+    """Any of the three may be missing: no import, no warning, no error; the others are reached."""
+    monkeypatch.setattr(instrumentation, "_patches", {})
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    with instrument(GATEWAY):
+        replaced = {owner.__module__.partition(".")[0] for owner, name in CHOKE_POINTS if hasattr(owner, name)}
+        now = {
+            owner.__module__.partition(".")[0]
+            for (owner, _), function, original in zip(CHOKE_POINTS, functions(), ORIGINALS, strict=True)
+            if function is not original
+        }
+    assert now == replaced - set(missing)
+    assert warnings_in(caplog) == []
+
+
+def test_what_is_imported_later_is_reached():
+    """It does not matter which library the program has imported when instrument() is called."""
+    names = [stack.__name__ for stack in STACKS]
+    program = (
+        "import sys\n"
+        "from agent_gateway_client import instrument\n"
+        f"names = {names!r}\n"
+        "assert not set(names) & set(sys.modules), sys.modules\n"
+        f"instrument({GATEWAY!r})\n"
+        "from importlib import import_module\n"
+        "for name in names:\n"
+        "    assert hasattr(import_module(name).Client._send_single_request, '__wrapped__'), name\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@each_stack
+async def test_many_requests_at_once_each_name_their_own_span(stack: Any):
+    """50 tasks that share a client: each request names the span that is active in its own task."""
+    wire = Wire()
+    client = wire.client(stack, "AsyncClient")
+    expected = {}
+
+    async def ask(number: int) -> None:
+        with mlflow.start_span(f"agent {number}") as span:
+            await asyncio.sleep(0)
+            await client.get(f"{GATEWAY}/{number}")
+            expected[f"{GATEWAY}/{number}"] = [named_by(span)]
+
+    with instrument(GATEWAY):
+        await asyncio.gather(*map(ask, range(50)))
+    assert len(expected) == 50
+    assert dict(zip(wire.urls, wire.sent(), strict=True)) == expected
+
+
+@each_stack
+def test_it_may_be_switched_on_and_off_in_many_threads(stack: Any):
+    """Threads that each switch it on for their own requests do not disturb one another."""
+    failures: list[BaseException] = []
+
+    def agent(number: int) -> None:
+        try:
+            gateway = f"http://gw{number}.test/gateway"
+            for _ in range(20):
+                wire = Wire()
+                client = wire.client(stack)
+                with mlflow.start_span("agent") as span, instrument(gateway):
+                    client.get(gateway)
+                    client.get(OTHER)
+                assert wire.sent() == [[named_by(span)], []]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=agent, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert are_original()

@@ -1,0 +1,253 @@
+"""langchain.py: what is replaced, that it is put back exactly, and what is left where LangChain or MLflow changes."""
+
+import gc
+import subprocess
+import sys
+import threading
+from importlib import metadata
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import pytest
+from opentelemetry import trace
+
+from tests.support.client import (
+    GATEWAY,
+    STACKS,
+    BrokenSpan,
+    Wire,
+    isolated,  # noqa: F401
+    named_by,
+    warnings_in,
+)
+
+pytest.importorskip("langchain_core")
+
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
+from langchain_core.language_models import BaseChatModel, BaseLLM
+
+from agent_gateway_client import instrument, uninstrument
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.langchain import GatewayCallbackHandler
+from agent_gateway_client.langchain import _methods as _langchain_methods
+from agent_gateway_client.langchain import _mlflow as _langchain_mlflow
+from tests.support.langchain import (
+    each_autolog,  # noqa: F401
+    http_model,
+    messages,
+    model_spans,
+    open_handler,  # noqa: F401
+    parents,
+)
+
+OWNERS = [BaseChatModel, BaseLLM, CallbackManager, AsyncCallbackManager]
+HTTP_OWNERS = [getattr(stack, kind) for stack in STACKS for kind in ("Client", "AsyncClient")]
+
+
+def functions() -> dict[tuple[type, str], Any]:
+    """Return everything that the classes hold which anything is replaced in."""
+    return {(owner, name): value for owner in [*OWNERS, *HTTP_OWNERS] for name, value in vars(owner).items()}
+
+
+def changed(before: dict[Any, Any]) -> set[tuple[type, str]]:
+    """Return what is not the same object as it was."""
+    now = functions()
+    return {key for key in {*before, *now} if before.get(key) is not now.get(key)}
+
+
+def test_the_last_one_that_is_closed_puts_everything_back():
+    """While a handler is open methods are replaced; after the last one each is the very object that it was."""
+    before = functions()
+    first, second = GatewayCallbackHandler(GATEWAY), GatewayCallbackHandler(GATEWAY)
+    replaced = changed(before)
+    assert {owner for owner, _ in replaced} == {*OWNERS, *HTTP_OWNERS}
+    first.close()
+    first.close()
+    assert changed(before) == replaced
+    second.close()
+    assert changed(before) == set()
+
+
+def test_as_a_context_manager():
+    """At the end of ``with`` everything is what it was."""
+    before = functions()
+    with GatewayCallbackHandler(GATEWAY):
+        assert changed(before)
+    assert changed(before) == set()
+
+
+def test_handlers_that_nobody_closes_do_not_count():
+    """A handler that is no longer used does not keep methods replaced when the last one in use is closed."""
+    before = functions()
+    GatewayCallbackHandler(GATEWAY)
+    gc.collect()
+    with GatewayCallbackHandler(GATEWAY):
+        assert changed(before)
+    assert changed(before) == set()
+
+
+def test_in_threads():
+    """Handlers that many threads open and close at once leave everything as it was."""
+    before = functions()
+    wire = Wire()
+    start = threading.Barrier(8)
+
+    def use() -> None:
+        start.wait()
+        for _ in range(20):
+            with GatewayCallbackHandler(GATEWAY) as handler:
+                http_model(wire).invoke("a", {"callbacks": [handler]})
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wire.requests) == 160
+    assert changed(before) == set()
+
+
+def test_a_closed_handler_sends_nothing():
+    """A handler that is closed is nothing, beside one that is open."""
+    wire = Wire()
+    closed = GatewayCallbackHandler(GATEWAY)
+    with GatewayCallbackHandler(GATEWAY) as handler, mlflow.start_span("agent") as span:
+        closed.close()
+        http_model(wire).invoke("a", {"callbacks": [closed]})
+        http_model(wire).invoke("b", {"callbacks": [closed, handler]})
+    assert wire.sent() == [[], [named_by(span)]]
+
+
+def test_several_handlers_with_gateways_of_their_own():
+    """A run may send trace context to the gateways of all its handlers."""
+    wire = Wire()
+    with GatewayCallbackHandler("http://one.test") as one, GatewayCallbackHandler("http://two.test") as two:
+        for callbacks in ([one], [two], [one, two]):
+            for host in ("one", "two"):
+                with mlflow.start_span("agent"):
+                    http_model(wire, base_url=f"http://{host}.test").invoke("a", {"callbacks": callbacks})
+    assert [len(sent) for sent in wire.sent()] == [1, 0, 0, 1, 1, 1]
+
+
+def test_beside_instrument(autolog: str, handler: GatewayCallbackHandler):
+    """With instrument() too there is one header, which still names the call; each of the two goes without the other."""
+    wire = Wire()
+    with mlflow.start_span("agent") as span:
+        with instrument(GATEWAY):
+            http_model(wire).invoke("a", {"callbacks": [handler]})
+            http_model(wire).invoke("b")
+        uninstrument()
+        http_model(wire).invoke("c", {"callbacks": [handler]})
+        http_model(wire).invoke("d")
+    spans = model_spans()
+    assert parents(wire) == {word: [spans.get(word, named_by(span))] for word in "abc"} | {"d": []}
+
+
+def test_the_environment_names_gateways(monkeypatch: pytest.MonkeyPatch):
+    """Without arguments a handler's gateways are those of AGENT_GATEWAY_URLS, as they were when it was made."""
+    monkeypatch.setenv("AGENT_GATEWAY_URLS", f"http://one.test, {GATEWAY}")
+    wire = Wire()
+    with GatewayCallbackHandler() as handler, mlflow.start_span("agent") as span:
+        monkeypatch.delenv("AGENT_GATEWAY_URLS")
+        http_model(wire).invoke("a", {"callbacks": [handler]})
+    assert wire.sent() == [[named_by(span)]]
+
+
+@pytest.mark.parametrize("gateways", [(), ("gw.test",), ("ftp://gw.test",), (["http://gw.test"],)])
+def test_what_cannot_be_a_gateway_is_an_error_at_once(gateways: tuple[Any, ...]):
+    """A handler without gateways, or with what is no URL, is not made, and nothing is replaced."""
+    before = functions()
+    with pytest.raises(ConfigurationError, match="http://"):
+        GatewayCallbackHandler(*gateways)
+    assert changed(before) == set()
+
+
+def test_without_langchain():
+    """Asking for the handler where LangChain is not installed says what to install; nothing else needs it."""
+    program = (
+        "import sys; sys.modules['langchain_core'] = None\n"
+        "import agent_gateway_client\n"
+        "agent_gateway_client.instrument('http://gw.test').uninstrument()\n"
+        "try:\n    from agent_gateway_client.langchain import GatewayCallbackHandler\n"
+        "except ImportError as error:\n    print(type(error).__name__, error)\n"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert output.startswith("MissingDependencyError")
+    assert "pip install 'agent-gateway-client[langchain]'" in output
+
+
+def test_everything_that_is_expected_is_there(caplog: pytest.LogCaptureFixture):
+    """This version of LangChain has every method that is to be replaced, with the arguments that are read."""
+    assert len(_langchain_methods.patches()) == len(list(_langchain_methods._methods()))
+    assert warnings_in(caplog) == []
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_langchain_without_its_private_methods(
+    is_gone: bool, autolog: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Where LangChain's private methods are gone, or not told the run, the parent is coarser; one warning says so."""
+    methods = list(_langchain_methods._methods())
+    if is_gone:
+        renamed = [(owner, name + "_" * name.startswith("_"), wrapper) for owner, name, wrapper in methods]
+        monkeypatch.setattr(_langchain_methods, "_methods", lambda: renamed)
+    else:
+        monkeypatch.setattr(_langchain_methods, "_manager_parameter", lambda method: "")
+    wire = Wire()
+    with GatewayCallbackHandler(GATEWAY) as handler, mlflow.start_span("agent") as span:
+        http_model(wire).invoke("a", {"callbacks": [handler]})
+        http_model(wire).generate(messages("b", "c"), callbacks=[handler])
+    spans = model_spans()
+    found = parents(wire)
+    assert found["a"] == [spans.get("a", named_by(span))]
+    # MLflow has the last prompt's span active.
+    assert found["b"] == found["c"] == [spans.get("c", named_by(span))]
+    (warning,) = warnings_in(caplog)
+    assert f"langchain-core {metadata.version('langchain-core')}" in warning
+
+
+TRACER, PROVIDER = "mlflow.langchain.langchain_tracer", "mlflow.tracing.provider"
+
+ANOTHER_MLFLOW = {
+    "no tracer": {TRACER: SimpleNamespace()},
+    "a tracer that keeps no spans": {TRACER: SimpleNamespace(MlflowLangchainTracer=GatewayCallbackHandler)},
+    "no context": {PROVIDER: SimpleNamespace()},
+    "nothing": {TRACER: SimpleNamespace(), PROVIDER: SimpleNamespace()},
+}
+
+
+@pytest.mark.parametrize("difference", ANOTHER_MLFLOW)
+async def test_another_mlflow(
+    difference: str,
+    autolog: str,
+    handler: GatewayCallbackHandler,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """Where MLflow does not tell the span of a run, the active one is named, and one warning for each loss says so."""
+    modules = {**sys.modules, **ANOTHER_MLFLOW[difference]}
+    monkeypatch.setattr(_langchain_mlflow, "sys", SimpleNamespace(modules=modules))
+    wire = Wire()
+    with mlflow.start_span("agent") as span:
+        for word in ("a", "b"):
+            await http_model(wire).ainvoke(word, {"callbacks": [handler]})
+    spans = model_spans()
+    # Inline, MLflow makes the span active for the model's code too.
+    knows = autolog == "inline" or (autolog == "on" and difference == "no context")
+    assert parents(wire) == {word: [spans[word] if knows else named_by(span)] for word in ("a", "b")}
+    warnings = warnings_in(caplog)
+    assert len(warnings) == len(ANOTHER_MLFLOW[difference])
+    assert all(f"mlflow-tracing {metadata.version('mlflow-tracing')}" in warning for warning in warnings)
+
+
+def test_a_span_that_raises(caplog: pytest.LogCaptureFixture, handler: GatewayCallbackHandler):
+    """Where the active span cannot be asked who it is, calls go on, and it is said once."""
+    wire = Wire()
+    with trace.use_span(BrokenSpan(), record_exception=False, set_status_on_exception=False):
+        for word in ("a", "b"):
+            assert http_model(wire).invoke(word, {"callbacks": [handler]}).text == word
+    assert wire.sent() == [[], []]
+    warnings = warnings_in(caplog)
+    assert len(warnings) == len(set(warnings)) <= 2
+    assert any(f"langchain-core {metadata.version('langchain-core')}" in warning for warning in warnings)

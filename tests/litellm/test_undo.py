@@ -1,0 +1,187 @@
+# ruff: noqa: F811 - fixtures that are imported are arguments too.
+"""instrument_litellm(): what it replaces and puts back, and LiteLLM that is missing or another."""
+
+import subprocess
+import sys
+from typing import Any
+
+import mlflow
+import mlflow.litellm
+import pytest
+
+from agent_gateway_client import instrument, instrument_litellm, trace_headers, uninstrument
+from agent_gateway_client.demo.provider import Provider
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.http import _process_wide as instrumentation
+from agent_gateway_client.litellm import _instrument as adapter
+from tests.support.client import (
+    GATEWAY,
+    isolated,  # noqa: F401
+    named_by,
+    named_by_otel,
+    warnings_in,
+)
+from tests.support.litellm import (
+    MESSAGES,
+    arguments_for,
+    autolog,  # noqa: F401
+    each_way,
+    ended,
+    in_one_loop,
+    litellm,
+    make_call,
+    provider,  # noqa: F401
+    sent,
+    shared_provider,  # noqa: F401
+    switch_autolog_off,
+    switch_autolog_on,
+)
+
+pytestmark = in_one_loop
+
+
+def replaced() -> dict[str, Any]:
+    """Return what is now at each place that instrument_litellm() or instrument() replaces."""
+    places = [*adapter._patches.values(), *instrumentation._patches.values()]
+    return {f"{place._owner}.{place._name}": vars(place._owner).get(place._name) for place in places}
+
+
+def is_same(before: dict[str, Any]) -> bool:
+    now = replaced()
+    return all(now[name] is value for name, value in before.items())
+
+
+def test_everything_is_put_back():
+    """Undone, every attribute is the very object that it was before, in whatever order the handles are undone."""
+    instrument_litellm(GATEWAY).uninstrument()
+    before = replaced()
+    assert len(before) > 10
+    first, second = instrument_litellm(GATEWAY), instrument_litellm("http://other.test")
+    assert not any(now is original for now, original in zip(replaced().values(), before.values(), strict=True))
+    for handle in (first, first):
+        handle.uninstrument()
+        assert not is_same(before)
+    second.uninstrument()
+    assert is_same(before)
+    with instrument_litellm(GATEWAY):
+        assert not is_same(before)
+    assert is_same(before)
+
+
+def test_it_is_independent_of_instrument():
+    """uninstrument() undoes instrument() only; the handle of one does not undo the other."""
+    with mlflow.start_span("agent") as span, instrument_litellm(GATEWAY) as handle:
+        other = instrument("http://other.test")
+        uninstrument()
+        assert trace_headers(GATEWAY) == {"traceparent": named_by(span)}
+        other = instrument("http://other.test")
+        handle.uninstrument()
+        assert trace_headers(GATEWAY) == {}
+        assert trace_headers("http://other.test") == {"traceparent": named_by(span)}
+        other.uninstrument()
+
+
+def test_after_the_undo_autolog_is_as_it_was(shared_provider: Provider):
+    """Undone, a call carries nothing, and autolog makes its span as it does without us."""
+    shared_provider.clear()
+    switch_autolog_on()
+    with instrument_litellm(shared_provider.url):
+        pass
+    with mlflow.start_span("agent") as agent:
+        litellm.completion(messages=MESSAGES, **arguments_for(shared_provider))
+        (own,) = ended()
+    switch_autolog_off()
+    assert sent(shared_provider) == [[]]
+    assert f"{own.parent.span_id:016x}" == agent.span_id
+
+
+@pytest.mark.parametrize("environment", [None, "localhost:5000"])
+def test_bad_gateways_are_an_error_at_once(environment: str | None, monkeypatch: pytest.MonkeyPatch):
+    """What names no gateway is an error when it is configured; the message has the function's own name."""
+    if environment:
+        monkeypatch.setenv("AGENT_GATEWAY_URLS", environment)
+    message = (
+        "no scheme" if environment else r"like instrument_litellm\('http://localhost:5000/gateway'\), or set AGENT_"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        instrument_litellm()
+
+
+def test_the_gateways_are_those_of_the_environment_by_default(monkeypatch: pytest.MonkeyPatch):
+    """Without an argument AGENT_GATEWAY_URLS is read."""
+    monkeypatch.setenv("AGENT_GATEWAY_URLS", GATEWAY)
+    with instrument_litellm() as handle:
+        assert list(handle.gateways) == [GATEWAY]
+
+
+@each_way
+async def test_what_litellm_no_longer_has_is_said_once(
+    is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Where LiteLLM has changed one warning names its version, calls work, and the header is there."""
+    monkeypatch.setattr(adapter, "_patches", {})
+    monkeypatch.delattr(litellm.litellm_core_utils.streaming_handler.CustomStreamWrapper, "__next__")
+    with instrument_litellm(provider.url), mlflow.start_span("agent"):
+        await make_call("completion", provider, is_async=is_async)
+    assert sent(provider) == [[named_by_otel(*ended())]]
+    (warning,) = warnings_in(caplog)
+    assert warning.startswith("litellm 1.")
+    assert "has no function __next__" in warning
+    # Those of the fixture are below, and still in force.
+    for patch in adapter._patches.values():
+        patch.take_off()
+    monkeypatch.undo()
+
+
+@each_way
+async def test_nothing_inside_fails_a_call(
+    is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """When MLflow cannot begin the span the call is made, with the active span's header and one warning."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.start_span", fail)
+    monkeypatch.setattr("mlflow.tracking.MlflowClient.start_trace", fail)
+    with mlflow.start_span("agent") as agent:
+        for _ in range(2):
+            await make_call("completion", provider, is_async=is_async)
+    assert sent(provider) == [[named_by(agent)]] * 2
+    (warning,) = [text for text in warnings_in(caplog) if "agent-gateway-client" in text]
+    assert "could not be begun" in warning
+
+
+def test_without_litellm_the_error_says_what_to_install():
+    """Without LiteLLM the error is one sentence; a module that LiteLLM itself lacks is not mistaken for it."""
+    program = (
+        "import sys\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "try:\n"
+        "    from agent_gateway_client import instrument_litellm\n"
+        "except ImportError as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+
+    def output(missing: str) -> str:
+        command = [sys.executable, "-c", program, missing]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert output("litellm") == (
+        "MissingDependencyError instrument_litellm() needs the package litellm: "
+        "pip install 'agent-gateway-client[litellm]'\n"
+    )
+    assert output("dotenv").startswith("ModuleNotFoundError ")
+
+
+@each_way
+async def test_with_mlflow_tracing_alone_calls_name_the_active_span(
+    is_async: bool, provider: Provider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Where LiteLLM's logger lacks what it needs of MLflow, autolog is not waited for, and nothing is said."""
+    monkeypatch.delattr(mlflow.tracking, "MlflowClient", raising=False)
+    mlflow.litellm.autolog()
+    with mlflow.start_span("agent") as agent:
+        await make_call("completion", provider, is_async=is_async)
+    assert sent(provider) == [[named_by(agent)]]
+    assert [text for text in warnings_in(caplog) if "agent-gateway-client" in text] == []

@@ -1,0 +1,95 @@
+"""wrap_openai() beside mlflow.openai.autolog(), which sets a traceparent of its own on some methods."""
+
+from typing import Any
+
+import mlflow
+import mlflow.openai
+import pytest
+
+from agent_gateway_client import wrap_openai
+from tests.support.client import (
+    MemoryExporter,
+    Wire,
+    isolated,  # noqa: F401
+    named_by,
+    named_by_otel,
+)
+from tests.support.openai import CALLS, CLIENTS, answer, make_client
+
+each_client = pytest.mark.parametrize("kind", CLIENTS)
+
+PATCHED = [
+    "chat",
+    "chat, streamed",
+    "chat, raw",
+    "chat, parse",
+    "chat, stream helper",
+    "completions",
+    "responses",
+    "responses, streamed",
+    "responses, parse",
+    "embeddings",
+    "images",
+]
+"""What autolog makes a span of."""
+
+NOT_PATCHED = [
+    "audio, speech",
+    "audio, transcription",
+    "files, upload",
+    "batches",
+    "moderations",
+    "models",
+    "any path",
+]
+"""What it does not see."""
+
+
+def ended(but: str | None = None) -> list[Any]:
+    """Return the spans that ended, except those of a name."""
+    return [span for span in MemoryExporter.spans.get_finished_spans() if span.name != but]
+
+
+# Autolog writes parse()'s generic models as JSON, which pydantic warns about; as an error that ends no span.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings:UserWarning")
+@each_client
+@pytest.mark.parametrize("name", PATCHED)
+@pytest.mark.parametrize("first", ["autolog", "wrap"])
+async def test_autologs_own_span_stays_named(kind: str, name: str, first: str):
+    """Where autolog makes a span for the call, the one header names that span, which is inside the active one."""
+    wire = Wire(answer)
+    client = make_client(kind, wire)
+    if first == "wrap":
+        wrap_openai(client)
+    mlflow.openai.autolog()
+    if first == "autolog":
+        wrap_openai(client)
+    with mlflow.start_span("agent") as agent:
+        await CALLS[name](client)
+    (own,) = ended("agent")
+    assert f"{own.parent.span_id:016x}" == agent.span_id
+    assert wire.sent() == [[named_by_otel(own)]]
+
+
+@each_client
+@pytest.mark.parametrize("name", NOT_PATCHED)
+async def test_what_autolog_does_not_see_names_the_active_span(kind: str, name: str):
+    """Where autolog makes no span, the header names the active one, as without autolog."""
+    wire = Wire(answer)
+    mlflow.openai.autolog()
+    client = wrap_openai(make_client(kind, wire))
+    with mlflow.start_span("agent") as agent:
+        await CALLS[name](client)
+    assert wire.sent() == [[named_by(agent)]]
+    assert ended("agent") == []
+
+
+@each_client
+async def test_autolog_alone_is_enough_of_a_span(kind: str):
+    """Without a span of the user's the header names autolog's, and every attempt has it once."""
+    failures = [{"status_code": 503, "headers": {"retry-after-ms": "1"}}]
+    wire = Wire(lambda request: failures.pop() if failures else answer(request))
+    mlflow.openai.autolog()
+    await CALLS["chat"](wrap_openai(make_client(kind, wire)))
+    (own,) = ended()
+    assert wire.sent() == [[named_by_otel(own)]] * 2

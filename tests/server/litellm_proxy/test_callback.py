@@ -1,0 +1,552 @@
+"""What the LiteLLM Proxy's callback makes of callbacks in an order, or of a shape, that no test can provoke at will.
+
+The shapes are those that litellm 1.106.2 was seen to hand out; tests/e2e/test_litellm_proxy*.py run the real proxy.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+import types
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import litellm
+import pytest
+from litellm.proxy.types_utils.utils import get_instance_fn
+from opentelemetry.sdk.trace import ReadableSpan
+
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.server import litellm_proxy, shared
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror, _callback, _calls
+from agent_gateway_client.server.litellm_proxy import _facts as read
+from tests.support.server import PARENT, TRACEPARENT, MemoryDestination, facts_of, ids_of
+
+# LiteLLM's router makes pydantic read LiteLLM's own types.
+pytestmark = pytest.mark.filterwarnings("ignore:Item:UserWarning")
+
+CANARY = "c4n4ry"
+NOW_S = 1_800_000_000.0
+SERVER = "litellm.proxy.proxy_server"
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The module of the proxy's server, with a real router."""
+    server = types.ModuleType(SERVER)
+    parameters = {"model": "openai/gpt-4o-mini", "api_key": "none"}
+    groups = ("chat", "other", "any/*")
+    server.llm_router = litellm.Router(  # type: ignore[attr-defined]
+        model_list=[{"model_name": name, "litellm_params": parameters} for name in groups],
+        model_group_alias={"alias": "chat"},
+    )
+    monkeypatch.setitem(sys.modules, SERVER, server)
+    return server
+
+
+@pytest.fixture
+def destination() -> MemoryDestination:
+    return MemoryDestination()
+
+
+@pytest.fixture
+def mirror(destination: MemoryDestination) -> Iterator[LiteLLMProxyMirror]:
+    mirror = LiteLLMProxyMirror(Exporter(destination))
+    yield mirror
+    mirror.shutdown()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait long for what does not come."""
+    monkeypatch.setattr(_callback, "NO_HOOK_SECONDS", 0.01)
+    monkeypatch.setattr(_callback, "LATE_EVENT_SECONDS", 0.01)
+
+
+def request(call_id: str = "1", headers: Any = None, **more: Any) -> dict[str, Any]:
+    """Return a request's data, as the hooks of the proxy get it."""
+    headers = {"traceparent": TRACEPARENT} if headers is None else headers
+    http = {"url": "http://gw:4000/v1/chat/completions", "headers": headers, "arrival_time": NOW_S}
+    return {"litellm_call_id": call_id, "proxy_server_request": http, "messages": [{"content": CANARY}], **more}
+
+
+def details(group: str = "chat", model: str = "gpt-4o-mini", first_group: str | None = None, **more: Any) -> Any:
+    """Return a call's details, as LiteLLM logs them: what the router chose is in the metadata."""
+    asked = request(**{key: more.pop(key) for key in ("call_id", "headers") if key in more})
+    routing = {
+        "model_group": group,
+        "original_model_group": first_group or group,
+        "deployment_model_name": group,
+        "model_info": {"id": f"id of {model}"},
+    }
+    return {
+        "litellm_call_id": asked["litellm_call_id"],
+        "litellm_params": {"proxy_server_request": asked["proxy_server_request"], "metadata": routing},
+        "call_type": "acompletion",
+        "model": model,
+        "custom_llm_provider": "openai",
+        "messages": [{"content": CANARY}],
+        **more,
+    }
+
+
+def success(model: str = "gpt-4o-mini", group: str = "chat", **payload: Any) -> Any:
+    """Return the details of a logged success."""
+    logged = {
+        "model_id": f"id of {model}",
+        "endTime": NOW_S + 2,
+        "prompt_tokens": 3,
+        "completion_tokens": 5,
+        "total_tokens": 8,
+        "response_cost": 0.3,
+        "cost_breakdown": {"input_cost": 0.1, "output_cost": 0.2},
+        "cache_hit": False,
+        "metadata": {"usage_object": {"prompt_tokens_details": {"cached_tokens": 1}}},
+        **payload,
+    }
+    return details(group, model, standard_logging_object=logged)
+
+
+def ask(mirror: LiteLLMProxyMirror, *args: Any, **more: Any) -> None:
+    """Tell that a provider is asked."""
+    mirror.log_pre_api_call("", CANARY, details(*args, **more))
+
+
+async def fail(mirror: LiteLLMProxyMirror, error: Exception, model: str = "gpt-4o-mini") -> None:
+    """Tell that a deployment has failed."""
+    arguments = request(model_info={"id": f"id of {model}"})
+    await mirror.async_post_call_failure_deployment_hook(arguments, error, None)
+
+
+async def log(mirror: LiteLLMProxyMirror, logged: Any) -> None:
+    """Tell of a logged success."""
+    await mirror.async_log_success_event(logged, None, None, None)
+
+
+async def respond(mirror: LiteLLMProxyMirror) -> None:
+    """Tell that the response is ready."""
+    await mirror.async_post_call_success_hook(request(), None, None)
+
+
+async def stream(mirror: LiteLLMProxyMirror, chunks: AsyncIterator[Any]) -> list[Any]:
+    """Read a response that is a stream."""
+    return [chunk async for chunk in mirror.async_post_call_streaming_iterator_hook(None, chunks, request())]
+
+
+async def of(*chunks: Any) -> AsyncIterator[Any]:
+    for chunk in chunks:
+        yield chunk
+
+
+def sent(mirror: LiteLLMProxyMirror, destination: MemoryDestination) -> list[ReadableSpan]:
+    """Return the spans that have been sent."""
+    assert mirror.exporter.flush()
+    assert CANARY not in str([span.to_json() for span in destination.spans])
+    return destination.spans
+
+
+async def awaited(mirror: LiteLLMProxyMirror, destination: MemoryDestination) -> list[ReadableSpan]:
+    """Return the spans that are sent, as soon as there are some."""
+    await asyncio.to_thread(destination.wait_for_tries, 1)
+    return sent(mirror, destination)
+
+
+def told(spans: list[ReadableSpan]) -> list[tuple[str, str | None]]:
+    """Return the spans' names and failures."""
+    return [(span.name, facts_of(span).get("error.type")) for span in spans]
+
+
+class ServiceUnavailableError(Exception):
+    """As LiteLLM's: the provider's status, and a message that repeats the prompt."""
+
+    status_code = 503
+    llm_provider = "openai"
+
+    def __init__(self) -> None:
+        super().__init__(f"The request was: {CANARY}")
+
+
+MINI = ("provider/openai/gpt-4o-mini", None)
+
+
+async def test_a_call_and_all_its_facts(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """A call is handed on when it has ended and its tokens are known, with what both said."""
+    ask(mirror)
+    await respond(mirror)
+    assert sent(mirror, destination) == []
+    await log(mirror, success())
+    gateway, attempt = sent(mirror, destination)
+    assert told([gateway, attempt]) == [("gateway/chat", None), MINI]
+    assert ids_of(gateway)[1] == PARENT.span_id
+    assert gateway.start_time == NOW_S * 1e9
+    facts = facts_of(attempt)
+    assert facts["mlflow.chat.tokenUsage"] == {
+        "input_tokens": 3, "output_tokens": 5, "total_tokens": 8, "cache_read_input_tokens": 1
+    }  # fmt: skip
+    assert facts["mlflow.llm.cost"] == {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3}
+    assert "server_url" not in facts_of(gateway)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:4000/v1/chat/completions", "127.0.0.1:4000"),
+        ("https://10.0.0.7/v1", "10.0.0.7:443"),
+        ("http://[::1]:4000/v1", "::1:4000"),
+        ("http://please-say-something.test:4000/v1", None),
+        ("http://please:99999/v1", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_proxys_address(url: Any, expected: str | None):
+    """It comes from the Host header, in which a caller can write any name, but no text as an IP address."""
+    assert read.address(url) == expected
+
+
+async def test_the_success_may_be_logged_first(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """The order of a call's end and of its logged success is not fixed."""
+    ask(mirror)
+    await log(mirror, success())
+    assert sent(mirror, destination) == []
+    await respond(mirror)
+    assert told(sent(mirror, destination)) == [("gateway/chat", None), MINI]
+
+
+async def test_a_success_that_is_never_logged(mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None):
+    """LiteLLM drops log events under load: the mirror then goes without tokens, and what comes late makes no second."""
+    ask(mirror)
+    await respond(mirror)
+    spans = await awaited(mirror, destination)
+    assert told(spans) == [("gateway/chat", None), MINI]
+    assert "mlflow.chat.tokenUsage" not in facts_of(spans[1])
+    await log(mirror, success())
+    await respond(mirror)
+    assert len(sent(mirror, destination)) == 2
+
+
+async def test_a_route_that_tells_no_end(mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None):
+    """Where no hook tells that the response is ready, the call ends when its last attempt did."""
+    ask(mirror)
+    await log(mirror, success())
+    gateway, attempt = await awaited(mirror, destination)
+    assert gateway.end_time == attempt.end_time == int((NOW_S + 2) * 1e9)
+
+
+async def test_a_stream_that_is_carried_on_by_a_fallback(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """A stream that broke off before its first word and was taken over by another deployment is one success."""
+    ask(mirror, "other", "gpt-4o")
+
+    async def chunks() -> AsyncIterator[str]:
+        await mirror.async_log_failure_event(
+            {**details("chat", first_group="other"), "exception": ServiceUnavailableError()}, None, None, None
+        )
+        ask(mirror, "chat", first_group="other")
+        yield "a"
+
+    assert await stream(mirror, chunks()) == ["a"]
+    await log(mirror, success())
+    expected = [("gateway/other", None), ("provider/openai/gpt-4o", "MidStreamFallbackError"), MINI]
+    assert told(sent(mirror, destination)) == expected
+
+
+async def test_an_error_in_a_stream_that_only_the_log_knows(
+    mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None
+):
+    """On some routes LiteLLM puts an error into the stream and ends it like any other; the log tells of it."""
+    ask(mirror)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"event: content_block_delta\n\n"
+        logged = {**details(), "exception": ServiceUnavailableError()}
+        await mirror.async_log_failure_event(logged, None, None, None)
+        yield b"event: error\n\n"
+
+    assert len(await stream(mirror, chunks())) == 2
+    assert told(await awaited(mirror, destination)) == [("gateway/chat", "503"), (MINI[0], "503")]
+
+
+async def test_a_stream_that_fails_and_nobody_tells_the_client(
+    mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None
+):
+    """An exception in a stream is the call's failure, also where no hook tells of it."""
+    ask(mirror)
+
+    async def chunks() -> AsyncIterator[str]:
+        yield "a"
+        raise ServiceUnavailableError
+
+    with pytest.raises(ServiceUnavailableError):
+        await stream(mirror, chunks())
+    assert told(await awaited(mirror, destination)) == [("gateway/chat", "503"), (MINI[0], "503")]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "error"),
+    [
+        ("a", "client_disconnect"),
+        (b'event: message_stop\ndata: {"type": "message_stop"}\n\n', None),
+        (b'event: content_block_delta\ndata: {"text": "event: message_stop"}\n\n', "client_disconnect"),
+        (b'data: {"candidates": [{"finishReason": "STOP"}]}\n\n', None),
+        (types.SimpleNamespace(type="response.completed"), None),
+        (types.SimpleNamespace(type="response.output_text.delta"), "client_disconnect"),
+        (types.SimpleNamespace(choices=[types.SimpleNamespace(finish_reason="stop")]), None),
+    ],
+)
+async def test_a_client_that_closes_a_stream(
+    chunk: Any, error: str | None, mirror: LiteLLMProxyMirror, destination: MemoryDestination
+):
+    """A client that closes the connection has hung up, unless it had the last event of its API."""
+    ask(mirror)
+    streaming = mirror.async_post_call_streaming_iterator_hook(None, of(chunk, "more"), request())
+    assert await anext(streaming) is chunk
+    await streaming.aclose()
+    await log(mirror, success())
+    assert told(sent(mirror, destination)) == [("gateway/chat", error), (MINI[0], error)]
+
+
+async def test_several_attempts_at_once(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """Of several models that are asked at once, the one that answered is the success and the others were given up."""
+    for model in ("slow", "gpt-4o-mini", "slower"):
+        ask(mirror, "chat", model)
+    await respond(mirror)
+    await log(mirror, success())
+    given_up = [("provider/openai/slow", "CancelledError"), ("provider/openai/slower", "CancelledError")]
+    assert told(sent(mirror, destination)) == [("gateway/chat", None), given_up[0], MINI, given_up[1]]
+
+
+async def test_a_failure_that_is_told_twice(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """A call within a call fails once, though LiteLLM tells that both have failed."""
+    ask(mirror)
+    await fail(mirror, ServiceUnavailableError())
+    await fail(mirror, ServiceUnavailableError())
+    await mirror.async_post_call_failure_hook(request(), ServiceUnavailableError(), None)
+    assert told(sent(mirror, destination)) == [("gateway/chat", "503"), (MINI[0], "503")]
+
+
+async def test_a_deployment_that_fails_before_its_provider_is_asked(
+    mirror: LiteLLMProxyMirror, destination: MemoryDestination
+):
+    """A deployment without a key, for one, is a failed attempt, and the next one is another."""
+    await fail(mirror, ServiceUnavailableError(), "gpt-4o")
+    ask(mirror)
+    await respond(mirror)
+    await log(mirror, success())
+    assert told(sent(mirror, destination)) == [("gateway/chat", None), ("provider/openai", "503"), MINI]
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (ServiceUnavailableError(), "503"),
+        (litellm.Timeout(CANARY, "m", "openai"), "Timeout"),
+        (litellm.APIConnectionError(CANARY, "openai", "m"), "APIConnectionError"),
+        (litellm.RateLimitError(CANARY, "openai", "m"), "429"),
+        (KeyError(CANARY), "KeyError"),
+    ],
+)
+async def test_what_an_attempt_failed_of(
+    error: Exception, name: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination
+):
+    """It is the provider's HTTP status; where there is none, the exception's class, and never its message."""
+    ask(mirror)
+    await fail(mirror, error)
+    await mirror.async_post_call_failure_hook(request(), error, None)
+    gateway, attempt = sent(mirror, destination)
+    assert facts_of(attempt)["error.type"] == name
+    assert facts_of(gateway)["error.type"] == str(facts_of(gateway)["http.response.status_code"])
+
+
+async def test_names_that_a_caller_can_choose(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """The endpoint is a name of the configuration, and a model that the caller chose is said when it has answered."""
+    ask(mirror, "any/*", "gpt-5", first_group=f"any/{CANARY}")
+    ask(mirror, "any/*", CANARY, call_id="2")
+    await mirror.async_post_call_failure_hook(request("2", model=f"any/{CANARY}"), ServiceUnavailableError(), None)
+    await respond(mirror)
+    logged = success("gpt-5", "any/*")
+    logged["litellm_params"]["metadata"]["original_model_group"] = "any/*"
+    await log(mirror, logged)
+    expected = [("gateway/any/*", "503"), ("provider/openai", "503"), ("gateway/any/*", None)]
+    assert told(sent(mirror, destination)) == [*expected, ("provider/openai/gpt-5", None)]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("alias", "gateway/alias"), ("chat", "gateway/chat"), (CANARY, "gateway/acompletion")]
+)
+async def test_a_request_that_no_deployment_gets(
+    model: str, name: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination
+):
+    """A request that the proxy itself refuses has a mirror without attempts, named if the proxy knows the name."""
+    refused = request(model=model)
+    mirror.log_pre_api_call("", CANARY, {**details(model), "litellm_no_upstream_llm_call": True})
+    await mirror.async_post_call_failure_hook(refused, ServiceUnavailableError(), None)
+    assert told(sent(mirror, destination)) == [(name, "503")]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"traceparent": "nonsense"},
+        {"traceparent": f"{TRACEPARENT[:-2]}00"},
+        {"traceparent": TRACEPARENT, "tracestate": "?"},
+    ],
+    ids=["none", "invalid", "unsampled", "invalid tracestate"],
+)
+async def test_callers_that_are_not_tracing(
+    headers: dict[str, str], mirror: LiteLLMProxyMirror, destination: MemoryDestination
+):
+    """Without a valid, sampled traceparent nothing is kept of a request, and a stream passes as it is."""
+    ask(mirror, headers=headers)
+    data = request(headers=headers)
+    await mirror.async_post_call_success_hook(data, None, None)
+    streaming = mirror.async_post_call_streaming_iterator_hook(None, of("a", "b"), data)
+    assert [chunk async for chunk in streaming] == ["a", "b"]
+    assert sent(mirror, destination) == []
+    assert mirror._calls._open == {}
+
+
+async def test_calls_of_one_id(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """Callers choose LiteLLM's ids themselves; the same one in two traces is two calls."""
+    other = TRACEPARENT.replace("b7ad6b7169203331", "00f067aa0ba902b7")
+    ask(mirror)
+    ask(mirror, "other", headers={"traceparent": other})
+    await mirror.async_post_call_failure_hook(request(), ServiceUnavailableError(), None)
+    data = request(headers={"traceparent": other})
+    await mirror.async_post_call_failure_hook(data, ServiceUnavailableError(), None)
+    gateways = [span for span in sent(mirror, destination) if span.name.startswith("gateway/")]
+    assert [(span.name, f"{ids_of(span)[1]:016x}") for span in gateways] == [
+        ("gateway/chat", "b7ad6b7169203331"),
+        ("gateway/other", "00f067aa0ba902b7"),
+    ]
+
+
+async def test_what_never_ends_is_forgotten(
+    mirror: LiteLLMProxyMirror,
+    destination: MemoryDestination,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    """Requests under way are bounded in number and in age; what is forgotten is said once."""
+    monkeypatch.setattr(_calls, "MAX_OPEN_CALLS", 10)
+    for number in range(100):
+        ask(mirror, call_id=str(number))
+    assert [key[0] for key in mirror._calls._open] == [str(number) for number in range(90, 100)]
+    monkeypatch.setattr(_calls, "MAX_AGE_SECONDS", -1.0)
+    ask(mirror, call_id="100")
+    assert [key[0] for key in mirror._calls._open] == ["100"]
+    assert len([record for record in caplog.records if "the oldest are not mirrored" in record.message]) == 1
+    for number in range(30):
+        await mirror.async_post_call_failure_hook(request(f"f{number}"), ServiceUnavailableError(), None)
+    assert len(mirror._calls._closed) == 10
+
+
+async def test_a_shape_that_is_not_known_is_no_matter_for_the_request(
+    mirror: LiteLLMProxyMirror, destination: MemoryDestination, caplog: pytest.LogCaptureFixture
+):
+    """Whatever LiteLLM hands out, no callback raises, streams pass, and one warning says what to do."""
+    odd: Any = {"litellm_call_id": 1, "proxy_server_request": {"headers": {"traceparent": 5}}, "litellm_params": 7}
+    mirror.log_pre_api_call(None, None, odd)
+    await mirror.async_post_call_success_deployment_hook(odd, None, None)
+    await mirror.async_post_call_failure_deployment_hook(odd, KeyError(), None)
+    await mirror.async_post_call_success_hook(odd, None, None)
+    await mirror.async_post_call_failure_hook(odd, KeyError(), None)
+    await mirror.async_log_success_event(odd, None, None, None)
+    await mirror.async_log_failure_event(odd, None, None, None)
+    streaming = mirror.async_post_call_streaming_iterator_hook(None, of("a", "b"), odd)
+    assert [chunk async for chunk in streaming] == ["a", "b"]
+    ask(mirror)
+    await log(mirror, details(standard_logging_object={"total_tokens": "many", "metadata": 3}))
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "tells of its requests in a way that this version" in warning.message
+    assert CANARY not in warning.message
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No exporter has been made yet."""
+    monkeypatch.setattr(shared, "_exporter", None)
+    monkeypatch.delitem(vars(litellm_proxy), "mirror", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "AGENT_GATEWAY_EXPORTER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+async def test_the_configurations_line(fresh: None, server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """LiteLLM finds the callback by its dotted path wherever the configuration is; it is one object, and is flushed."""
+    monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    stopped: list[str] = []
+
+    async def proxy_shutdown_event(worker_heartbeat: Any = None) -> None:
+        stopped.append("litellm")
+
+    server.proxy_shutdown_event = proxy_shutdown_event
+    path = "agent_gateway_client.server.litellm_proxy.mirror"
+    found = get_instance_fn(path, config_file_path=str(tmp_path / "config.yaml"))
+    assert isinstance(found, LiteLLMProxyMirror)
+    assert get_instance_fn(path) is found
+    assert found.exporter is shared.shared_exporter()
+    monkeypatch.setattr(found.exporter, "shutdown", lambda: stopped.append("mirror"))
+    await server.proxy_shutdown_event(worker_heartbeat=None)
+    assert stopped == ["litellm", "mirror"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"), [({}, "MLFLOW_TRACKING_URI"), ({"AGENT_GATEWAY_EXPORTER": "pigeon"}, "the exporters are")]
+)
+def test_an_environment_that_cannot_work(
+    environment: dict[str, str], told: str, fresh: None, monkeypatch: pytest.MonkeyPatch
+):
+    """It is an error where LiteLLM reads its configuration."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=told):
+        get_instance_fn("agent_gateway_client.server.litellm_proxy.mirror")
+
+
+def is_ours(scope: Any) -> bool:
+    assert scope["path"] == "/v1/chat/completions"
+    assert (b"traceparent", TRACEPARENT.encode()) in scope["headers"]
+    return bool(scope["user"].team_id == "ours")
+
+
+async def is_ours_async(scope: Any) -> bool:
+    await asyncio.sleep(0)
+    return is_ours(scope)
+
+
+@pytest.mark.parametrize("may_join", [is_ours, is_ours_async], ids=["sync", "async"])
+@pytest.mark.parametrize("way", ["answer", "stream", "failure", "stop"])
+async def test_who_may_join(way: str, may_join: Any, destination: MemoryDestination):
+    """A predicate decides by the caller whom LiteLLM knows, however the request ends, and when the proxy stops."""
+    mirror = LiteLLMProxyMirror(Exporter(destination), may_join)
+    for team in ("theirs", "ours"):
+        data = request(team)
+        user = types.SimpleNamespace(team_id=team)
+        logged = {**success(), "litellm_call_id": team}
+        if way == "failure":
+            await mirror.async_post_call_failure_hook(data, RuntimeError(), user)
+        elif way == "stream":
+            async for _ in mirror.async_post_call_streaming_iterator_hook(user, of("data: 1"), data):
+                pass
+        else:
+            await mirror.async_post_call_success_hook(data, user, None)
+        if way not in ("failure", "stop"):
+            await log(mirror, logged)
+    while mirror._deciding:
+        await asyncio.gather(*mirror._deciding)
+    mirror.shutdown()
+    (only,) = [span for span in destination.spans if span.name.startswith("gateway/")]
+    assert only.context is not None
+
+
+async def test_who_asks_for_the_companion_is_told(mirror: LiteLLMProxyMirror):
+    """By a response header, as from the middleware; who does not ask is told nothing."""
+    hook = mirror.async_post_call_response_headers_hook
+    assert await hook({}, None, None, {"traceparent": TRACEPARENT}) is None
+    assert await hook({}, None, None, None) is None
+    told = await hook({}, None, None, {"traceparent": TRACEPARENT, "agent-gateway-probe": "1"})
+    assert told is not None
+    assert json.loads(told["agent-gateway-companion"])["traceparent"] == TRACEPARENT

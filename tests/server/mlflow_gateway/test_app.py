@@ -1,0 +1,126 @@
+"""mlflow_gateway without a server: which requests it touches, what it takes off them, and how it is started."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.server.mlflow_gateway import MlflowGateway, create_app
+from tests.support.asgi import TRACED, Client, Mirrors, answering, body, http_scope, start
+
+CALLERS = [*TRACED, (b"TraceState", b"a=1"), (b"baggage", b"user=1")]
+OTHERS = [(b"host", b"gw"), (b"x-kept", b"1"), (b"x-kept", b"2"), (b"x-trace", b"3")]
+
+
+class Application:
+    """An application that notes the scopes it is called with."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Any] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        await answering(start(), body())(scope, receive, send)
+
+
+@pytest.fixture
+def mirrors() -> Mirrors:
+    return Mirrors()
+
+
+async def serve(mirrors: Mirrors, scope: dict[str, Any]) -> Any:
+    """Serve one request; returns the scope that MLflow would see."""
+    application, client = Application(), Client()
+    await MlflowGateway(application, mirrors.exporter)(scope, client.receive, client.send)
+    (seen,) = application.scopes
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/2.0/mlflow/runs/create"),
+        ("POST", "/v1/traces"),
+        ("POST", "/gateway"),
+        ("POST", "/gatewayed/openai/v1/chat/completions"),
+        ("POST", "/other/gateway/openai/v1/chat/completions"),
+        ("GET", "/gateway/mlflow/v1/models"),
+        ("GET", "/"),
+    ],
+)
+async def test_what_is_no_call_of_the_gateway_is_left_alone(method: str, path: str, mirrors: Mirrors):
+    """MLflow's UI and API, which has trace context of its own, see the server's own scope, and make no mirror."""
+    scope = http_scope(CALLERS, method=method, path=path)
+    assert await serve(mirrors, scope) is scope
+    assert mirrors.spans == []
+
+
+@pytest.mark.parametrize("traced", [True, False])
+async def test_the_callers_context_is_taken_off(traced: bool, mirrors: Mirrors):
+    """MLflow sees no traceparent, tracestate or baggage, valid or not, and all other headers in their order."""
+    headers = [*OTHERS[:2], *(CALLERS if traced else [(b"traceparent", b"no"), *CALLERS[1:]]), *OTHERS[2:]]
+    scope = http_scope(headers, path="/gateway/openai/v1/chat/completions")
+    seen = await serve(mirrors, scope)
+    assert seen["headers"] == OTHERS
+    assert scope["headers"] == headers, "the server's own scope stays as it is"
+    assert len(mirrors.spans) >= traced
+    assert bool(mirrors.spans) is traced
+
+
+@pytest.mark.parametrize(
+    ("path", "request_type"),
+    [
+        ("/mlflow/v1/chat/completions", "unified/chat"),
+        ("/my-endpoint/mlflow/invocations", "unified/invocations"),
+        ("/openai/v1/chat/completions", "passthrough/model/openai-chat"),
+        ("/openai/v1/embeddings", "passthrough/model/openai-embeddings"),
+        ("/openai/v1/responses", "passthrough/model/openai-responses"),
+        ("/openai/v1/responses/compact", "passthrough/model/openai-responses"),
+        ("/anthropic/v1/messages", "passthrough/model/anthropic-messages"),
+        ("/gemini/v1beta/models/e:generateContent", "passthrough/model/gemini-generateContent"),
+        ("/gemini/v1beta/models/e:streamGenerateContent", "passthrough/model/gemini-generateContent"),
+        ("/proxy/e/v1/anything", "proxy/raw"),
+        ("/a/route/of/tomorrow", None),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "/mlflow"])
+async def test_routes_have_mlflows_names(
+    path: str, request_type: str | None, prefix: str, mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch
+):
+    """Every call below the gateway's path is mirrored, also below --static-prefix, with MLflow's name of its route."""
+    monkeypatch.setenv("_MLFLOW_STATIC_PREFIX", prefix)
+    await serve(mirrors, http_scope(path=f"{prefix}/gateway{path}"))
+    assert mirrors.only.get("mlflow.gateway.requestType") == request_type
+
+
+@pytest.mark.parametrize("server", ["gunicorn", "waitress"])
+def test_only_uvicorn_will_do(server: str, monkeypatch: pytest.MonkeyPatch):
+    """Under a WSGI server, which has no gateway, the start fails with one error that says which option to leave out."""
+    monkeypatch.setenv("_MLFLOW_SGI_NAME", server)
+    with pytest.raises(ConfigurationError, match=f"without --{server}-opts"):
+        create_app()
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"AGENT_GATEWAY_MLFLOW_APP": "agent-gateway"}, "AGENT_GATEWAY_MLFLOW_APP is 'agent-gateway'"),
+        ({"AGENT_GATEWAY_EXPERIMENT_ID": "agents"}, "AGENT_GATEWAY_EXPERIMENT_ID is 'agents'"),
+    ],
+)
+def test_a_value_that_cannot_work_fails_the_import(variables: dict[str, str], said: str):
+    """MLflow imports the module once before it starts its workers; a bad value is one error there."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import agent_gateway_client.server.mlflow_gateway"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("agent_gateway_client.errors.ConfigurationError: ")
+    assert said in last

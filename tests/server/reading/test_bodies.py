@@ -1,0 +1,143 @@
+"""bodies.py: what is kept of a body, and how much at most."""
+
+import gzip
+import os
+import random
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_gateway_client.server.reading.bodies import (
+    HEAD_BYTES,
+    MAX_COMPRESSED_BYTES,
+    MAX_EXPANDED_BYTES,
+    TAIL_BYTES,
+    CompressedBody,
+    KeptBody,
+)
+
+MOST = HEAD_BYTES + 3 * TAIL_BYTES
+"""Bytes of content that may be kept of any body."""
+
+
+def kept(chunks: list[bytes]) -> KeptBody:
+    body = KeptBody()
+    for chunk in chunks:
+        body.add(chunk)
+    return body
+
+
+@given(st.lists(st.integers(1, 40_000), max_size=12))
+def test_the_two_ends_are_kept(sizes: list[int]):
+    """Whatever the chunks, the first and last bytes are there, all of them if nothing was cut."""
+    whole = random.Random(0).randbytes(sum(sizes))
+    at = 0
+    chunks = []
+    for size in sizes:
+        chunks.append(whole[at : at + size])
+        at += size
+    body = kept(chunks)
+    head, tail = body.ends()
+    assert len(head) + len(tail) <= MOST
+    if body.cut:
+        assert len(head) + len(tail) < len(whole)
+        assert whole.startswith(head)
+        assert whole.endswith(tail)
+        assert len(tail) >= TAIL_BYTES * 0.9
+    else:
+        assert head + tail == whole
+    assert whole.endswith(body.last_chunks(4))
+
+
+def test_a_small_body_is_not_cut():
+    """A body of some kilobytes is there as a whole."""
+    body = kept([b"x" * 5_000] * 6)
+    assert not body.cut
+    assert b"".join(body.ends()) == b"x" * 30_000
+
+
+def test_one_huge_chunk():
+    """Of a chunk of 10 MB only the two ends are held."""
+    body = kept([b"a" * 5_000_000 + b"b" * 5_000_000])
+    head, tail = body.ends()
+    assert body.cut
+    assert (head, tail) == (b"a" * HEAD_BYTES, b"b" * TAIL_BYTES)
+
+
+def test_tiny_chunks_count_for_what_they_take():
+    """A million chunks of two bytes are bounded in number, not just in content."""
+    body = kept([b"%02d" % (number % 100) for number in range(1_000_000)])
+    assert body.cut
+    assert sum(map(len, body.ends())) < MOST / 20
+
+
+def test_other_bytes_are_copied():
+    """A bytearray or memoryview, which the server may use again, is kept as it was."""
+    buffer = bytearray(b"before")
+    body = kept([])
+    body.add(buffer)
+    body.add(memoryview(buffer))
+    buffer[:] = b"after!"
+    assert body.ends()[0] == b"beforebefore"
+
+
+def test_cleared():
+    """A body that was cleared holds nothing."""
+    body = kept([b"x" * 100_000])
+    body.clear()
+    assert body.ends() == (b"", b"")
+
+
+COMPRESSIONS = {
+    "gzip": gzip.compress,
+    "zlib": zlib.compress,
+    "raw deflate": lambda data: zlib.compress(data, wbits=-15),
+}
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_compressed(name: str, size: int):
+    """A compressed body is read whatever its kind and however it was cut into chunks."""
+    data = b"".join(b'{"number": %d}' % number for number in range(2_000))
+    packed = COMPRESSIONS[name](data)
+    body = CompressedBody()
+    for at in range(0, len(packed), size):
+        body.add(packed[at : at + size])
+    expanded = body.expanded()
+    assert not expanded.cut
+    assert b"".join(expanded.ends()) == data
+
+
+def test_a_compressed_body_that_was_broken_off():
+    """What came before the break is read."""
+    data = os.urandom(9_000) + b"the end"
+    body = CompressedBody()
+    body.add(gzip.compress(data)[:5_000])
+    assert data.startswith(body.expanded().ends()[0])
+    assert len(body.expanded().ends()[0]) > 4_000
+
+
+@pytest.mark.parametrize("junk", [b"", b"\x1f", b"\x1f\x8b", b"\x1f\x8bjunk", b"\x78\x9cjunk", b"junk", b"\x00" * 50])
+def test_what_is_not_compressed(junk: bytes):
+    """Bytes that are nothing of the kind raise nothing."""
+    body = CompressedBody()
+    body.add(junk)
+    assert len(b"".join(body.expanded().ends())) < 100
+
+
+def test_a_large_compressed_body_is_let_go():
+    """Beyond the bound nothing is kept, and nothing more is taken."""
+    body = CompressedBody()
+    for _ in range(20):
+        body.add(os.urandom(MAX_COMPRESSED_BYTES // 10))
+    assert body.expanded().ends() == (b"", b"")
+
+
+def test_a_bomb():
+    """A body that grows a thousandfold is given up at the bound."""
+    body = CompressedBody()
+    body.add(gzip.compress(b"\x00" * (MAX_EXPANDED_BYTES + 1_000_000)))
+    assert body.expanded().ends() == (b"", b"")

@@ -1,0 +1,243 @@
+"""Requests and answers that are full of canaries, and the search for one in what leaves a gateway for the trace store.
+
+Two kinds of text hold the canary. A *sentence* is no name, whatever is around it, and may come from anywhere. A *word*
+has the form of a name; it comes from everywhere but the few fields whose names are mirrored on purpose: the model that
+a request asks for, once the gateway has served it, and the provider's model and finish reason.
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from tests.support.nightly import amount
+from tests.support.otlp_receiver import Receiver
+from tests.support.server import TRACEPARENT
+
+CANARY = "c4n4ry7f3a"
+EXAMPLES = settings(
+    max_examples=amount(60, 10_000),
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+"""How many examples each gateway is given; the same ones in each run."""
+
+_MARKS = [CANARY, CANARY.upper(), CANARY.encode("utf-16-le").decode("latin-1"), CANARY.encode().hex(), CANARY[::-1]]
+
+sentences = st.builds(
+    lambda separator, text, end: f"{CANARY}{separator}{text}{end}{CANARY}",
+    st.sampled_from([" ", "\n", "\t", "\r\n", " {", '"', "\\", "\N{EM DASH}", "\N{BIRD}", "\u0430 ", ", ", "\x00"]),
+    st.text(max_size=30) | st.text("abc ", max_size=400),
+    st.sampled_from(["", " ", "\n"]),
+)
+words = st.builds(lambda end: CANARY + end, st.text("abc019._-", max_size=10))
+texts = sentences | words
+values = st.recursive(
+    texts | st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+objects = st.dictionaries(texts, values, max_size=3)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system", "assistant", "tool"]) | texts, "content": values}
+    ),
+    max_size=3,
+)
+
+
+class Question(NamedTuple):
+    """What a caller sends beside its ``traceparent``.
+
+    Attributes:
+        query: A word for the URL's query, and one for a directory in its path.
+        headers: Header lines, ``tracestate`` and ``baggage`` among them.
+        body: A JSON document, or bytes that are none.
+    """
+
+    query: str
+    headers: list[tuple[str, str]]
+    body: dict[str, Any] | bytes
+
+
+def _header_value(text: str) -> str:
+    return "".join(character if " " <= character <= "~" else "_" for character in text).strip()
+
+
+header_values = texts.map(_header_value)
+named_headers = st.sampled_from(
+    ["user-agent", "cookie", "referer", "x-request-id", "openai-organization", "x-api-key", "forwarded", "from"]
+)
+header_lines = st.lists(
+    st.tuples(named_headers, header_values)
+    | st.tuples(words.map(lambda word: f"x-{word}"), header_values)
+    | st.tuples(st.just("baggage"), words.map(lambda word: f"user={word}"))
+    | st.tuples(st.just("host"), words.map(lambda word: f"{word.replace('_', '').strip('.')}.test:80")),
+    max_size=4,
+    unique_by=lambda line: line[0],
+)
+tracestates = st.lists(words, max_size=3, unique_by=lambda word: word.replace(".", "")).map(
+    lambda found: [("tracestate", f"{word.replace('.', '')}={word}") for word in found]
+)
+
+
+def questions(models: Iterable[str], more: st.SearchStrategy[str] = sentences) -> st.SearchStrategy[Question]:
+    """Return requests to a gateway.
+
+    Args:
+        models: Models or endpoints that it has.
+        more: What is asked for in their place, some of the time.
+    """
+    bodies = st.fixed_dictionaries(
+        {"model": st.sampled_from(list(models)) | more, "messages": messages},
+        optional={
+            "stream": st.booleans(),
+            "user": texts,
+            "metadata": st.dictionaries(texts, texts, max_size=2),
+            "stop": st.lists(texts, max_size=2),
+            "tools": st.lists(objects, max_size=2),
+            "prompt": values,
+            "input": values,
+            "provider": texts,
+        },
+    )
+    junk = st.builds(lambda text: text.encode("utf-8", "replace"), texts)
+    return st.builds(
+        lambda query, lines, states, body: Question(query, [*lines, *states], body),
+        words,
+        header_lines,
+        tracestates,
+        bodies | bodies | bodies | junk,
+    )
+
+
+class Answer(NamedTuple):
+    """What a provider answers.
+
+    Attributes:
+        status: HTTP status.
+        headers: Header lines, with the content type and encoding.
+        chunks: The body in pieces.
+    """
+
+    status: int
+    headers: list[tuple[str, str]]
+    chunks: list[bytes]
+
+
+counts = st.integers(0, 10**6) | texts | values
+usages = st.dictionaries(
+    st.sampled_from(["prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens"]) | texts,
+    counts,
+    max_size=6,
+)
+errors = st.fixed_dictionaries({}, optional={"message": texts, "type": sentences, "code": texts, "param": texts})
+choices = st.lists(
+    st.fixed_dictionaries(
+        {
+            "index": st.just(0),
+            "finish_reason": st.sampled_from(["stop", "length", None]) | sentences,
+            "message": st.fixed_dictionaries({"role": st.just("assistant"), "content": texts}),
+            "delta": st.fixed_dictionaries({"content": texts}),
+        },
+        optional={"logprobs": values, "text": texts},
+    ),
+    max_size=2,
+)
+documents = st.fixed_dictionaries(
+    {"id": texts, "object": st.just("chat.completion") | texts, "choices": choices, "created": st.integers(0, 10**9)},
+    optional={
+        "model": st.just("model-of-the-provider") | sentences,
+        "modelVersion": sentences,
+        "usage": usages | texts,
+        "usageMetadata": usages,
+        "stop_reason": sentences,
+        "error": errors | texts,
+        "detail": texts,
+        "type": sentences | st.sampled_from(["message", "error", "message_start", "response.completed"]),
+        "response": st.fixed_dictionaries({"usage": usages, "model": sentences, "error": errors}),
+        "system_fingerprint": texts,
+    },
+)
+
+
+def _packed(answer: Answer, encoded: bool) -> Answer:
+    if not encoded:
+        return answer
+    headers = [*answer.headers, ("content-encoding", "gzip")]
+    return Answer(answer.status, headers, [gzip.compress(b"".join(answer.chunks), 1)])
+
+
+json_answers = st.builds(
+    lambda status, document, line: Answer(
+        status, [("content-type", "application/json"), line], [json.dumps(document).encode()]
+    ),
+    st.sampled_from([200, 200, 200, 201, 400, 404, 422, 429, 500, 503]),
+    documents | objects | errors.map(lambda error: {"error": error}),
+    st.tuples(words.map(lambda word: f"x-{word}"), header_values),
+)
+events = st.builds(
+    lambda name, document: f"{name}data: {document}\n\n".encode("utf-8", "replace"),
+    st.just("") | sentences.map(lambda text: "event: " + " ".join(text.split()) + "\n"),
+    (documents | errors.map(lambda error: {"error": error})).map(json.dumps) | texts | st.just("[DONE]"),
+)
+stream_answers = st.builds(
+    lambda chunks: Answer(200, [("content-type", "text/event-stream")], chunks), st.lists(events, max_size=5)
+)
+junk_answers = st.builds(
+    lambda status, kind, text: Answer(status, [("content-type", kind)], [text.encode("utf-8", "replace")]),
+    st.sampled_from([200, 302, 400, 500]),
+    st.sampled_from(["application/json", "text/event-stream", "text/html", "application/x-ndjson"]),
+    texts,
+)
+answers = st.builds(_packed, json_answers | stream_answers | junk_answers, st.booleans())
+
+
+def headers_of(question: Question) -> list[tuple[str, str]]:
+    """Return a traced request's header lines; now and then the traceparent is of a version that has room for more."""
+    later = len(question.query) % 3 == 0
+    parent = f"cc{TRACEPARENT[2:]}-{question.query}" if later else TRACEPARENT
+    return [("traceparent", parent), *question.headers]
+
+
+def body_of(question: Question) -> bytes:
+    return question.body if isinstance(question.body, bytes) else json.dumps(question.body).encode()
+
+
+class CanaryFound(AssertionError):
+    """Something that a caller, a provider or an error said has left for the trace store."""
+
+
+def search(receiver: Receiver) -> int:
+    """Look for the canary in every byte that came since the last search; return how many mirrors came.
+
+    Raises:
+        CanaryFound: It is there.
+    """
+    mirrors = 0
+    while receiver.requests:
+        request = receiver.requests.pop(0)
+        haystack = (request.head + request.payload).decode("latin-1")
+        for mark in _MARKS:
+            if mark.lower() in haystack.lower():
+                at = haystack.lower().index(mark.lower())
+                raise CanaryFound(f"{haystack[max(0, at - 80) : at + 40]!r}")
+        mirrors += sum(span.name.startswith("gateway/") for span in request.spans)
+    return mirrors
+
+
+def wait_and_search(receiver: Receiver, count: int, wait_for: Callable[[str, Callable[[], Any]], Any]) -> None:
+    """Search until so many mirrors came."""
+    found = 0
+
+    def all_came() -> bool:
+        nonlocal found
+        found += search(receiver)
+        return found >= count
+
+    wait_for(f"{count} mirrors", all_came)

@@ -1,0 +1,56 @@
+"""The gateways of the table in ``test_gateways.py``: a function each that starts one and says how it is reached."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from http.server import ThreadingHTTPServer
+
+import pytest
+
+from agent_gateway_client.demo.gateway import ENDPOINTS, DemoGateway
+from tests.support.flask_gateway import flask_server
+from tests.support.gateways import MODELS, Column, exporter_to, serving
+from tests.support.made_up_gateway import MadeUpGateway
+
+
+@contextmanager
+def mlflow_ai_gateway(request: pytest.FixtureRequest) -> Iterator[Column]:
+    gateway: DemoGateway = request.getfixturevalue("gateway")
+    for name in MODELS.keys() - ENDPOINTS.keys():
+        gateway.create_endpoint(name, MODELS[name])
+    yield Column(gateway.openai_base_url, has_own_traces=True)
+
+
+@contextmanager
+def asgi_middleware(request: pytest.FixtureRequest) -> Iterator[Column]:
+    yield Column(f"{request.getfixturevalue('fastapi_url')}/v1")
+
+
+@contextmanager
+def litellm_proxy(request: pytest.FixtureRequest) -> Iterator[Column]:
+    yield request.getfixturevalue("litellm_proxy").column
+
+
+@contextmanager
+def flask_in_threads(request: pytest.FixtureRequest) -> Iterator[Column]:
+    gateway: DemoGateway = request.getfixturevalue("gateway")
+    with exporter_to(gateway.tracking_uri) as exporter, serving(flask_server(gateway.provider.url, exporter)) as url:
+        yield Column(f"{url}/v1")
+
+
+@contextmanager
+def made_up(request: pytest.FixtureRequest) -> Iterator[Column]:
+    gateway: DemoGateway = request.getfixturevalue("gateway")
+    with exporter_to(gateway.tracking_uri) as exporter:
+        handler = type("Handler", (MadeUpGateway,), {"provider_url": gateway.provider.url, "exporter": exporter})
+        server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 128})
+        with serving(server(("127.0.0.1", 0), handler)) as url:
+            yield Column(f"{url}/v1")
+
+
+COLUMNS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Column]]] = {
+    "MLflow AI Gateway": mlflow_ai_gateway,
+    "ASGI middleware": asgi_middleware,
+    "LiteLLM Proxy": litellm_proxy,
+    "Flask in threads": flask_in_threads,
+    "a made-up one": made_up,
+}
