@@ -6,15 +6,17 @@ from collections.abc import Iterator
 import pytest
 
 from agent_gateway_client import _log
-from agent_gateway_client.server import export
+from agent_gateway_client.server.export import sender, waiting
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the exporter's pauses; what it does is the same."""
-    monkeypatch.setattr(export, "_BATCH_SECONDS", 0.001)
-    monkeypatch.setattr(export, "_FIRST_RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(export, "_LAST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "BATCH_SECONDS", 0.001)
+    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(sender, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(waiting, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(_log, "_said", set())
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent_gateway_client import __version__
 from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.export import Exporter, Rejected
+from agent_gateway_client.server.export import Exporter, Refused
 from agent_gateway_client.server.probe import answer
 from tests.support.asgi import TRACED, Client, Mirrors, answering, body, http_scope, start
 from tests.support.server import DEADLINE_S, TRACEPARENT, MemoryDestination, submit
@@ -90,7 +90,7 @@ class Answered(ConnectionError):
     [
         (ConnectionError("canary: an address"), "ConnectionError"),
         (Answered("canary"), "HTTP 401"),
-        (Rejected("the store said 404"), "rejected: the store said 404"),
+        (Refused("the store said 404"), "rejected: the store said 404"),
     ],
 )
 def test_the_exporters_problem(error: Exception, problem: str):

@@ -10,7 +10,8 @@ import openai
 from mlflow.tracing.client import TracingClient
 
 from agent_gateway_client import wrap_httpx, wrap_openai
-from agent_gateway_client.server.destinations import MlflowDestination
+from agent_gateway_client.server.export.environment import store_of
+from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export import Exporter
 from tests.support.e2e import DEADLINE_S
 
@@ -61,7 +62,7 @@ class Column(NamedTuple):
 @contextmanager
 def exporter_to(tracking_uri: str) -> Iterator[Exporter]:
     """An exporter to an MLflow server, for a gateway in this process."""
-    exporter = Exporter(MlflowDestination(TracingClient(tracking_uri).log_spans, "0"))
+    exporter = Exporter(MlflowDestination(store_of(TracingClient(tracking_uri).store)))
     yield exporter
     exporter.shutdown()
 

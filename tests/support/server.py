@@ -8,8 +8,9 @@ from typing import Any
 from opentelemetry.sdk.trace import ReadableSpan
 
 from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
-from agent_gateway_client.server.export import Exporter, Rejected
-from agent_gateway_client.server.mirror import Convention
+from agent_gateway_client.server.export import Destination, Exporter, Refused
+from agent_gateway_client.server.export.destination import Place, TraceKey
+from agent_gateway_client.server.mirror import Convention, mirror
 from agent_gateway_client.w3c import TraceContext
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
@@ -89,7 +90,7 @@ def small_call(endpoint: str) -> GatewayCall:
     return GatewayCall(PARENT, endpoint=endpoint, start_time_ns=1, end_time_ns=2)
 
 
-class MemoryDestination:
+class MemoryDestination(Destination):
     """Keeps what it is sent, batch by batch; ``on_send`` may raise first, as a store that is away does."""
 
     def __init__(
@@ -103,7 +104,7 @@ class MemoryDestination:
         self._on_send = on_send
         self._changed = threading.Condition()
 
-    def send(self, spans: Sequence[ReadableSpan]) -> None:
+    def send(self, spans: Sequence[ReadableSpan], place: Place = None) -> None:
         names = [span.name for span in spans]
         with self._changed:
             self.tries.append(names)
@@ -141,7 +142,17 @@ class Store:
         if self.away:
             raise ConnectionError("canary: the store's address and what was sent to it")
         if self.rejected & set(names):
-            raise Rejected("it was told to")
+            raise Refused("it was told to")
+
+
+def deliver_to(destination: Destination, *calls: GatewayCall) -> None:
+    """Bring calls to a destination as the exporter does; raises what the destination does not take."""
+    keys = {id(call): TraceKey(call.parent.trace_id, call.workspace) for call in calls}
+    places = destination.locate(set(keys.values()))
+    for call in calls:
+        destination.send(mirror(call, destination.convention), places[keys[id(call)]])
+    destination.sent(set(keys.values()))
+    destination.tend(everything=True)
 
 
 def gateways(names: str) -> list[str]:

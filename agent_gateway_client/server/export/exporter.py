@@ -16,7 +16,7 @@ from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.export.counts import Counts, Reason, Tally, TroubleLog
 from agent_gateway_client.server.export.destination import Destination
 from agent_gateway_client.server.export.intake import Finish, Intake, read_facts
-from agent_gateway_client.server.export.sender import BATCH_SECONDS, Sender
+from agent_gateway_client.server.export.sender import Sender
 from agent_gateway_client.server.export.waiting import WaitingCalls
 from agent_gateway_client.server.export.worker import Worker
 
@@ -186,7 +186,7 @@ class Exporter:
             self._sender_thread.start()
             with self._changed:
                 self._changed.notify_all()
-            self._sender.rest(begun + BATCH_SECONDS)
+            self._sender.rest_after(begun)
 
     def _take_in(self, call: GatewayCall, finish: Finish | None) -> None:
         read_facts(call, finish)

@@ -80,12 +80,12 @@ class Sender:
             with self._changed:
                 self._changed.notify_all()
             if len(batch) < MAX_BATCH:
-                self.rest(begun + BATCH_SECONDS)
+                self.rest_after(begun)
 
-    def rest(self, until: float) -> None:
-        """Wait, unless somebody waits for what is to be sent."""
+    def rest_after(self, begun: float) -> None:
+        """Wait until it is time for another batch after one that began then, unless somebody waits for it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._flushing, max(0.0, until - time.monotonic()))
+            self._changed.wait_for(lambda: self._flushing, max(0.0, begun + BATCH_SECONDS - time.monotonic()))
 
     @contextmanager
     def flushing(self) -> Iterator[None]:

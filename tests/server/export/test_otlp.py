@@ -13,7 +13,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from agent_gateway_client.server.destinations import OtlpDestination, destination_from_environment
-from agent_gateway_client.server.export import Exporter, Rejected
+from agent_gateway_client.server.export import Exporter, Refused
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.otlp_receiver import Receiver, make_certificate
@@ -116,7 +116,7 @@ def test_what_the_endpoint_refuses_is_rejected(receiver: Receiver, status: int):
     """A request that the endpoint calls wrong must not be sent for ever, nor hold up those behind it."""
     receiver.troubles = [status]
     destination = OtlpDestination()
-    with pytest.raises(Rejected):
+    with pytest.raises(Refused):
         destination.send(mirror(full_call(), destination.convention))
 
 

@@ -317,7 +317,7 @@ def test_a_store_that_keeps_no_spans_rejects_them(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     store: AbstractStore = FileStore(str(tmp_path))
     destination = MlflowDestination(store.log_spans, "0")
-    with pytest.raises(Rejected, match="database"):
+    with pytest.raises(Refused, match="database"):
         destination.send(mirror(full_call(), destination.convention))
 
 
@@ -329,7 +329,7 @@ def test_what_mlflow_refuses_is_rejected(code: int):
         raise MlflowException("canary", error_code=code)
 
     destination = MlflowDestination(refuse, "0")
-    with pytest.raises(Rejected) as raised:
+    with pytest.raises(Refused) as raised:
         destination.send(mirror(full_call(), destination.convention))
     assert "canary" not in str(raised.value)
 

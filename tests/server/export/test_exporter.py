@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from agent_gateway_client.server import export
-from agent_gateway_client.server.export import MAX_BATCH, Exporter, Rejected
+from agent_gateway_client.server.export import Exporter, Refused
+from agent_gateway_client.server.export.sender import MAX_BATCH
 from agent_gateway_client.server.mirror import Convention
 from tests.support.server import DEADLINE_S, MemoryDestination, Store, full_call, gateways, small_call, submit
 
@@ -121,7 +122,7 @@ def test_a_rejected_call_is_counted_once():
 
     def on_send(names: list[str]) -> None:
         if "gateway/bad" in names:
-            raise Rejected("it was told to")
+            raise Refused("it was told to")
         if next(away, False):
             raise ConnectionError
 
