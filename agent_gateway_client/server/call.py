@@ -7,7 +7,7 @@ caller, a model or an error says has no place here. How the fields are named in 
 import math
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -206,8 +206,8 @@ class GatewayCall:
             _correct_times(attempt)
 
 
-_CALL_TEXTS = ("endpoint", "endpoint_id", "operation", "request_type", "server_address", "error_type", "workspace")
-_ATTEMPT_TEXTS = ("provider", "model", "error_type", "finish_reason")
+_CALL_TEXTS = tuple(one.name for one in fields(GatewayCall) if one.type in (str | None, Operation))
+_ATTEMPT_TEXTS = tuple(one.name for one in fields(Attempt) if one.type == str | None)
 _NANOSECONDS = "nanoseconds since the epoch as an int"
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import mlflow
 import pytest
+from agent_gateway_client.server.destinations import MlflowDestination
 from mlflow.entities import Span
 from mlflow.gateway.tracing_utils import _maybe_create_distributed_span
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from agent_gateway_client.doctor.links import is_ours
-from agent_gateway_client.server.destinations import MlflowDestination
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import plain_call

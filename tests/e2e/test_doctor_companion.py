@@ -7,8 +7,8 @@ import pytest
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.server.call import TokenUsage, current_call
-from agent_gateway_client.server.export.otlp import OtlpDestination
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.otlp import OtlpDestination
 from tests.support.doctor import ALL, IMPATIENCE_S, asgi_gateway, broken, examined, exporter_to
 from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy
 from tests.support.meddler import meddler, without

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agent_gateway_client.server.destinations import mlflow_tracking_server
 
 from agent_gateway_client.demo._server import MlflowServer
-from agent_gateway_client.server.destinations import mlflow_tracking_server
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.w3c import TraceContext
 from tests.support.e2e import DEADLINE_S, Database

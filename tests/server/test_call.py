@@ -31,6 +31,7 @@ TEXTS = {
     (GatewayCall, "request_type"),
     (GatewayCall, "server_address"),
     (GatewayCall, "error_type"),
+    (GatewayCall, "workspace"),
     (Attempt, "provider"),
     (Attempt, "model"),
     (Attempt, "error_type"),

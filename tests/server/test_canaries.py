@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from agent_gateway_client.server.destinations import destination_from_environment
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
@@ -16,7 +17,6 @@ from starlette.exceptions import HTTPException
 from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call
 from agent_gateway_client.server import mirror as mirror_module
 from agent_gateway_client.server._gateway_call import add_response
-from agent_gateway_client.server.destinations import destination_from_environment
 from agent_gateway_client.server.export import Exporter
 from tests.support.asgi import Client, http_scope
 from tests.support.canaries import (

@@ -8,7 +8,7 @@ import pytest
 
 from agent_gateway_client import __version__
 from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.export import Exporter, Refused
+from agent_gateway_client.server.export import Exporter, Refused, Unavailable
 from agent_gateway_client.server.probe import answer
 from tests.support.asgi import TRACED, Client, Mirrors, answering, body, http_scope, start
 from tests.support.server import DEADLINE_S, TRACEPARENT, MemoryDestination, submit
@@ -81,16 +81,12 @@ async def test_a_context_that_does_not_arrive_whole(headers: list[tuple[bytes, b
     assert (told["traceparents"], told["traceparent"]) == (count, None)
 
 
-class Answered(ConnectionError):
-    status = 401
-
-
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
         (ConnectionError("canary: an address"), "ConnectionError"),
-        (Answered("canary"), "HTTP 401"),
-        (Refused("the store said 404"), "rejected: the store said 404"),
+        (Unavailable("HTTP 401"), "HTTP 401"),
+        (Refused("the store said 404"), "refused: the store said 404"),
     ],
 )
 def test_the_exporters_problem(error: Exception, problem: str):

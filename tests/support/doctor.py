@@ -6,12 +6,12 @@ from typing import Any
 
 import mlflow
 import pytest
+from agent_gateway_client.server.destinations import mlflow_tracking_server
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.doctor.checks import Check, Settings
 from agent_gateway_client.doctor.examine import examine
 from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.destinations import mlflow_tracking_server
 from agent_gateway_client.server.export import Exporter
 from tests.support.meddler import gateway_app
 from tests.support.served import Served

@@ -10,9 +10,9 @@ import openai
 from mlflow.tracing.client import TracingClient
 
 from agent_gateway_client import wrap_httpx, wrap_openai
+from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.export.environment import store_of
 from agent_gateway_client.server.export.mlflow import MlflowDestination
-from agent_gateway_client.server.export import Exporter
 from tests.support.e2e import DEADLINE_S
 
 MODELS = {

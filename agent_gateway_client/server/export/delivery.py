@@ -50,6 +50,10 @@ class Outcome:
     retry_after: float | None = None
 
 
+_AWAY = (Unavailable, OSError)
+"""What says that the destination is away, whatever the spans are."""
+
+
 class _AllFail(Exception):
     """Calls fail one after the other, and none was taken."""
 
@@ -88,9 +92,9 @@ class _Delivery:
                 continue
             try:
                 self._send(group, place)
-            except Unavailable as error:
+            except _AWAY as error:
                 self._keep(self._unsettled(group), error)
-                outcome.is_away = not error.one_place
+                outcome.is_away = not getattr(error, "one_place", False)
             except _AllFail:
                 self._keep(self._unsettled(group), self._failed[-1][1])
         self._judge()
@@ -133,7 +137,7 @@ class _Delivery:
     def _send(self, group: list[Held], place: Place) -> None:
         try:
             self._destination.send([span for held in group for span in self._spans[held.number]], place)
-        except Unavailable:
+        except _AWAY:
             raise
         except Exception as error:
             logger.debug("A destination did not take %d calls", len(group), exc_info=True)
@@ -162,7 +166,7 @@ class _Delivery:
         for held, error in self._failed:
             if self._outcome.sent or (isinstance(error, Refused) and held.failures >= _MAX_REFUSALS):
                 self._outcome.dropped.append((held, Reason.REFUSED))
-                self._outcome.trouble = self._outcome.trouble or f"refused: {kind_of(error)}"
+                self._outcome.trouble = self._outcome.trouble or kind_of(error)
             else:
                 self._keep([held], error)
 
@@ -186,4 +190,6 @@ class _Delivery:
 
 def kind_of(error: BaseException) -> str:
     """Return what kind of error it is. Only our own errors' messages are known to hold no address or credential."""
+    if isinstance(error, Refused):
+        return f"refused: {error}"
     return str(error) if isinstance(error, ExportError) else type(error).__name__

@@ -1,6 +1,5 @@
 """What the bodies of a call add to it, read after the call and outside of the request."""
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +8,6 @@ from agent_gateway_client.server.export import Finish
 from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.reading.responses import ResponseFacts, model_name, read_requested_model, read_response
 from agent_gateway_client.server.routes import model_in_path, route_of
-
-MAX_UNREAD = 1_000
-"""Calls of one process whose bodies wait to be read, each of at most some 160 KB (a compressed body: 1 MB). When the
-exporter falls behind further than this, the oldest let go of theirs, and their mirrors say what else is known."""
 
 
 class Details:
@@ -44,9 +39,6 @@ class Details:
         self._request = request
         self._response = response
         self._provider = provider
-        if len(_unread) == MAX_UNREAD:
-            _unread[0].let_go()
-        _unread.append(self)
 
     def __call__(self, call: GatewayCall) -> None:
         """Add to the call what can be read; see :data:`~agent_gateway_client.server.export.Finish`."""
@@ -79,9 +71,6 @@ class Details:
 
     def _requested_model(self, request: KeptBody) -> str | None:
         return read_requested_model(request) or model_name(model_in_path(self._path))
-
-
-_unread: deque[Details] = deque(maxlen=MAX_UNREAD)
 
 
 def is_success(call: GatewayCall) -> bool:

@@ -4,9 +4,8 @@ import threading
 
 import pytest
 
-from agent_gateway_client.server import export
 from agent_gateway_client.server.call import Attempt, GatewayCall
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export import Exporter, sender
 from tests.support.server import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
 
 
@@ -126,7 +125,7 @@ def test_a_dead_thread_is_replaced():
 
 def test_a_call_after_a_quiet_time_is_sent_at_once(monkeypatch: pytest.MonkeyPatch):
     """It may be the last one of its trace, whose tokens MLflow sums up only until the client has ended the trace."""
-    monkeypatch.setattr(export, "_BATCH_SECONDS", 3_600.0)
+    monkeypatch.setattr(sender, "BATCH_SECONDS", 3_600.0)
     destination = MemoryDestination()
     submit(Exporter(destination), "a")
     destination.wait_for_tries(1)

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent_gateway_client.server import export
-from agent_gateway_client.server.export import Exporter, Refused
+from agent_gateway_client.server.export import Exporter, Refused, counts, sender
 from agent_gateway_client.server.export.sender import MAX_BATCH
 from agent_gateway_client.server.mirror import Convention
 from tests.support.server import DEADLINE_S, MemoryDestination, Store, full_call, gateways, small_call, submit
@@ -112,7 +111,7 @@ def test_only_what_the_store_rejects_is_dropped(logged: pytest.LogCaptureFixture
     assert exporter.flush(DEADLINE_S)
     assert destination.names == gateways("ace")
     assert exporter.dropped == 2
-    assert "rejects" in logged.messages[0]
+    assert "refused" in logged.messages[0]
 
 
 def test_a_rejected_call_is_counted_once():
@@ -185,9 +184,9 @@ def test_calls_are_read_while_the_store_is_away():
 def test_trouble_is_logged_once_a_minute(cause: str, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     """However often a store fails, there is one warning a minute, and it quotes nothing that was sent."""
     now = 1000.0
-    monkeypatch.setattr(export, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
-    monkeypatch.setattr(export, "_FIRST_RETRY_SECONDS", 0)
-    monkeypatch.setattr(export, "_LAST_RETRY_SECONDS", 0)
+    monkeypatch.setattr(counts, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
+    monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0)
+    monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 0)
     store = Store(away=cause == "away", rejected=("a",) if cause == "rejected" else (), blocked=cause == "overflow")
     destination = MemoryDestination(store)
     exporter = Exporter(destination, max_waiting_calls=1 if cause == "overflow" else 100)

@@ -12,6 +12,12 @@ from typing import Any
 
 import mlflow
 import pytest
+from agent_gateway_client.server.destinations import (
+    MlflowDestination,
+    OtlpDestination,
+    destination_from_environment,
+    experiment_id_from_environment,
+)
 from mlflow import MlflowClient
 from mlflow.entities import Trace
 from mlflow.exceptions import MlflowException
@@ -32,13 +38,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.call import new_span_id
-from agent_gateway_client.server.destinations import (
-    MlflowDestination,
-    OtlpDestination,
-    destination_from_environment,
-    experiment_id_from_environment,
-)
-from agent_gateway_client.server.export import Destination, Exporter, Rejected
+from agent_gateway_client.server.export import Destination, Exporter
 from agent_gateway_client.server.mirror import Convention, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import DEADLINE_S, full_call, plain_attempt, plain_call

@@ -8,11 +8,11 @@ from typing import Any
 
 import certifi
 import pytest
+from agent_gateway_client.server.destinations import OtlpDestination, destination_from_environment
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from agent_gateway_client.server.destinations import OtlpDestination, destination_from_environment
 from agent_gateway_client.server.export import Exporter, Refused
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import httpx
 import pytest
+from agent_gateway_client.server.destinations import destination_from_environment
 
 from agent_gateway_client.demo._server import MlflowServer
 from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.destinations import destination_from_environment
 from agent_gateway_client.server.export import Exporter
 from tests.support.middleware import REQUEST, starlette_app
 from tests.support.nightly import NIGHTLY, amount

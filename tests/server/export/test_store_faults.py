@@ -9,11 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from agent_gateway_client.server.destinations import MlflowDestination, destination_from_environment
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from agent_gateway_client.server import _mlflow_server
 from agent_gateway_client.server.call import GatewayCall
-from agent_gateway_client.server.destinations import MlflowDestination, destination_from_environment
 from agent_gateway_client.server.export import Exporter
 from tests.support.otlp_receiver import Receiver, Trouble
 from tests.support.server import DEADLINE_S, PARENT, submit
