@@ -45,7 +45,7 @@ class Details:
         self._response = response
         self._provider = provider
         if len(_unread) == MAX_UNREAD:
-            _unread[0].let_go()
+            _unread[0].release()
         _unread.append(self)
 
     def __call__(self, call: GatewayCall) -> None:
@@ -55,10 +55,10 @@ class Details:
                 self._finish(call)
         finally:
             self._read(call)
-            self.let_go()
+            self.release()
             self._finish = None
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Free the bodies."""
         for body in (self._request, self._response):
             if body is not None:
