@@ -41,7 +41,7 @@ def is_autolog(callback: Any) -> bool:
     return callback == "mlflow" or isinstance(callback, MlflowLogger)
 
 
-def place(*modules: str) -> str:
+def first_module(*modules: str) -> str:
     """Return the first of a thing's modules, newest first, that this version of LiteLLM has."""
     for module in modules:
         with suppress(ModuleNotFoundError):
@@ -108,14 +108,14 @@ class LiteLLMCall(ModelCall):
             span = self._open_span()
         return (as_trace_context(span._span.get_span_context()) if span else None) or parent
 
-    def named_once(self) -> None:
+    def stop_offering_span(self) -> None:
         """No request after this one names the span."""
         self._is_named = False
 
     def answered(self, response: Any) -> None:
         """Take note of the response to a request that was sent within this call."""
         if self._span is not None and response.status_code < 300:
-            self.named_once()
+            self.stop_offering_span()
 
     def returned(self, result: Any) -> None:
         """Take note of what LiteLLM returns. It does not log a stream that is not read to its end."""

@@ -13,7 +13,7 @@ from agent_gateway_client._patching import Patch, Replace, Switch, find_patch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
-from agent_gateway_client.litellm._calls import LiteLLMCall, guarded, is_autolog, is_autologged, place
+from agent_gateway_client.litellm._calls import LiteLLMCall, first_module, guarded, is_autolog, is_autologged
 from agent_gateway_client.litellm._rust import rust_replacements
 
 _lock = threading.RLock()
@@ -200,7 +200,7 @@ def _replacements() -> dict[str, Replace]:
         f"{_LOGGING}.get_combined_callback_list": _calls_back,
         "litellm.utils:update_response_metadata": _returns,
         "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
-        f"{place('litellm.router_python_core', 'litellm.router')}:run_async_function": _keeps_context,
+        f"{first_module('litellm.router_python_core', 'litellm.router')}:run_async_function": _keeps_context,
         f"{_STREAM}.__next__": _streams,
         f"{_STREAM}.__anext__": _async_streams,
     }

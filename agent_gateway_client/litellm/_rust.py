@@ -12,7 +12,7 @@ from agent_gateway_client._patching import Replace, Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http import trace_headers
 from agent_gateway_client.http._known import instrumented_gateways
-from agent_gateway_client.litellm._calls import LiteLLMCall, guarded, place
+from agent_gateway_client.litellm._calls import LiteLLMCall, first_module, guarded
 from agent_gateway_client.w3c import TRACEPARENT
 
 _RUST = "litellm.rust_bridge"
@@ -22,8 +22,8 @@ def rust_replacements() -> dict[str, Replace]:
     """Return what is replaced where this version of LiteLLM has Rust code: where it takes a call's arguments."""
     if find_spec(_RUST) is None:
         return {}
-    setup = place(f"{_RUST}.host.callbacks_legacy_python", f"{_RUST}.callbacks_legacy_python")
-    streams = place(f"{_RUST}.execution", f"{_RUST}.streams")
+    setup = first_module(f"{_RUST}.host.callbacks_legacy_python", f"{_RUST}.callbacks_legacy_python")
+    streams = first_module(f"{_RUST}.execution", f"{_RUST}.streams")
     classes = [name for name in ("Stream", "AsyncStream", "SyncStream") if hasattr(import_module(streams), name)]
     return {
         f"{setup}:setup": _goes_round_python,
@@ -66,4 +66,4 @@ def _add_headers(kwargs: dict[str, Any]) -> None:
     kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
     call = model_call.get()
     if isinstance(call, LiteLLMCall):
-        call.named_once()
+        call.stop_offering_span()

@@ -27,7 +27,7 @@ _PARENT_LENGTH = len(_TRACEPARENT)
 Header = tuple[bytes, bytes]
 
 
-def looked_for(headers: Iterable[Header]) -> tuple[bool, bool]:
+def scan_headers(headers: Iterable[Header]) -> tuple[bool, bool]:
     """Tell whether a request's header lines have a ``traceparent``, and whether they ask for the answer.
 
     One loop for both, because it runs for every request; nearly every line is done with after a look at its length.

@@ -64,7 +64,6 @@ READ_ELSEWHERE = {
     "mlflow_gateway/_app.py": {"endpoint_id"},
     "mlflow_gateway/_spans.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
     # Read from the spans of a trace to add them up.
-    "totals.py": {"mlflow.chat.tokenUsage"},
 }
 """Keys that a file of the companion names for another purpose than a mirror span."""
 

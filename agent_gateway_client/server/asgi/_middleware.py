@@ -12,7 +12,7 @@ from agent_gateway_client.server.asgi.lifespan import run_lifespan
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
-from agent_gateway_client.server.probe import answer, looked_for, without_probe
+from agent_gateway_client.server.probe import answer, scan_headers, without_probe
 from agent_gateway_client.server.reading.details import Details
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
@@ -88,7 +88,7 @@ class GatewayTracingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's lifespan."""
         if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
-            has_parent, is_probe = looked_for(scope["headers"])
+            has_parent, is_probe = scan_headers(scope["headers"])
             parent = extract(scope["headers"], strict=True) if has_parent else None
             if is_probe:
                 send = _answering(send, answer(scope["headers"], self.exporter))

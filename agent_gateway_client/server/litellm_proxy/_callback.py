@@ -17,7 +17,7 @@ from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.litellm_proxy._calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
 from agent_gateway_client.server.litellm_proxy._facts import Facts, ends_stream
-from agent_gateway_client.server.probe import answer, looked_for
+from agent_gateway_client.server.probe import answer, scan_headers
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
 
 
@@ -176,7 +176,7 @@ class LiteLLMProxyMirror(CustomLogger):
         """Answer a caller whom the proxy has let in, and who asks whether the companion is there."""
         with _harmless:
             lines = [(name.encode(), value.encode()) for name, value in (request_headers or {}).items()]
-            _, is_probe = looked_for(lines)
+            _, is_probe = scan_headers(lines)
             if is_probe:
                 name, value = answer(lines, self.exporter)
                 return {name.decode(): value.decode()}

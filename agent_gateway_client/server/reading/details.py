@@ -47,10 +47,10 @@ class Details:
                 self._finish(call)
         finally:
             self._read(call)
-            self.let_go()
+            self.release()
             self._finish = None
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Free the bodies."""
         for body in (self._request, self._response):
             if body is not None:

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from agent_gateway_client.demo._port import listen
-from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, gateway_call, shared
+from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, flush, gateway_call, shared
 from agent_gateway_client.server.export import Exporter
 from tests.support.middleware import TRACED, fastapi_app, post
 from tests.support.server import DEADLINE_S, MemoryDestination
