@@ -52,6 +52,7 @@ PUBLIC = {
     f"{P}.server": [
         "GatewayTracingMiddleware",
         "current_gateway_call",
+        "flush",
         "gateway_attempt",
         "gateway_call",
         "relayed",

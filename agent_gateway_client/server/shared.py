@@ -80,7 +80,7 @@ class _MadeWhenNeeded(Destination):
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         self.make().send(spans, place)
 
-    def sent(self, traces: Collection[TraceKey]) -> None:
+    def sent(self, traces: Mapping[TraceKey, Place]) -> None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         self.make().sent(traces)
 

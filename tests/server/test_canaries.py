@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt, gateway_call
 from agent_gateway_client.server import mirror as mirror_module
 from agent_gateway_client.server._gateway_call import add_response
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export import Exporter, sender
 from agent_gateway_client.server.export.environment import exporter_from_environment
 from tests.support.asgi import Client, http_scope
 from tests.support.canaries import (
@@ -41,10 +41,9 @@ from tests.support.server import DEADLINE_S
 @pytest.fixture(scope="module", autouse=True)
 def no_pauses() -> Iterator[None]:
     """As the companion's tests have it, for fixtures that live longer than one of them."""
-    from agent_gateway_client.server import export
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_BATCH_SECONDS", 0.0)
+        patch.setattr(sender, "BATCH_SECONDS", 0.0)
         yield
 
 

@@ -152,7 +152,7 @@ def deliver_to(destination: Destination, *calls: GatewayCall) -> None:
     places = destination.locate(set(keys.values()))
     for call in calls:
         destination.send(mirror(call, destination.convention), places[keys[id(call)]])
-    destination.sent(set(keys.values()))
+    destination.sent(places)
     destination.tend(everything=True)
 
 

@@ -1,7 +1,7 @@
 """One batch of calls to a destination: where does each belong, who takes it, and which calls are at fault if not."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -15,6 +15,7 @@ from agent_gateway_client.server.export.destination import (
     Place,
     Refused,
     TraceGone,
+    TraceKey,
     Unavailable,
 )
 from agent_gateway_client.server.export.waiting import Held
@@ -77,6 +78,7 @@ class _Delivery:
         self._outcome = Outcome()
         self._failed: list[tuple[Held, Exception]] = []
         self._spans: dict[int, list[ReadableSpan]] = {}
+        self._places: Mapping[TraceKey, Place] = {}
 
     def deliver(self, calls: list[Held]) -> Outcome:
         outcome = self._outcome
@@ -125,7 +127,7 @@ class _Delivery:
     def _by_place(self, calls: list[Held]) -> dict[Place, list[Held]]:
         if not calls:
             return {}
-        places = self._destination.locate(dict.fromkeys(held.key for held in calls))
+        places = self._places = self._destination.locate(dict.fromkeys(held.key for held in calls))
         groups: defaultdict[Place, list[Held]] = defaultdict(list)
         for held in calls:
             if held.key in places:
@@ -182,10 +184,10 @@ class _Delivery:
         logger.debug("Could not send mirror spans", exc_info=error)
 
     def _note_sent(self) -> None:
-        with_usage = (h for h in self._outcome.sent if any(a.usage or a.cost for a in h.call.attempts))
-        keys = dict.fromkeys(held.key for held in with_usage)
-        if keys:
-            self._destination.sent(keys)
+        sent = (held for held in self._outcome.sent if any(one.usage or one.cost for one in held.call.attempts))
+        places = {held.key: self._places[held.key] for held in sent}
+        if places:
+            self._destination.sent(places)
 
 
 def kind_of(error: BaseException) -> str:

@@ -54,8 +54,8 @@ class Destination:
         """
         raise NotImplementedError
 
-    def sent(self, traces: Collection[TraceKey]) -> None:
-        """Note that mirrors with tokens or cost were stored in these traces."""
+    def sent(self, traces: Mapping[TraceKey, Place]) -> None:
+        """Note that mirrors with tokens or cost were stored in these traces, at these places."""
 
     def tend(self, *, everything: bool = False) -> float | None:
         """Do what has to be done some time after mirrors were stored. Never raises.

@@ -26,9 +26,6 @@ from agent_gateway_client.server.export.destination import (
 from agent_gateway_client.server.export.totals import Totals
 from agent_gateway_client.server.mirror import Convention
 
-KNOWN_SECONDS = 5.0
-"""How long the place of a trace is remembered. A trace that is deleted gets no mirrors after that time."""
-
 MAX_KNOWN = 20_000
 """Traces whose places are remembered."""
 
@@ -44,7 +41,14 @@ class MlflowPlace(NamedTuple):
 
 
 class Store(Protocol):
-    """What is asked of MLflow's tracking store, in process or over HTTP. Raises what MLflow raises."""
+    """What is asked of MLflow's tracking store, in process or over HTTP. Raises what MLflow raises.
+
+    Attributes:
+        known_seconds: How long the place of a trace is remembered. A mirror that is sent to a trace that was deleted
+            meanwhile would begin the trace anew.
+    """
+
+    known_seconds: float
 
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
         """Return a context in which the store reads and writes in a workspace."""
@@ -98,7 +102,7 @@ class MlflowDestination(Destination):
                 place = MlflowPlace(experiment_id, workspace)
                 found[key] = place
                 self._known.pop(key, None)
-                self._known[key] = place, now + KNOWN_SECONDS
+                self._known[key] = place, now + self._store.known_seconds
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return found
@@ -117,10 +121,10 @@ class MlflowDestination(Destination):
                 del self._known[key]
             raise as_export_error(error) from error
 
-    def sent(self, traces: Collection[TraceKey]) -> None:
+    def sent(self, traces: Mapping[TraceKey, Place]) -> None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
-        places = ((key, self._known.get(key)) for key in traces)
-        self._totals.add({key: known[0].experiment_id for key, known in places if known is not None})
+        places = ((key, place) for key, place in traces.items() if isinstance(place, MlflowPlace))
+        self._totals.add({key: place.experiment_id for key, place in places})
 
     def tend(self, *, everything: bool = False) -> float | None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""

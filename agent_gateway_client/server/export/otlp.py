@@ -17,7 +17,14 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
-from agent_gateway_client.server.export.destination import ANYWHERE, Destination, Place, Refused, Unavailable
+from agent_gateway_client.server.export.destination import (
+    ANYWHERE,
+    Destination,
+    ExportError,
+    Place,
+    Refused,
+    Unavailable,
+)
 from agent_gateway_client.server.mirror import Convention
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -106,7 +113,10 @@ class OtlpDestination(Destination):
         if status in _UNAVAILABLE:
             after = answer.headers.get("Retry-After", "")
             raise Unavailable(f"HTTP {status}", retry_after=float(after) if after.isdecimal() else None)
-        raise Refused(f"the OTLP endpoint answered {status}")
+        if 400 <= status < 500:
+            raise Refused(f"the OTLP endpoint answered {status}")
+        # The endpoint fails, of these spans or of all.
+        raise ExportError(f"HTTP {status}")
 
     def after_fork(self) -> None:
         """Connect anew: two processes must not write to one connection."""

@@ -1,11 +1,14 @@
 """export.py when the machine is short of something, and when much is lost at once."""
 
+import json
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from agent_gateway_client.server.call import Attempt, TokenUsage
 from agent_gateway_client.server.export import Exporter
 from tests.support.server import DEADLINE_S, MemoryDestination, Store, gateways, small_call, submit
 
@@ -90,3 +93,88 @@ def test_a_loss_at_the_end_is_counted(logged: pytest.LogCaptureFixture):
     exporter.shutdown(0.01)
     assert exporter.dropped == 3
     assert "3 mirrored calls could not be sent" in logged.messages[-1]
+
+
+def test_sent_waiting_and_dropped_add_up(quick_switches: None):
+    """Whatever is lost on the way, the counts add up to what was submitted, at any moment."""
+    destination = MemoryDestination(Store(away=True))
+    exporter = Exporter(destination, max_waiting_calls=100)
+    start = threading.Barrier(5)
+    sums: list[bool] = []
+
+    def work() -> None:
+        start.wait(DEADLINE_S)
+        for _ in range(2_500):
+            exporter.submit(small_call("a"))
+
+    def look() -> None:
+        start.wait(DEADLINE_S)
+        for _ in range(500):
+            counts = exporter.counts()
+            sums.append(counts.waiting >= 0)
+
+    threads = [threading.Thread(target=work) for _ in range(4)] + [threading.Thread(target=look)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert all(sums)
+    exporter.shutdown(0.1)
+    counts = exporter.counts()
+    assert (counts.submitted, counts.sent, counts.waiting) == (10_000, 0, 0)
+    assert sum(counts.dropped.values()) == 10_000
+
+
+def test_what_is_counted_as_lost_was_lost():
+    """A stop that finds the store hanging counts what waits as lost, and what was on its way as neither."""
+    store = Store(blocked=True)
+    destination = MemoryDestination(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    submit(exporter, "bcd")
+    exporter.shutdown(0.2)
+    counts = exporter.counts()
+    assert (counts.waiting, counts.dropped) == (1, {"stopped": 3})
+    store.open.set()
+    assert exporter.flush(DEADLINE_S)
+    assert destination.names == gateways("a")
+    assert exporter.counts().sent == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "left"),
+    [
+        ({"usage": TokenUsage(input_tokens="12", output_tokens=3)}, {"output_tokens": 3}),  # type: ignore[arg-type]
+        ({"usage": TokenUsage(input_tokens=2**63)}, {}),
+        ({"usage": TokenUsage(input_tokens=-1, output_tokens=True)}, {}),
+    ],
+)
+def test_values_that_cannot_be_stored(facts: dict[str, Any], left: dict[str, int], logged: pytest.LogCaptureFixture):
+    """A number that no store takes costs that number and not the mirror; the gateway's developer is told once."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    call = small_call("a")
+    call.attempts.append(Attempt("openai", "m", start_time_ns=1, end_time_ns=2, **facts))
+    exporter.submit(call)
+    assert exporter.flush(DEADLINE_S)
+    attributes = destination.spans[1].attributes or {}
+    assert json.loads(str(attributes.get("mlflow.chat.tokenUsage", "{}"))) == left
+
+
+@pytest.mark.parametrize("time_ns", [2**63, -1, "noon", 1.5])
+@pytest.mark.parametrize("field", ["start_time_ns", "end_time_ns"])
+def test_times_that_cannot_be_stored(time_ns: Any, field: str):
+    """A time that no store takes is replaced by one that contains the call."""
+    destination = MemoryDestination()
+    exporter = Exporter(destination)
+    call = small_call("a")
+    call.attempts.append(Attempt("openai", "m", start_time_ns=1, end_time_ns=2))
+    setattr(call, field, time_ns)
+    setattr(call.attempts[0], field, time_ns)
+    exporter.submit(call)
+    assert exporter.flush(DEADLINE_S)
+    for span in destination.spans:
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert 0 <= span.start_time <= span.end_time < 2**63

@@ -49,7 +49,8 @@ def test_a_store_in_trouble_is_tried_again(troubles: list[Trouble], receiver: Re
     with receiver:
         submit(exporter, "ab")
         assert exporter.flush(DEADLINE_S)
-    assert names(receiver) == ["gateway/a", "gateway/b"]
+    # A call that seemed to be at fault is sent after the others.
+    assert sorted(names(receiver)) == ["gateway/a", "gateway/b"]
     assert receiver.tries > len(troubles)
     assert exporter.dropped == 0
 
@@ -83,7 +84,7 @@ def test_a_store_that_dies_and_comes_back(receiver: Receiver, exporter: Exporter
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_a_store_refuses_is_not_sent_for_ever(status: int, receiver: Receiver, exporter: Exporter):
     """An answer about the spans themselves is final, whatever its body says: they are dropped and counted."""
-    receiver.troubles = [status, status]
+    receiver.troubles = [status] * 5
     with receiver:
         submit(exporter, "a")
         assert exporter.flush(DEADLINE_S)

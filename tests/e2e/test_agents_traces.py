@@ -1,0 +1,166 @@
+"""Whatever agents do, their traces are stored as without the companion, and each call of a stored trace is mirrored.
+
+Agents of all kinds work at once, in two experiments, through two gateways that write to one MLflow server: MLflow's own
+and a FastAPI application, which sends its mirrors over HTTP.
+"""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Trace
+from mlflow.tracing.client import TracingClient
+from mlflow.tracing.utils import aggregate_cost_from_spans, aggregate_usage_from_spans
+
+from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support import agents_at_work
+from tests.support.e2e import DEADLINE_S, mirrors_in, tracing_into, wait_for
+from tests.support.nightly import NIGHTLY, amount
+
+pytestmark = pytest.mark.e2e
+
+RUNS = amount(2, 17)
+"""Runs of each kind of agents in each program: some 200 in all at night."""
+
+EXPERIMENTS = ("first", "second")
+PROGRAMS = [[kind] for kind in agents_at_work.KINDS for _ in EXPERIMENTS]
+if not NIGHTLY:
+    # A process takes seconds to import what an agent needs.
+    PROGRAMS = [["spans threads", "spans asyncio", "root alone"], ["autolog threads", "autolog asyncio"], ["killed"]]
+
+
+@pytest.fixture(scope="module")
+def done(
+    gateway: DemoGateway, fastapi_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[dict[str, Any]]]:
+    """What the agents say that they did."""
+    directory = tmp_path_factory.mktemp("agents")
+    programs = []
+    for number, kinds in enumerate(PROGRAMS):
+        log = directory / f"{number}.jsonl"
+        urls = f"{gateway.openai_base_url},{fastapi_url}/v1"
+        arguments = [",".join(kinds), str(RUNS), EXPERIMENTS[number % 2], gateway.tracking_uri, urls, str(log)]
+        command = [sys.executable, "-W", "ignore", "-m", agents_at_work.__name__, *arguments]
+        with log.with_suffix(".log").open("wb") as output:
+            program = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        programs.append((kinds, program, log))
+    for kinds, program, log in programs:
+        status = program.wait(20 * DEADLINE_S)
+        assert status == (-9 if kinds == ["killed"] else 0), log.with_suffix(".log").read_text()
+    found = [json.loads(line) for _, _, log in programs for line in log.read_text().splitlines()]
+    with tracing_into(gateway):
+        _wait_for_mirrors(found)
+        yield found
+
+
+def _wait_for_mirrors(found: list[dict[str, Any]]) -> None:
+    expected: dict[str, int] = defaultdict(int)
+    for entry in found:
+        expected[entry["trace_id"]] += entry["what"] == "call"
+
+    def all_there() -> bool:
+        for trace_id, count in list(expected.items()):
+            trace = stored(trace_id)
+            if trace is not None and len(mirrors_in(trace)) < count:
+                return False
+            del expected[trace_id]
+        return True
+
+    wait_for("all mirrors", all_there)
+
+
+def stored(trace_id: str) -> Trace | None:
+    traces = TracingClient().store.batch_get_traces([trace_id])
+    return traces[0] if traces else None
+
+
+def of_kinds(done: list[dict[str, Any]], what: str, *, killed: bool) -> dict[str, list[dict[str, Any]]]:
+    """Return what the agents did of one thing, by trace."""
+    found = defaultdict(list)
+    for entry in done:
+        if entry["what"] == what and (entry["kind"] == "killed") is killed:
+            found[entry["trace_id"]].append(entry)
+    return found
+
+
+def test_the_agents_own_traces_are_whole(done: list[dict[str, Any]]):
+    """Each trace that an agent has ended is stored: in the agent's experiment, as OK, with all of the agent's spans."""
+    ended, spans = of_kinds(done, "ended", killed=False), of_kinds(done, "span", killed=False)
+    assert len(ended) == RUNS * sum(kind != "killed" for kinds in PROGRAMS for kind in kinds)
+    for trace_id, (root,) in ended.items():
+        trace = stored(trace_id)
+        assert trace is not None, root
+        assert (trace.info.experiment_id, trace.info.state) == (root["experiment_id"], "OK"), root
+        own = {root["span_id"]} | {entry["span_id"] for entry in spans[trace_id]}
+        assert own <= {span.span_id for span in trace.data.spans}, root
+        assert trace.info.request_preview is not None or trace.info.execution_duration
+
+
+def test_each_call_has_its_mirror(done: list[dict[str, Any]]):
+    """Each call is mirrored once, below the span that made it, in traces of agents that were killed, too."""
+    for killed in (False, True):
+        for trace_id, calls in of_kinds(done, "call", killed=killed).items():
+            trace = stored(trace_id)
+            assert trace is not None or killed
+            if trace is not None:
+                callers = _callers(trace)
+                assert sorted(callers) == sorted(entry["span_id"] for entry in calls), calls[0]["kind"]
+                assert trace.info.experiment_id == calls[0]["experiment_id"]
+
+
+def _callers(trace: Trace) -> list[str]:
+    """Return the agents' spans above the mirrors: with autolog, past the span of the client's own instrumentation."""
+    spans = {span.span_id: span for span in trace.data.spans}
+    callers = []
+    for mirror in mirrors_in(trace):
+        caller = mirror.parent_id
+        if caller in spans and spans[caller].name in ("Completions", "AsyncCompletions"):
+            caller = spans[caller].parent_id
+        callers.append(str(caller))
+    return callers
+
+
+def test_the_totals_are_right(done: list[dict[str, Any]]):
+    """Tokens and cost of each trace are those of its spans by MLflow's own sum, and the tokens are the provider's."""
+    calls = of_kinds(done, "call", killed=False)
+
+    def wrong() -> list[Any]:
+        return [entry for trace_id in list(calls) for entry in _wrong_totals(trace_id, calls[trace_id])]
+
+    wait_for("totals", lambda: not wrong())
+    assert wrong() == []
+
+
+def _wrong_totals(trace_id: str, calls: list[dict[str, Any]]) -> list[Any]:
+    trace = stored(trace_id)
+    assert trace is not None
+    tokens = aggregate_usage_from_spans(trace.data.spans)
+    cost = aggregate_cost_from_spans(trace.data.spans)
+    assert tokens is not None
+    assert cost is not None
+    found = []
+    if trace.info.token_usage != tokens or tokens["total_tokens"] != sum(call["tokens"] for call in calls):
+        found.append((calls[0]["kind"], trace_id, trace.info.token_usage, tokens))
+    recorded = (trace.info.cost or {}).get("total_cost", 0)
+    if abs(recorded - cost["total_cost"]) > 1e-9:
+        found.append((calls[0]["kind"], trace_id, trace.info.cost, cost))
+    return found
+
+
+def test_nothing_is_stored_for_anybody_else(done: list[dict[str, Any]], gateway: DemoGateway):
+    """No trace is stored that is neither an agent's nor a gateway's own."""
+    agents = {entry["trace_id"] for entry in done}
+    experiments = {entry["experiment_id"] for entry in done}
+    client = mlflow.MlflowClient(gateway.tracking_uri)
+    token = None
+    while True:
+        page = client.search_traces(locations=sorted(experiments), max_results=200, page_token=token)
+        assert {trace.info.trace_id for trace in page} <= agents
+        token = page.token
+        if not token:
+            return

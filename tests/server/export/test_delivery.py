@@ -1,0 +1,139 @@
+"""One call cannot stop the others: what a destination does not take is narrowed down to the calls at fault."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+
+from agent_gateway_client.server.export import Destination, Refused, Unavailable
+from agent_gateway_client.server.export.counts import Reason
+from agent_gateway_client.server.export.delivery import Outcome, deliver
+from agent_gateway_client.server.export.destination import Misconfigured, Place, TraceGone, TraceKey
+from agent_gateway_client.server.export.waiting import Held
+from agent_gateway_client.server.mirror import Convention
+from tests.support.server import small_call
+
+
+class Fussy(Destination):
+    """Takes what it is not told to fail of. Names of one letter and a number; the letter is the place."""
+
+    convention = Convention.MLFLOW
+
+    def __init__(self, **errors: Exception) -> None:
+        self.errors = errors
+        self.sends = 0
+        self.taken: list[str] = []
+
+    def locate(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, Place]:
+        return {key: key.workspace for key in traces}
+
+    def send(self, spans: Sequence[ReadableSpan], place: Place = None) -> None:
+        self.sends += 1
+        names = [span.name.removeprefix("gateway/") for span in spans]
+        for name in names:
+            for prefix, error in self.errors.items():
+                if name.startswith(prefix):
+                    raise error
+        self.taken += names
+
+
+def held(*names: str) -> list[Held]:
+    found = []
+    for number, name in enumerate(names):
+        call = small_call(name)
+        found.append(Held(call, TraceKey(1, name[0]), number, 0.0, 1))
+    return found
+
+
+def names(calls: Sequence[Held]) -> list[str]:
+    return [str(one.call.endpoint) for one in calls]
+
+
+def fates(outcome: Outcome) -> tuple[list[str], list[tuple[str, Reason]], list[str]]:
+    dropped = [(str(one.call.endpoint), reason) for one, reason in outcome.dropped]
+    return names(outcome.sent), dropped, names(outcome.again)
+
+
+POISON = [TypeError("canary"), Refused("400"), RuntimeError("HTTP 500")]
+
+
+@pytest.mark.parametrize("error", POISON, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("at", [0, 1, 99, 198, 199])
+def test_one_call_at_fault(error: Exception, at: int):
+    """Of two hundred calls the one that the destination fails of is dropped, and all others are stored."""
+    everyone = [f"a{number}" for number in range(200)]
+    everyone[at] = "x"
+    destination = Fussy(x=error)
+    calls = held(*everyone)
+    for one in calls:
+        one.key = TraceKey(1, "a")
+    outcome = deliver(calls, destination)
+    assert sorted(destination.taken) == sorted(set(everyone) - {"x"})
+    assert fates(outcome)[1:] == ([("x", Reason.REFUSED)], [])
+    assert destination.sends <= 2 * 8 + 1
+    assert not outcome.is_away
+
+
+def test_where_every_call_fails_alike_it_is_the_destination():
+    """A destination that fails of everything is at fault: nothing is dropped, and it is not asked for each call."""
+    destination = Fussy(a=RuntimeError("HTTP 500"))
+    outcome = deliver(held(*(f"a{number}" for number in range(200))), destination)
+    assert (outcome.sent, outcome.dropped, len(outcome.again)) == ([], [], 200)
+    assert outcome.is_away
+    assert outcome.trouble == "RuntimeError"
+    assert destination.sends < 20
+
+
+def test_bad_calls_first():
+    """Three bad calls at the front look like a destination at fault; sent last the next time, they are found out."""
+    destination = Fussy(x=RuntimeError())
+    calls = held("x1", "x2", "x3", *(f"a{number}" for number in range(20)))
+    for one in calls:
+        one.key = TraceKey(1, "a")
+    first = deliver(calls, destination)
+    assert len(first.again) == 23
+    again = sorted(first.again, key=lambda one: (one.failures, one.number))
+    second = deliver(again, destination)
+    assert len(second.sent) == 20
+    assert [name for name, _ in fates(second)[1]] == ["x1", "x2", "x3"]
+
+
+def test_a_lone_call_is_given_time():
+    """A call that comes alone may be bad, or the destination may be; it is dropped when it was refused five times."""
+    destination = Fussy(x=Refused("400"))
+    calls = held("x")
+    for _ in range(4):
+        assert deliver(calls, destination).again == calls
+    assert fates(deliver(calls, destination))[1] == [("x", Reason.REFUSED)]
+
+
+@pytest.mark.parametrize("error", [Unavailable("HTTP 503", retry_after=7.0), ConnectionError("canary")])
+def test_a_destination_that_is_away_ends_the_batch(error: Exception):
+    """What says that the destination is away stops all, at once, and nothing is narrowed down."""
+    destination = Fussy(a=error)
+    outcome = deliver(held("a1", "a2", "b1"), destination)
+    assert fates(outcome) == ([], [], ["a1", "a2", "b1"])
+    assert destination.sends == 1
+    assert outcome.is_away
+    assert outcome.retry_after == getattr(error, "retry_after", None)
+    assert "canary" not in str(outcome.trouble)
+
+
+def test_one_place_that_is_not_ours_to_write_to():
+    """An experiment that the gateway may not write to keeps its own calls waiting, and no others."""
+    destination = Fussy(a=Unavailable("HTTP 403", one_place=True))
+    outcome = deliver(held("a1", "b1", "a2", "c1"), destination)
+    assert fates(outcome) == (["b1", "c1"], [], ["a1", "a2"])
+    assert not outcome.is_away
+    assert outcome.trouble == "HTTP 403"
+
+
+def test_a_trace_that_is_gone():
+    """A trace that was deleted is no reason to wait, also where it is the only one."""
+    assert fates(deliver(held("x"), Fussy(x=TraceGone("gone"))))[1] == [("x", Reason.TRACE_GONE)]
+
+
+def test_a_configuration_that_cannot_work():
+    """Where there is no destination, calls are dropped, and do not fill the queue."""
+    outcome = deliver(held("a", "b"), Fussy(a=Misconfigured("ConfigurationError"), b=Misconfigured("x")))
+    assert [reason for _, reason in fates(outcome)[1]] + fates(outcome)[2] == [Reason.MISCONFIGURED] * 2
