@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -64,6 +64,7 @@ class MlflowServer:
         workers: int,
         port: int | None,
         env: Mapping[str, str],
+        options: Sequence[str] = (),
     ) -> None:
         self.log_path = directory / "server.log"
         self._directory = directory
@@ -72,6 +73,7 @@ class MlflowServer:
         self._workers = workers
         self._port = port
         self._env = env
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         # Another thread may stop a server that is being started.
         self._lock = threading.Lock()
@@ -156,6 +158,7 @@ class MlflowServer:
         command += ["--artifacts-destination", str(self._directory / "artifacts")]
         # A client that hangs on a stream must not keep the server from stopping.
         command += ["--uvicorn-opts", f"--timeout-graceful-shutdown 5 --timeout-keep-alive {KEEP_ALIVE_S}"]
+        command += self._options
         return command + (["--app-name", self._app_name] if self._app_name else [])
 
     def _environment(self) -> dict[str, str]:

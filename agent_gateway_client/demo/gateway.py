@@ -69,6 +69,7 @@ class DemoGateway:
         directory: Where files are kept; None makes a temporary one, which is deleted in the end.
         progress: Is told, in one sentence, what is going on.
         credentials: User name and password of an administrator, for a server that asks for them.
+        options: More command line options of ``mlflow server``.
 
     Raises:
         StartError: From `start`, with the server's last lines.
@@ -85,6 +86,7 @@ class DemoGateway:
         directory: str | Path | None = None,
         progress: Callable[[str], None] | None = None,
         credentials: tuple[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self.provider = Provider()
         self._app_name = app_name
@@ -95,6 +97,7 @@ class DemoGateway:
         self._directory = Path(directory).resolve() if directory else None
         self._progress = progress or (lambda sentence: None)
         self._credentials = credentials
+        self._options = options
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._server: MlflowServer | None = None
         self._endpoints: Endpoints | None = None
@@ -159,6 +162,7 @@ class DemoGateway:
             workers=self._workers,
             port=self._port,
             env=self._env,
+            options=self._options,
         )
 
     def stop(self) -> None:

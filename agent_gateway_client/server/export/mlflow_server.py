@@ -9,6 +9,7 @@ traces up by their ids if one of them does not exist yet, or is not ours to read
 """
 
 import json
+import math
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracing.utils.otlp import MLFLOW_EXPERIMENT_ID_HEADER, OTLP_TRACES_PATH, resource_to_otel_proto
 from mlflow.utils.proto_json_utils import message_to_json, parse_dict
 from mlflow.utils.rest_utils import http_request
+from mlflow.utils.workspace_context import get_request_workspace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from agent_gateway_client._log import logger
@@ -70,8 +72,9 @@ class HttpStore:
 
     def __init__(self, store: RestStore) -> None:
         self._rest = store
-        self._experiments: list[str] = []
-        self._experiments_read = 0.0
+        self._experiments: dict[str | None, list[str]] = {}
+        self._read_at: dict[str | None, float] = {}
+        """By workspace, when the experiments were read, in seconds of the monotonic clock."""
 
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
@@ -84,7 +87,7 @@ class HttpStore:
 
     def experiments_of(self, trace_ids: Collection[str]) -> Mapping[str, str]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        found = self._search(trace_ids, self._experiments)
+        found = self._search(trace_ids, self._experiments.get(get_request_workspace(), []))
         missing = [trace_id for trace_id in trace_ids if trace_id not in found]
         if missing:
             found |= self._search(missing, self._new_experiments())
@@ -143,10 +146,10 @@ class HttpStore:
 
     def _new_experiments(self) -> list[str]:
         """Return the experiments that were made, or that we may read, since the last time."""
-        now = time.monotonic()
-        if self._experiments_read and now - self._experiments_read < _EXPERIMENTS_SECONDS:
+        now, workspace = time.monotonic(), get_request_workspace()
+        if now < self._read_at.get(workspace, -math.inf) + _EXPERIMENTS_SECONDS:
             return []
-        known, page_token = set(self._experiments), ""
+        known, page_token = set(self._experiments.get(workspace, [])), ""
         experiments: list[str] = []
         while True:
             request = {"max_results": _PAGE, "view_type": "ACTIVE_ONLY", "page_token": page_token}
@@ -155,7 +158,7 @@ class HttpStore:
             page_token = answer.get("next_page_token", "")
             if not page_token:
                 break
-        self._experiments, self._experiments_read = experiments, now
+        self._experiments[workspace], self._read_at[workspace] = experiments, now
         return [experiment_id for experiment_id in experiments if experiment_id not in known]
 
     def _ask(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
