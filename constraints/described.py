@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,13 @@ class Environment:
         extras: The extras of this project to install; None where the project itself is not installed.
         groups: The dependency groups of pyproject.toml.
         requirements: What else is installed.
+        without: Packages that are not to be there.
         constraints_files: Constraints files by the lowest Python version that each is for.
         prefers_python: The Python to make it with where this machine has it.
         needs_python: The only Python to make it with.
         part_of: An environment in the same folder that holds all of this one.
         adds_to: An environment in the same folder that is made before.
         newest: Packages to have in their newest release, each with the packages that may be missing beside it.
-        tests: Names of the sets of tests and patterns of paths; one that begins with an exclamation mark excludes.
-        tests_need: Environments whose programs the tests start.
-        pytest: More arguments for pytest.
     """
 
     name: str
@@ -47,15 +46,13 @@ class Environment:
     extras: tuple[str, ...] | None = None
     groups: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     constraints_files: tuple[tuple[str, str], ...] = ()
     prefers_python: str = ""
     needs_python: str = ""
     part_of: str = ""
     adds_to: str = ""
     newest: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    tests: tuple[str, ...] = ()
-    tests_need: tuple[str, ...] = ()
-    pytest: tuple[str, ...] = ()
 
     @property
     def python_path(self) -> Path:
@@ -71,14 +68,16 @@ class Environment:
         found = re.search(r"^version(?:_info)?\s*=\s*([\d.]+)", configuration, re.MULTILINE)
         return found[1].rstrip(".") if found else ""
 
+    def installed(self) -> dict[str, str]:
+        """Return the versions of what is installed, by name."""
+        folders = self.folder.glob("lib/python*/site-packages/*.dist-info")
+        found = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", folder.name) for folder in folders)
+        return {re.sub(r"[-_.]+", "-", match[1]).lower(): match[2] for match in found if match}
+
     def constraints(self, version: str) -> Path | None:
         """Return the constraints file for a Python version, or None if there is none."""
         fitting = [file for lowest, file in self.constraints_files if as_numbers(lowest) <= as_numbers(version)]
         return DATA.parent / fitting[-1] if fitting else None
-
-    def test_paths(self) -> list[str]:
-        """Return the paths to give to pytest, relative to the root."""
-        return matching(self.tests)
 
     def find_python(self) -> str:
         """Return the Python to make the environment with.
@@ -95,6 +94,29 @@ class Environment:
                     f"{self.name} needs Python {wanted}; put python{wanted} on the PATH, or: pyenv install {wanted}"
                 )
         return sys.executable
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of tests.
+
+    Attributes:
+        environment: The environment to run them in.
+        tests: Names of sets of tests, and patterns of paths; one that begins with an exclamation mark excludes.
+        needs: Environments whose programs the tests start.
+        pytest: More arguments for pytest.
+        variables: Environment variables for the tests.
+    """
+
+    environment: str
+    tests: Sequence[str]
+    needs: Sequence[str] = ()
+    pytest: Sequence[str] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+    def arguments(self) -> list[str]:
+        """Return what to give to pytest; paths are relative to the root."""
+        return [*matching(self.tests, TESTS), *self.pytest]
 
 
 def as_numbers(version: str) -> tuple[int, ...]:
@@ -118,16 +140,19 @@ def version_of(python: str) -> str:
         return ""
 
 
-def matching(tests: tuple[str, ...]) -> list[str]:
-    """Return the paths that sets and patterns stand for. Of a set, the exclusions hold within it."""
-    paths: list[str] = []
-    for item in tests:
-        patterns = TESTS.get(item, [item])
-        left_out = {path for pattern in patterns if pattern[0] == "!" for path in expanded(pattern[1:])}
-        included = [path for pattern in patterns if pattern[0] != "!" for path in expanded(pattern)]
-        paths += [path for path in included if path not in left_out]
-        paths += [f"--ignore={path}" for path in sorted(left_out) if not any(path == known for known in included)]
-    return paths
+def matching(tests: Sequence[str], sets: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return pytest's arguments for sets and patterns, of which a later one has the last word on a path."""
+    patterns = [pattern for item in tests for pattern in sets.get(item, [item])]
+    included: dict[str, None] = {}
+    left_out: dict[str, None] = {}
+    for pattern in patterns:
+        to, of = (left_out, included) if pattern.startswith("!") else (included, left_out)
+        for path in expanded(pattern.removeprefix("!")):
+            to[path] = None
+            of.pop(path, None)
+    # A file that is left out may be in a folder that is not.
+    inside = [path for path in left_out if any(path.startswith(folder + "/") for folder in included)]
+    return [*included, *(f"--ignore={path}" for path in inside)]
 
 
 def expanded(pattern: str) -> list[str]:
@@ -137,10 +162,14 @@ def expanded(pattern: str) -> list[str]:
 
 def read(data: dict[str, Any]) -> dict[str, Environment]:
     """Return the environments that the data describes, by name."""
-    return {name: described(name, **entry) for name, entry in data["environments"].items()}
+    entries: dict[str, dict[str, Any]] = data["environments"]
+    merged = {name: {**entries.get(entry.get("like", ""), {}), **entry} for name, entry in entries.items()}
+    return {name: described(name, **entry) for name, entry in merged.items()}
 
 
-def described(name: str, *, folder: str, constraints: dict[str, str] | None = None, **entry: Any) -> Environment:
+def described(
+    name: str, *, folder: str, constraints: dict[str, str] | None = None, like: str = "", **entry: Any
+) -> Environment:
     """Return an entry as an environment; a key that is not known is an error."""
     lists: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
     lists["newest"] = tuple((package, tuple(companions)) for package, companions in entry.get("newest", {}).items())
@@ -151,3 +180,4 @@ def described(name: str, *, folder: str, constraints: dict[str, str] | None = No
 _data = json.loads(DATA.read_text())
 TESTS: dict[str, list[str]] = _data["tests"]
 DESCRIBED = read(_data)
+RUNS = {name: Run(**entry) for name, entry in _data["runs"].items()}

@@ -18,7 +18,7 @@ import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
-from described import DESCRIBED, ROOT, Environment, Failed
+from described import DESCRIBED, ROOT, RUNS, Environment, Failed
 from installing import Installer
 from made import is_made, make, remove
 
@@ -56,28 +56,23 @@ def make_all(names: list[str], *, constrained: bool = True) -> None:
 
 
 def test(name: str, arguments: list[str]) -> int:
-    """Run an environment's tests, a process per processor, and return pytest's exit status.
+    """Run tests, a process per processor, and return pytest's exit status.
 
     A file's tests stay together, since they share their servers. The files are taken in the order of the folders, which
     has the long ones first.
     """
-    environment = DESCRIBED[name]
-    make_all([name, *environment.tests_need])
+    run = RUNS[name]
+    environment = DESCRIBED[run.environment]
+    make_all([environment.name, *run.needs])
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     spread = [f"--numprocesses={processes}", "--dist=loadfile", "--no-loadscope-reorder"]
-    print(f"==> Testing {environment.folder.name}: {environment.about}", flush=True)
-    command = [
-        str(environment.python_path),
-        "-m",
-        "pytest",
-        *spread,
-        *environment.test_paths(),
-        *environment.pytest,
-        *arguments,
-    ]
+    print(f"==> Testing in {environment.folder.name}, Python {environment.version()}: {environment.about}", flush=True)
+    command = [str(environment.python_path), "-m", "pytest", *spread, *run.arguments(), *arguments]
     # Servers import some thousand modules each: compiled once and kept, they take a third of the time.
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return subprocess.run(command, cwd=ROOT, env=variables).returncode
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    status = subprocess.run(command, cwd=ROOT, env={**inherited, **run.variables}).returncode
+    print(f"==> pytest in {environment.folder.name}: exit status {status}", flush=True)
+    return status
 
 
 def run(name: str, command: list[str]) -> int:
@@ -118,9 +113,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             command.add_argument(
                 "--unconstrained", action="store_true", help="with the newest versions that go together"
             )
-    for name, description in [("test", "run an environment's tests"), ("run", "run a program of an environment")]:
+    for name, known, description in [
+        ("test", list(RUNS), "make an environment and run its tests"),
+        ("run", list(DESCRIBED), "make an environment and run one of its programs"),
+    ]:
         command = commands.add_parser(name, help=description)
-        command.add_argument("name", choices=DESCRIBED, metavar="NAME")
+        command.add_argument("name", choices=known, metavar="NAME")
         command.add_argument("arguments", nargs=argparse.REMAINDER)
     return parser.parse_args(arguments)
 

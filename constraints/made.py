@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from described import DESCRIBED, ROOT, Environment, Failed, version_of
@@ -31,7 +30,7 @@ def fingerprint(environment: Environment, constrained: bool = True) -> str:
     """Return what changes when the environment has to be made again."""
     constraints = environment.constraints(environment.version() or "3.10") if constrained else None
     parts = [
-        repr(sorted((key, str(value)) for key, value in asdict(environment).items() if "test" not in key)),
+        repr(environment),
         constraints.read_text() if constraints else "",
         (ROOT / "pyproject.toml").read_text(),
         # The newest releases may be others tomorrow.
@@ -89,6 +88,10 @@ def build(environment: Environment, installer: Installer, constrained: bool) -> 
         install_newest(environment, installer)
     else:
         installer.install(environment.folder, ["--no-build-isolation", *wanted(environment)], constraints)
+    if unwanted := set(environment.without) & set(environment.installed()):
+        raise Failed(
+            f"{environment.folder.name} must not have {', '.join(sorted(unwanted))}, which something asks for now"
+        )
 
 
 def wanted(environment: Environment) -> list[str]:

@@ -8,7 +8,6 @@ index has, or left out, and the output says so.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,8 +41,8 @@ def install_newest(environment: Environment, installer: Installer) -> None:
         file.write_text("\n".join(overrides))
         installer.install(environment.folder, [*(["--override", str(file)] if overrides else []), *wanted])
     # Files of the companions may have been written over those of the release itself.
-    again = [f"{bare(package)}=={versions[package]}" for package in relaxed]
-    again = [requirement for requirement in again if is_installed(environment, requirement)]
+    there = environment.installed()
+    again = [f"{bare(name)}=={versions[name]}" for name in relaxed if there.get(bare(name)) == versions[name]]
     if again:
         reinstalled = [
             word for requirement in again for word in ("--reinstall-package", requirement.partition("==")[0])
@@ -78,23 +77,10 @@ def relax(installer: Installer, environment: Environment, companion: str) -> str
     return companion if newest_version(installer, companion, environment) else f"{companion} ; {NEVER}"
 
 
-def installed(environment: Environment) -> dict[str, str]:
-    """Return the versions in an environment, by name."""
-    folders = environment.folder.glob("lib/python*/site-packages/*.dist-info")
-    found = (re.fullmatch(r"(.+?)-([^-]+)\.dist-info", folder.name) for folder in folders)
-    return {match[1].replace("_", "-").lower(): match[2] for match in found if match}
-
-
-def is_installed(environment: Environment, requirement: str) -> bool:
-    """Return whether exactly this version is installed."""
-    name, _, version = requirement.partition("==")
-    return installed(environment).get(name) == version
-
-
 def report(environment: Environment, versions: Mapping[str, str], relaxed: Mapping[str, Sequence[str]]) -> list[str]:
     """Return what to say of each package: its version, and why it is not the newest or stands on older companions."""
     lines = []
-    there = installed(environment)
+    there = environment.installed()
     for package, newest in versions.items():
         name = bare(package)
         line = f"==> {name} {there.get(name, 'missing')}"
