@@ -71,7 +71,7 @@ lint: ## Check style and format with ruff
 
 types: ## Check the types with mypy --strict
 	$(IN_MAIN) mypy --cache-dir .venv/.mypy_cache
-	$(IN_MAIN) mypy --cache-dir .venv/.mypy_cache constraints
+	$(IN_MAIN) mypy --cache-dir .venv/.mypy_cache constraints hatch_build.py
 
 format: ## Rewrite the code to the project's format
 	$(IN_MAIN) ruff check --fix
