@@ -13,7 +13,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export import Destination, Exporter
+from agent_gateway_client.server.export.destination import Place
 from agent_gateway_client.server.mirror import Convention
 from benchmarks.measure import added, estimate, interleave
 from benchmarks.report import Report
@@ -46,10 +47,10 @@ CHUNK = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"one "}}],"mo
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-class Nowhere:
+class Nowhere(Destination):
     convention = Convention.MLFLOW
 
-    def send(self, spans: Sequence[ReadableSpan]) -> None:
+    def send(self, spans: Sequence[ReadableSpan], place: Place = None) -> None:
         """Take the spans, and forget them."""
 
 

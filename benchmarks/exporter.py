@@ -10,12 +10,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import TraceInfo, TraceLocation, TraceState
 from mlflow.tracing.client import TracingClient
 from opentelemetry.sdk.trace import ReadableSpan
 
+from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage, new_span_id
-from agent_gateway_client.server.destinations import MlflowDestination, OtlpDestination
-from agent_gateway_client.server.export import MAX_BATCH, Destination, Exporter
+from agent_gateway_client.server.export import Destination, Exporter
+from agent_gateway_client.server.export.destination import TraceKey
+from agent_gateway_client.server.export.mlflow import MlflowDestination
+from agent_gateway_client.server.export.mlflow_store import SqlStore
+from agent_gateway_client.server.export.otlp import OtlpDestination
+from agent_gateway_client.server.export.sender import MAX_BATCH
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext
 from benchmarks.report import Report
@@ -30,26 +36,33 @@ def run(report: Report) -> None:
     logging.disable(logging.INFO)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agent-gateway-")))
-        compare(report, "SQLite", _store(f"sqlite:///{directory / 'mlflow.db'}"))
+        compare(report, "SQLite", *_store(f"sqlite:///{directory / 'mlflow.db'}"))
         if reason := no_postgres():
             report.note(f"No PostgreSQL: {reason}.")
         else:
-            compare(report, "PostgreSQL", _store(stack.enter_context(postgres())))
+            compare(report, "PostgreSQL", *_store(stack.enter_context(postgres())))
         stack.enter_context(_environment("OTEL_EXPORTER_OTLP_ENDPOINT", stack.enter_context(otlp_sink())))
         compare(report, "OTLP", OtlpDestination())
 
 
-def compare(report: Report, name: str, destination: Destination) -> None:
-    """Store calls through the exporter and, in turns, the same spans in the largest batches without it."""
+def compare(report: Report, name: str, destination: Destination, store: Any = None) -> None:
+    """Store calls through the exporter and, in turns, the same spans in the largest batches without it.
+
+    Args:
+        report: Takes the figures.
+        name: The destination's.
+        destination: Where the calls are stored.
+        store: MLflow's store, in which the callers' traces are begun first.
+    """
     exporter = Exporter(destination)
-    destination.send([span for call in _calls(10) for span in mirror(call, destination.convention)])
+    _exported(exporter, _calls(10, store))
     # A full collection of all that MLflow has imported takes as long as fifty calls.
     gc.collect()
     gc.freeze()
     ours, limit = [], []
     for _ in range(ROUNDS):
-        ours.append(CALLS / _exported(exporter, _calls(CALLS)))
-        limit.append(CALLS / _sent(destination, _calls(CALLS)))
+        ours.append(CALLS / _exported(exporter, _calls(CALLS, store)))
+        limit.append(CALLS / _sent(destination, _calls(CALLS, store)))
     assert exporter.dropped == 0
     rates = statistics.median(ours), statistics.median(limit)
     group = f"mirrored calls stored, {name}"
@@ -84,19 +97,22 @@ def _exported(exporter: Exporter, calls: Sequence[GatewayCall]) -> float:
 
 def _sent(destination: Destination, calls: Sequence[GatewayCall]) -> float:
     spans: list[list[ReadableSpan]] = [mirror(call, destination.convention) for call in calls]
+    (place,) = set(destination.locate({TraceKey(call.parent.trace_id) for call in calls}).values())
     begin = time.perf_counter()
     for start in range(0, len(spans), MAX_BATCH):
-        destination.send([span for both in spans[start : start + MAX_BATCH] for span in both])
+        destination.send([span for both in spans[start : start + MAX_BATCH] for span in both], place)
     return time.perf_counter() - begin
 
 
-def _calls(count: int) -> list[GatewayCall]:
-    """Calls of agents that make ten of them in a trace."""
+def _calls(count: int, store: Any) -> list[GatewayCall]:
+    """Calls of agents that make ten of them in a trace, which the store knows."""
     found = []
     trace_id = 0
     for number in range(count):
         if number % 10 == 0:
             trace_id = new_span_id() << 64 | new_span_id()
+            if store is not None:
+                _begin_trace(store, trace_id)
         call = GatewayCall(TraceContext(trace_id, new_span_id(), 1), endpoint="chat", http_status=200)
         call.add(Attempt("openai", "gpt-4o-mini", usage=TokenUsage(10, 3, 13), finish_reason="stop"))
         call.end()
@@ -104,9 +120,14 @@ def _calls(count: int) -> list[GatewayCall]:
     return found
 
 
-def _store(uri: str) -> Destination:
-    client = TracingClient(uri)
-    return MlflowDestination(client.log_spans, "0", lambda: client.store)
+def _store(uri: str) -> tuple[Destination, Any]:
+    store = TracingClient(uri).store
+    return MlflowDestination(SqlStore(lambda: store)), store
+
+
+def _begin_trace(store: Any, trace_id: int) -> None:
+    place = TraceLocation.from_experiment_id("0")
+    store.start_trace(TraceInfo(mlflow_trace_id(trace_id), place, request_time=1, state=TraceState.IN_PROGRESS))
 
 
 def _environment(name: str, value: str) -> Any:

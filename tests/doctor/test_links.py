@@ -7,15 +7,15 @@ from typing import Any
 
 import mlflow
 import pytest
-from agent_gateway_client.server.destinations import MlflowDestination
 from mlflow.entities import Span
 from mlflow.gateway.tracing_utils import _maybe_create_distributed_span
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from agent_gateway_client.doctor.links import is_ours
-from agent_gateway_client.server.mirror import mirror
+from agent_gateway_client.server.export.mlflow import MlflowDestination
+from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.w3c import TraceContext
-from tests.support.server import plain_call
+from tests.support.server import begin_trace, deliver_to, plain_call
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,9 @@ def test_the_companions_mirror_is_ours(
     linked: TraceContext | None, unknown: dict[str, Any], store: SqlAlchemyStore, caller: TraceContext
 ):
     """Whether it leads to a trace of the gateway's own or not, and whatever is not known of the call."""
-    destination = MlflowDestination(store.log_spans, "0")
-    destination.send(mirror(plain_call(parent=caller, linked=linked, **unknown), destination.convention))
+    begin_trace(store, caller)
+    destination = MlflowDestination(SqlStore(lambda: store))
+    deliver_to(destination, plain_call(parent=caller, linked=linked, **unknown))
     assert is_ours(stored_mirror(store, caller))
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_gateway_client.server.destinations import mlflow_tracking_server
+from mlflow.tracing.client import TracingClient
 
 from agent_gateway_client.demo._server import MlflowServer
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.environment import exporter_from_environment
 from agent_gateway_client.w3c import TraceContext
 from tests.support.e2e import DEADLINE_S, Database
-from tests.support.server import full_call
+from tests.support.server import begin_trace, full_call
 
 USER, PASSWORD, TOKEN = "admin", "a password of the tests", "a-token-of-the-tests"
 AUTH = """
@@ -79,7 +79,11 @@ def tracking(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_credentials_of_the_environment(credentials: dict[str, str], directory: Path, monkeypatch: pytest.MonkeyPatch):
     """MLflow's own variables say who sends; mirrors wait while they are wrong, and arrive when they are mended."""
     trace_id = secrets.randbits(128)
-    exporter = Exporter(mlflow_tracking_server())
+    exporter = exporter_from_environment()
+    with monkeypatch.context() as patch:
+        for name, value in BY_PASSWORD.items():
+            patch.setenv(name, value)
+        begin_trace(TracingClient().store, TraceContext(trace_id, 7, 1))
     database = Database(directory / "mlflow.db")
     for wrong in WRONG:
         with monkeypatch.context() as patch:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from agent_gateway_client.server.destinations import destination_from_environment
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
@@ -18,6 +17,7 @@ from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attemp
 from agent_gateway_client.server import mirror as mirror_module
 from agent_gateway_client.server._gateway_call import add_response
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.environment import exporter_from_environment
 from tests.support.asgi import Client, http_scope
 from tests.support.canaries import (
     CANARY,
@@ -55,7 +55,7 @@ def sent(request: pytest.FixtureRequest) -> Iterator[tuple[Exporter, Receiver]]:
         patch.setenv("AGENT_GATEWAY_EXPORTER", request.param)
         patch.setenv("MLFLOW_TRACKING_URI", receiver.url)
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
-        yield Exporter(destination_from_environment()), receiver
+        yield exporter_from_environment(), receiver
 
 
 class Failed(Exception):

@@ -6,13 +6,13 @@ from typing import Any
 
 import mlflow
 import pytest
-from agent_gateway_client.server.destinations import mlflow_tracking_server
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.doctor.checks import Check, Settings
 from agent_gateway_client.doctor.examine import examine
 from agent_gateway_client.server import GatewayTracingMiddleware
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.environment import exporter_from_environment
 from tests.support.meddler import gateway_app
 from tests.support.served import Served
 
@@ -31,7 +31,7 @@ def exporter_to(uri: str) -> Exporter:
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
-        return Exporter(mlflow_tracking_server())
+        return exporter_from_environment()
     finally:
         mlflow.set_tracking_uri(before)
 

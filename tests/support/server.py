@@ -7,6 +7,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 
+from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
 from agent_gateway_client.server.export import Destination, Exporter, Refused
 from agent_gateway_client.server.export.destination import Place, TraceKey
@@ -153,6 +154,20 @@ def deliver_to(destination: Destination, *calls: GatewayCall) -> None:
         destination.send(mirror(call, destination.convention), places[keys[id(call)]])
     destination.sent(set(keys.values()))
     destination.tend(everything=True)
+
+
+def begin_trace(store: Any, parent: TraceContext = PARENT, experiment_id: str = "0") -> None:
+    """Let an MLflow store know a caller's trace, as if its agent had sent it."""
+    from mlflow.entities import TraceInfo, TraceLocation, TraceState
+
+    store.start_trace(
+        TraceInfo(
+            trace_id=mlflow_trace_id(parent.trace_id),
+            trace_location=TraceLocation.from_experiment_id(experiment_id),
+            request_time=1,
+            state=TraceState.OK,
+        )
+    )
 
 
 def gateways(names: str) -> list[str]:

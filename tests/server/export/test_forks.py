@@ -21,10 +21,9 @@ GUNICORN = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "2"]
 FORK = """
 import os, sys
 from tests.support.server import DEADLINE_S, small_call
-from agent_gateway_client.server.destinations import destination_from_environment
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.environment import exporter_from_environment
 
-exporter = Exporter(destination_from_environment())
+exporter = exporter_from_environment()
 exporter.submit(small_call("before"))
 assert exporter.flush(DEADLINE_S)
 child = os.fork()
@@ -58,7 +57,7 @@ def health():
 
 
 def environment(receiver: Receiver, exporter: str, directory: Path) -> dict[str, str]:
-    path = [str(directory), str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(directory), str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
         "AGENT_GATEWAY_EXPORTER": exporter,

@@ -1,4 +1,4 @@
-"""destinations.py: the environment variables, and MLflow as the place that spans are sent to."""
+"""The environment's choice of a destination, and MLflow as the destination."""
 
 import logging
 import secrets
@@ -12,12 +12,6 @@ from typing import Any
 
 import mlflow
 import pytest
-from agent_gateway_client.server.destinations import (
-    MlflowDestination,
-    OtlpDestination,
-    destination_from_environment,
-    experiment_id_from_environment,
-)
 from mlflow import MlflowClient
 from mlflow.entities import Trace
 from mlflow.exceptions import MlflowException
@@ -25,6 +19,7 @@ from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
     INTERNAL_ERROR,
     INVALID_PARAMETER_VALUE,
+    INVALID_STATE,
     PERMISSION_DENIED,
     REQUEST_LIMIT_EXCEEDED,
     RESOURCE_DOES_NOT_EXIST,
@@ -38,10 +33,28 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.call import new_span_id
-from agent_gateway_client.server.export import Destination, Exporter
-from agent_gateway_client.server.mirror import Convention, mirror
+from agent_gateway_client.server.export import Destination, Exporter, Refused, Unavailable
+from agent_gateway_client.server.export.destination import TraceGone
+from agent_gateway_client.server.export.environment import (
+    check_environment,
+    destination_from_environment,
+    exporter_from_environment,
+    wait_seconds_from_environment,
+)
+from agent_gateway_client.server.export.mlflow import MlflowDestination, as_export_error
+from agent_gateway_client.server.export.mlflow_store import SqlStore
+from agent_gateway_client.server.export.otlp import OtlpDestination
+from agent_gateway_client.server.mirror import Convention
 from agent_gateway_client.w3c import TraceContext
-from tests.support.server import DEADLINE_S, full_call, plain_attempt, plain_call
+from tests.support.server import (
+    DEADLINE_S,
+    MemoryDestination,
+    begin_trace,
+    deliver_to,
+    full_call,
+    plain_attempt,
+    plain_call,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +90,7 @@ def caller(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def taker() -> Destination:
     """Return the destination that takes the place of MLflow's."""
-    return MlflowDestination(lambda experiment, spans: None, "0")
+    return MemoryDestination()
 
 
 @pytest.mark.parametrize("value", [None, "", "mlflow"])
@@ -140,7 +153,7 @@ def test_a_tracking_uri_that_mlflow_does_not_know_is_an_error_at_once(monkeypatc
     mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "carrier-pigeon://host")
     with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_URI"):
-        destination_from_environment()
+        exporter_from_environment()
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -151,20 +164,27 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
         destination_from_environment(taker)
 
 
-@pytest.mark.parametrize(("value", "experiment"), [(None, "0"), ("", "0"), ("7", "7")])
-def test_the_experiment_can_be_chosen(value: str | None, experiment: str, monkeypatch: pytest.MonkeyPatch):
-    """AGENT_GATEWAY_EXPERIMENT_ID is the experiment's id; by default MLflow's default experiment."""
+@pytest.mark.parametrize(("value", "seconds"), [(None, 3600.0), ("", 3600.0), ("0", 0.0), ("7.5", 7.5)])
+def test_the_wait_can_be_chosen(value: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch):
+    """AGENT_GATEWAY_WAIT_SECONDS says how long a mirror waits for its caller's trace; an hour by default."""
     if value is not None:
-        monkeypatch.setenv("AGENT_GATEWAY_EXPERIMENT_ID", value)
-    assert experiment_id_from_environment() == experiment
+        monkeypatch.setenv("AGENT_GATEWAY_WAIT_SECONDS", value)
+    assert wait_seconds_from_environment() == seconds
 
 
-@pytest.mark.parametrize("value", ["my experiment", "-1", "1.5", "0x1"])
-def test_an_experiment_that_is_no_number_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch):
-    """A name in the place of an id is one ConfigurationError with the variable's name."""
-    monkeypatch.setenv("AGENT_GATEWAY_EXPERIMENT_ID", value)
-    with pytest.raises(ConfigurationError, match="AGENT_GATEWAY_EXPERIMENT_ID"):
-        experiment_id_from_environment()
+@pytest.mark.parametrize("value", ["an hour", "-1", "nan", "inf"])
+def test_a_wait_that_is_not_a_time_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch):
+    """What is not a number of seconds is one ConfigurationError with the variable's name."""
+    monkeypatch.setenv("AGENT_GATEWAY_WAIT_SECONDS", value)
+    with pytest.raises(ConfigurationError, match="AGENT_GATEWAY_WAIT_SECONDS"):
+        wait_seconds_from_environment()
+
+
+def test_the_experiment_cannot_be_chosen_any_more(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
+    """AGENT_GATEWAY_EXPERIMENT_ID is gone; who still sets it is told why."""
+    monkeypatch.setenv("AGENT_GATEWAY_EXPERIMENT_ID", "7")
+    check_environment()
+    assert ["3.18" in message for message in logged.messages] == [True]
 
 
 def call_under(parent: TraceContext | None) -> Any:
@@ -194,19 +214,33 @@ def stored(trace_id: str) -> Trace:
     return trace
 
 
-@pytest.mark.parametrize("first", ["mirror", "caller"])
-def test_the_mirror_joins_the_callers_trace(first: str, caller: str, store_uri: str):
-    """Whichever comes first, the trace is one, in the caller's experiment, with its tokens and cost counted once."""
+@pytest.fixture
+def store(store_uri: str) -> Iterator[SqlAlchemyStore]:
     store = SqlAlchemyStore(store_uri, "mlflow-artifacts:/")
-    destination = MlflowDestination(store.log_spans, "0")
+    yield store
+    store.engine.dispose()
+
+
+@pytest.fixture
+def destination(store: SqlAlchemyStore) -> MlflowDestination:
+    return MlflowDestination(SqlStore(lambda: store))
+
+
+@pytest.mark.parametrize("first", ["mirror", "caller"])
+def test_the_mirror_joins_the_callers_trace(first: str, caller: str, destination: MlflowDestination):
+    """Whichever comes first, the trace is one, in the caller's experiment, with its tokens and cost counted once."""
+    exporter = Exporter(destination)
 
     def send(call: Any) -> None:
-        destination.send(mirror(call, destination.convention))
+        exporter.submit(call)
+        # Before the caller's trace is known, the mirror waits.
+        assert exporter.flush(DEADLINE_S if first == "caller" else 0.2) is (first == "caller")
 
     trace_id, call = agents_call(send if first == "mirror" else lambda call: None)
     if first == "caller":
         send(call)
-    send(call)  # once more, as after an answer that was lost
+    assert exporter.flush(DEADLINE_S)
+    deliver_to(destination, call)  # once more, as after an answer that was lost
 
     trace = stored(trace_id)
     assert trace.info.experiment_id == caller
@@ -233,7 +267,9 @@ PLAIN_BYTES = 1_400
 """What MLflow stores of both spans of a plain call, as JSON. One fact more is 35 bytes or more."""
 
 
-def test_what_a_plain_call_takes_in_the_database(caller: str, store_uri: str):
+def test_what_a_plain_call_takes_in_the_database(
+    caller: str, store_uri: str, store: SqlAlchemyStore, destination: MlflowDestination
+):
     """A plain call takes less than with MLflow's own mirror, and anything more in it has to be a decision."""
     now = time.time_ns()
     call = plain_call(
@@ -245,8 +281,8 @@ def test_what_a_plain_call_takes_in_the_database(caller: str, store_uri: str):
         # MLflow's store sets the cost itself.
         attempts=[plain_attempt(start_time_ns=now + 10_000_000, end_time_ns=now + 30_000_000, cost=None)],
     )
-    destination = MlflowDestination(SqlAlchemyStore(store_uri, "mlflow-artifacts:/").log_spans, "0")
-    destination.send(mirror(call, destination.convention))
+    begin_trace(store, call.parent)
+    deliver_to(destination, call)
     with closing(sqlite3.connect(store_uri.removeprefix("sqlite:///"))) as database:
         rows = database.execute("SELECT content FROM spans WHERE trace_id = ?", (f"tr-{call.parent.trace_id:032x}",))
         contents = [content for (content,) in rows]
@@ -256,13 +292,13 @@ def test_what_a_plain_call_takes_in_the_database(caller: str, store_uri: str):
 
 @pytest.mark.parametrize("late", [0, 1, 2, 3])
 @pytest.mark.parametrize("counts_itself", [False, True])
-def test_mirrors_that_come_after_the_end_are_counted(late: int, counts_itself: bool, caller: str, store_uri: str):
+def test_mirrors_that_come_after_the_end_are_counted(
+    late: int, counts_itself: bool, caller: str, destination: MlflowDestination
+):
     """Of three calls, however many of the mirrors come after the trace has ended, all tokens are counted, once.
 
     A caller that counts its own tokens is taken at its word, as MLflow does.
     """
-    store = SqlAlchemyStore(store_uri, "mlflow-artifacts:/")
-    destination = MlflowDestination(store.log_spans, "0", lambda: store)
     with mlflow.start_span("agent") as agent:
         agent.set_attribute("mine", 1)
         calls = []
@@ -272,85 +308,93 @@ def test_mirrors_that_come_after_the_end_are_counted(late: int, counts_itself: b
                 if counts_itself:
                     usage = {"input_tokens": 11, "output_tokens": 6, "total_tokens": 17}
                     step.set_attribute("mlflow.chat.tokenUsage", usage)
-        for call in calls[late:]:
-            destination.send(mirror(call, destination.convention))
     before = stored(agent.trace_id).info
+    for call in calls[late:]:
+        deliver_to(destination, call)
     for call in calls[:late]:
-        destination.send(mirror(call, destination.convention))
+        deliver_to(destination, call)
     info = stored(agent.trace_id).info
     assert info.token_usage is not None
     assert info.token_usage["total_tokens"] == 3 * (17 if counts_itself else 15)
     assert info.cost is not None
-    if not counts_itself:
-        assert info.cost["total_cost"] == pytest.approx(0.9)
+    assert info.cost["total_cost"] == pytest.approx(0.9)
     assert (info.state, info.experiment_id, info.request_preview) == ("OK", caller, before.request_preview)
     assert (info.request_time, info.execution_duration) == (before.request_time, before.execution_duration)
     assert before.tags.items() <= info.tags.items()
 
 
-def test_totals_that_cannot_be_completed_do_not_keep_mirrors(caplog: pytest.LogCaptureFixture):
-    """Where MLflow does not let a trace be read, the mirrors are sent all the same, once, and one warning says so."""
-    sent: list[Any] = []
-    destination = MlflowDestination(lambda experiment, spans: sent.append(spans), "0", lambda: object())
+class BrokenStore(SqlStore):
+    """A store in which the totals of traces cannot be read."""
+
+    def ended(self, trace_ids: Any, experiment_ids: Any) -> Any:
+        raise AttributeError("canary")
+
+
+def test_totals_that_cannot_be_completed_do_not_keep_mirrors(
+    caller: str, store: SqlAlchemyStore, logged: pytest.LogCaptureFixture
+):
+    """Where MLflow does not let a trace be read, the mirrors are sent all the same, and one warning says so."""
+    begin_trace(store)
+    destination = MlflowDestination(BrokenStore(lambda: store))
+    exporter = Exporter(destination)
     for _ in range(2):
-        destination.send(mirror(full_call(), destination.convention))
-    assert len(sent) == 2
-    assert [record for record in caplog.records if "AttributeError" in record.getMessage()] != []
+        exporter.submit(full_call())
+        assert exporter.flush(DEADLINE_S)
+    assert (exporter.counts().sent, exporter.dropped) == (2, 0)
+    assert ["AttributeError" in message for message in logged.messages] == [True]
+    assert "canary" not in logged.text
 
 
-def test_the_tracking_uri_is_where_mirrors_go(caller: str, store_uri: str, monkeypatch: pytest.MonkeyPatch):
-    """Outside an MLflow server, mirrors go where MLFLOW_TRACKING_URI says, into the chosen experiment at first."""
-    monkeypatch.setenv("AGENT_GATEWAY_EXPERIMENT_ID", caller)
-    exporter = Exporter(destination_from_environment())
-    call = call_under(TraceContext(0xABCDEF, 0x123, 1))
+def test_the_tracking_uri_is_where_mirrors_go(caller: str):
+    """Outside an MLflow server, mirrors go where MLFLOW_TRACKING_URI says."""
+    exporter = exporter_from_environment()
+    trace_id, call = agents_call()
     exporter.submit(call)
     assert exporter.flush(DEADLINE_S)
-    trace = stored("tr-" + f"{0xABCDEF:032x}")
+    trace = stored(trace_id)
     assert trace.info.experiment_id == caller
-    assert [span.name for span in trace.data.spans if span.parent_id == f"{0x123:016x}"] == ["gateway/chat"]
+    parent = f"{call.parent.span_id:016x}"
+    assert [span.name for span in trace.data.spans if span.parent_id == parent] == ["gateway/chat"]
     assert exporter.dropped == 0
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_store_that_keeps_no_spans_rejects_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """MLflow's file store cannot log spans; that is said and not tried for ever."""
+def test_a_store_that_keeps_no_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """MLflow's file store cannot log spans; that is said, and the gateway works on."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     store: AbstractStore = FileStore(str(tmp_path))
-    destination = MlflowDestination(store.log_spans, "0")
-    with pytest.raises(Refused, match="database"):
-        destination.send(mirror(full_call(), destination.convention))
+    destination = MlflowDestination(SqlStore(lambda: store))
+    with pytest.raises(Unavailable, match="database"):
+        deliver_to(destination, full_call())
+
+
+def refused(code: int) -> Exception:
+    """Return what the exporter makes of an exception of MLflow with a code."""
+    return as_export_error(MlflowException("canary", error_code=code))
 
 
 @pytest.mark.parametrize("code", [INVALID_PARAMETER_VALUE, BAD_REQUEST])
-def test_what_mlflow_refuses_is_rejected(code: int):
-    """An answer that says that the spans are wrong is final; the reason is MLflow's code, not its message."""
-
-    def refuse(experiment: str, spans: list[Any]) -> None:
-        raise MlflowException("canary", error_code=code)
-
-    destination = MlflowDestination(refuse, "0")
-    with pytest.raises(Refused) as raised:
-        destination.send(mirror(full_call(), destination.convention))
-    assert "canary" not in str(raised.value)
+def test_what_mlflow_refuses(code: int):
+    """An answer that says that the spans are wrong is about the spans; the reason is MLflow's code, not its message."""
+    error = refused(code)
+    assert type(error) is Refused
+    assert "canary" not in str(error)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        INTERNAL_ERROR,
-        TEMPORARILY_UNAVAILABLE,
-        REQUEST_LIMIT_EXCEEDED,
-        UNAUTHENTICATED,
-        PERMISSION_DENIED,
-        RESOURCE_DOES_NOT_EXIST,
-    ],
-)
-def test_what_may_be_mended_is_tried_again(code: int):
-    """A server in trouble, a missing permission or experiment may be mended, so the mirrors wait."""
+@pytest.mark.parametrize("code", [INVALID_STATE, RESOURCE_DOES_NOT_EXIST])
+def test_a_trace_that_is_gone(code: int):
+    """A trace that was deleted or archived takes no spans any more."""
+    assert type(refused(code)) is TraceGone
 
-    def fail(experiment: str, spans: list[Any]) -> None:
-        raise MlflowException("not now", error_code=code)
 
-    destination = MlflowDestination(fail, "0")
-    with pytest.raises(MlflowException):
-        destination.send(mirror(full_call(), destination.convention))
+@pytest.mark.parametrize("code", [TEMPORARILY_UNAVAILABLE, REQUEST_LIMIT_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED])
+def test_what_says_that_the_store_is_away(code: int):
+    """A server in trouble or without a permission may be mended, so the mirrors wait."""
+    error = refused(code)
+    assert type(error) is Unavailable
+    assert "canary" not in str(error)
+
+
+def test_an_error_of_the_server_says_nothing_of_the_store():
+    """The server fails of some spans (HTTP 500), and may take others."""
+    assert type(refused(INTERNAL_ERROR)) is MlflowException

@@ -8,12 +8,13 @@ from typing import Any
 
 import certifi
 import pytest
-from agent_gateway_client.server.destinations import OtlpDestination, destination_from_environment
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from agent_gateway_client.server.export import Exporter, Refused
+from agent_gateway_client.server.export import Refused, Unavailable
+from agent_gateway_client.server.export.environment import exporter_from_environment
+from agent_gateway_client.server.export.otlp import OtlpDestination
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.otlp_receiver import Receiver, make_certificate
@@ -46,7 +47,7 @@ def dict_of(attributes: Any) -> dict[str, Any]:
 def test_spans_arrive(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
     """An OTLP endpoint gets the whole mirror: ids, times, kinds, statuses, link and attributes, and our headers."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-mlflow-experiment-id=7")
-    exporter = Exporter(destination_from_environment())
+    exporter = exporter_from_environment()
     exporter.submit(full_call(parent=TraceContext(TRACE_ID, SPAN_ID, 3, "a=1")))
     assert exporter.flush(DEADLINE_S)
 
@@ -104,7 +105,7 @@ def test_an_endpoint_that_cannot_take_them_is_tried_again(
 ):
     """Spans wait for an endpoint that is in trouble or not yet set up right, and arrive once."""
     receiver.troubles = [status]
-    exporter = Exporter(destination_from_environment())
+    exporter = exporter_from_environment()
     exporter.submit(full_call())
     assert exporter.flush(DEADLINE_S)
     assert len(receiver.spans) == 3
@@ -129,7 +130,7 @@ def test_an_endpoint_that_is_away_is_no_flood_of_logs(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     destination = OtlpDestination()
-    with caplog.at_level(logging.WARNING), pytest.raises(ConnectionError):
+    with caplog.at_level(logging.WARNING), pytest.raises(Unavailable):
         destination.send(mirror(full_call(), destination.convention))
     assert caplog.messages == []
 
@@ -154,7 +155,7 @@ def test_an_endpoint_that_does_not_answer_is_given_up(receiver: Receiver, monkey
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     destination = OtlpDestination()
     receiver.troubles = ["silence"] * 9
-    with pytest.raises(ConnectionError):
+    with pytest.raises(Unavailable):
         destination.send(mirror(full_call(), destination.convention))
     receiver.troubles.clear()
     destination.send(mirror(full_call(), destination.convention))
@@ -172,7 +173,7 @@ def test_an_endpoint_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: 
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "5")
         destination = OtlpDestination()
-        with pytest.raises(ConnectionError):
+        with pytest.raises(Unavailable):
             destination.send(mirror(full_call(), destination.convention))
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(certificate))
         destination = OtlpDestination()

@@ -14,11 +14,10 @@ from typing import Any, Protocol
 
 import httpx
 import pytest
-from agent_gateway_client.server.destinations import destination_from_environment
 
 from agent_gateway_client.demo._server import MlflowServer
 from agent_gateway_client.server import GatewayTracingMiddleware
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.environment import exporter_from_environment
 from tests.support.middleware import REQUEST, starlette_app
 from tests.support.nightly import NIGHTLY, amount
 from tests.support.otlp_receiver import Receiver
@@ -86,7 +85,7 @@ def test_the_store_is_away(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
         store = stack.enter_context(running(kind, tmp_path))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", store.url)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", store.url)
-        exporter = Exporter(destination_from_environment())
+        exporter = exporter_from_environment()
         plain, mirrored = starlette_app(SAMPLES["chat"]), starlette_app(SAMPLES["chat"])
         mirrored.add_middleware(GatewayTracingMiddleware, exporter=exporter)
         clients = [

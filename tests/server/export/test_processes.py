@@ -16,7 +16,7 @@ from agent_gateway_client.server.export import Exporter
 
 def run(code: str) -> list[str]:
     """Run code in a new interpreter, and return the lines it prints."""
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT + code],
         env={**os.environ, "PYTHONPATH": path},

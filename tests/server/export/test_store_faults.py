@@ -9,14 +9,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from agent_gateway_client.server.destinations import MlflowDestination, destination_from_environment
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from agent_gateway_client.server import _mlflow_server
 from agent_gateway_client.server.call import GatewayCall
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export import Exporter, mlflow_server
+from agent_gateway_client.server.export.environment import exporter_from_environment
+from agent_gateway_client.server.export.mlflow import MlflowDestination
+from agent_gateway_client.server.export.mlflow_store import SqlStore
 from tests.support.otlp_receiver import Receiver, Trouble
-from tests.support.server import DEADLINE_S, PARENT, submit
+from tests.support.server import DEADLINE_S, PARENT, begin_trace, submit
 
 TROUBLES: list[list[Trouble]] = [[401], [429], [500, 503], ["garbage"], ["hang up"], ["silence"]]
 
@@ -29,12 +30,12 @@ def receiver() -> Receiver:
 @pytest.fixture(params=["mlflow", "otlp"])
 def exporter(request: pytest.FixtureRequest, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Exporter:
     """An exporter to MLflow's server, or to an OTLP endpoint, that does not wait long for an answer."""
-    monkeypatch.setattr(_mlflow_server, "TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(mlflow_server, "TIMEOUT_SECONDS", 1)
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", request.param)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", receiver.url)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
-    return Exporter(destination_from_environment())
+    return exporter_from_environment()
 
 
 def names(receiver: Receiver) -> list[str]:
@@ -101,7 +102,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(database: Path) -> Iterator[Exporter]:
     """An exporter into MLflow's tables in SQLite, which gives up soon on a locked database."""
     mlflow_store = SqlAlchemyStore(f"sqlite:///{database}?timeout=0.05", "mlflow-artifacts:/")
-    yield Exporter(MlflowDestination(mlflow_store.log_spans, "0"))
+    begin_trace(mlflow_store)
+    yield Exporter(MlflowDestination(SqlStore(lambda: mlflow_store)))
     mlflow_store.engine.dispose()
 
 
@@ -127,14 +129,16 @@ def test_a_locked_database(database: Path, store: Exporter):
 FULL_DISK = """
 import resource, signal, sys
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from tests.support.server import DEADLINE_S, PARENT
+from tests.support.server import DEADLINE_S, PARENT, begin_trace
 from agent_gateway_client.server.call import GatewayCall
-from agent_gateway_client.server.destinations import MlflowDestination
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.mlflow import MlflowDestination
+from agent_gateway_client.server.export.mlflow_store import SqlStore
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = SqlAlchemyStore(f"sqlite:///{sys.argv[1]}", "mlflow-artifacts:/")
-exporter = Exporter(MlflowDestination(store.log_spans, "0"))
+begin_trace(store)
+exporter = Exporter(MlflowDestination(SqlStore(lambda: store)))
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
 for number in range(50):
@@ -151,7 +155,7 @@ def test_a_full_disk(database: Path, store: Exporter):
 
     The process is not allowed to make any file longer, which fails as a full disk does.
     """
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FULL_DISK, str(database)],
         env={**os.environ, "PYTHONPATH": path},
