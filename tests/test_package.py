@@ -1,9 +1,8 @@
-"""The package as it is installed: what importing it costs, its public names, its metadata, and what is pinned."""
+"""The package as it is installed: what importing it costs, its public names, and its metadata."""
 
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 import zipfile
@@ -11,9 +10,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 import agent_gateway_client
 from agent_gateway_client.errors import MissingDependencyError
@@ -32,9 +28,7 @@ PUBLIC_NAMES = [
     "wrap_openai",
 ]
 NEEDED_BY = {"GatewayCallbackHandler": "langchain_core", "instrument_litellm": "litellm"}
-CLIENT_REQUIREMENTS = ["mlflow-tracing", "openai", "opentelemetry-api"]
 GATEWAY = "http://localhost:5000/gateway/openai/v1"
-CONSTRAINTS = sorted(ROOT.glob("constraints*.txt"))
 
 
 def modules_loaded_by(code: str) -> set[str]:
@@ -47,17 +41,6 @@ def modules_loaded_by(code: str) -> set[str]:
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     return set(json.loads(output)) - set(sys.stdlib_module_names)
-
-
-def pins(path: Path) -> dict[str, str]:
-    lines = (line.split("==") for line in path.read_text().splitlines())
-    return {canonicalize_name(name): version for name, version in lines}
-
-
-def requirements() -> dict[str, Requirement]:
-    """Return what this distribution requires, with all its extras, by name."""
-    found = (Requirement(text) for text in metadata.requires(DISTRIBUTION) or [])
-    return {canonicalize_name(requirement.name): requirement for requirement in found}
 
 
 def test_importing_the_package_loads_nothing_else():
@@ -140,56 +123,3 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     info = f"agent_gateway_client-{agent_gateway_client.__version__}.dist-info"
     assert {name.partition("/")[0] for name in names} == {"agent_gateway_client", info}
     assert {"agent_gateway_client/py.typed", f"{info}/licenses/LICENSE"} <= set(names)
-
-
-@pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.name)
-def test_constraints_are_names_and_versions(path):
-    """A constraints file pins versions and says nothing of where they come from: no host, path, hash or option."""
-    lines = path.read_text().splitlines()
-    assert lines
-    line_form = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_]*")
-    assert [line for line in lines if not line_form.fullmatch(line)] == []
-    assert len(pins(path)) == len(lines)
-
-
-@pytest.mark.parametrize(
-    ("file", "names"),
-    [
-        ("constraints-lowest.txt", [*CLIENT_REQUIREMENTS, "langchain-core"]),
-        ("constraints-lowest-server.txt", ["litellm", "mlflow"]),
-    ],
-)
-def test_the_lowest_versions_that_are_promised_are_those_that_are_tested(file, names):
-    """These files pin the lower bound of each requirement."""
-    lowest = pins(ROOT / file)
-    required = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
-    for name in names:
-        bounds = [
-            Version(item.version)
-            for requirement in required
-            if requirement.name == name
-            for item in requirement.specifier
-            if item.operator == ">="
-        ]
-        assert Version(lowest[name]) == min(bounds), name
-
-
-def test_the_openai_3_environment_has_no_httpx():
-    """constraints-openai3.txt pins an openai 3 that stands on httpx2 alone."""
-    pinned = pins(ROOT / "constraints-openai3.txt")
-    assert Version(pinned["openai"]).major == 3
-    assert "httpx2" in pinned
-    assert "httpx" not in pinned
-
-
-@pytest.mark.parametrize(
-    "path",
-    # In that environment are programs that the tests start, and not this package.
-    [path for path in CONSTRAINTS if path.name != "constraints-backends.txt"],
-    ids=lambda path: path.name,
-)
-def test_a_known_good_version_is_one_that_is_allowed(path):
-    """What a constraints file pins lies in the ranges that pyproject.toml gives for the client."""
-    pinned = pins(path)
-    for name in CLIENT_REQUIREMENTS:
-        assert pinned[name] in requirements()[name].specifier, name

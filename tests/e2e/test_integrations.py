@@ -98,11 +98,11 @@ def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
 
 def python_of(name: str) -> str:
     """Return the Python of a folder's own environment, where it cannot be installed beside the others, or this one."""
-    if not (ROOT / f"constraints-{name}.txt").exists():
+    if not (ROOT / "constraints" / f"{name}.txt").exists():
         return sys.executable
     own = ROOT / f".venv-{name}" / "bin" / "python"
     if not own.exists():
-        pytest.skip(f"{own} is not there; `make test-main` makes it")
+        pytest.skip(f"{own} is not there; `make test` makes it")
     return str(own)
 
 
