@@ -33,7 +33,8 @@ def trace(
 ) -> None:
     """Show the joined trace TRACE_ID: the agent's spans, the gateway's below them, and the gateway's own trace.
 
-    Each span has its duration, status, model, tokens and cost. Inputs and outputs are left out.
+    Each span has its duration, status, model, tokens and cost. Inputs and outputs are left out. Below them stands
+    where the time went: to the provider, the gateway, the network, or the agent.
     """
     if (trace_id is None) is not last:
         raise click.UsageError("Name either a TRACE_ID or --last.")
@@ -47,12 +48,14 @@ def trace(
     if json_output:
         click.echo(json.dumps(_as_object(joined), indent=2))
         return
-    from agent_gateway_client.cli.tree import trace_tree
+    from agent_gateway_client.cli.tree import notes, trace_tree
 
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_COLUMNS
     console.print(trace_tree(joined))
+    for note in notes(joined):
+        console.print(note, soft_wrap=True)
     if joined.url:
         console.print(Text(f"In MLflow's UI: {joined.url}"), soft_wrap=True)
     if html is not None:
@@ -61,6 +64,7 @@ def trace(
 
 def _as_object(joined: Any) -> dict[str, Any]:
     from agent_gateway_client.traces.facts import as_objects, total_cost
+    from agent_gateway_client.traces.time_spent import time_spent
 
     info = joined.trace.info
     return {
@@ -70,6 +74,7 @@ def _as_object(joined: Any) -> dict[str, Any]:
         "state": str(info.state),
         "tokens": info.token_usage,
         "cost": total_cost(joined.spans),
+        "time_ms": {name: ns / 1e6 for name, ns in time_spent(joined.spans).shares.items()},
         "spans": as_objects(joined.spans),
         "linked": {linked_id: as_objects(spans) for linked_id, spans in joined.linked.items()},
     }

@@ -191,14 +191,16 @@ def _cut(text: str) -> str:
 def duration_text(nanoseconds: int) -> str:
     """Return a duration for people."""
     milliseconds = nanoseconds / 1e6
-    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:,.2f} s"
+    return f"{milliseconds:.1f} ms" if 0 < milliseconds < 1 else f"{milliseconds:.0f} ms"
 
 
 def tokens_text(usage: Mapping[str, int]) -> str:
     """Return tokens for people: those read, with the cached ones apart, and those made."""
     cached = usage.get(TokenUsageKey.CACHE_READ_INPUT_TOKENS)
-    read = f" ({cached} cached)" if cached else ""
-    return f"{usage.get(TokenUsageKey.INPUT_TOKENS, 0)}{read} + {usage.get(TokenUsageKey.OUTPUT_TOKENS, 0)} tokens"
+    read = f" ({cached:,} cached)" if cached else ""
+    return f"{usage.get(TokenUsageKey.INPUT_TOKENS, 0):,}{read} + {usage.get(TokenUsageKey.OUTPUT_TOKENS, 0):,} tokens"
 
 
 def as_objects(facts: Iterable[SpanFacts]) -> list[dict[str, Any]]:

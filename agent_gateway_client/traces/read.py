@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -52,6 +52,19 @@ def trace_url(tracking_uri: str, experiment_id: str | None, trace_id: str) -> st
     if not tracking_uri.startswith(("http://", "https://")):
         return None
     return f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/traces?selectedEvaluationId={quote(trace_id)}"
+
+
+def missing_parents_text(spans: Sequence[SpanFacts]) -> str:
+    """Return what to know about gateway calls whose caller's span is not in the trace; ``""`` where all are there."""
+    known = {span.span_id for span in spans}
+    missing = sum(span.kind == "gateway" and span.parent_id not in {None, *known} for span in spans)
+    if not missing:
+        return ""
+    calls = "1 gateway call is" if missing == 1 else f"{missing} gateway calls are"
+    return (
+        f"{calls} here without the agent's span that made the call. While the agent runs, MLflow sends spans some 5 s "
+        "after they end; a script has to end with mlflow.flush_trace_async_logging(), or its last spans can be lost."
+    )
 
 
 def read_joined(trace_id: str, tracking_uri: str | None = None) -> JoinedTrace:
