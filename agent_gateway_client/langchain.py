@@ -4,6 +4,7 @@ import threading
 from types import TracebackType
 from weakref import WeakSet
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client._patch import Patch
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
@@ -14,7 +15,7 @@ except ModuleNotFoundError as error:
     if error.name != "langchain_core":
         raise
     raise MissingDependencyError(
-        "GatewayCallbackHandler needs the package langchain-core: pip install 'agent-gateway-client[langchain]'"
+        f"GatewayCallbackHandler needs the package langchain-core: {install_command('langchain')}"
     ) from None
 
 from agent_gateway_client._langchain_calls import NO_GATEWAYS, GatewaysHandler

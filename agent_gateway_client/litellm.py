@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client._patch import Patch, Replace, Switch, find_patch
 from agent_gateway_client.errors import MissingDependencyError
 from agent_gateway_client.gateways import Gateways
@@ -23,7 +24,7 @@ except ModuleNotFoundError as error:
     if error.name != "litellm":
         raise
     raise MissingDependencyError(
-        "instrument_litellm() needs the package litellm: pip install 'agent-gateway-client[litellm]'"
+        f"instrument_litellm() needs the package litellm: {install_command('litellm')}"
     ) from None
 
 from agent_gateway_client._litellm_calls import LiteLLMCall, guarded, is_autolog, is_autologged, place

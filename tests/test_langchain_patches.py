@@ -35,6 +35,7 @@ from langchain_support import (
 )
 
 from agent_gateway_client import _langchain_methods, _langchain_mlflow, instrument, uninstrument
+from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.langchain import GatewayCallbackHandler
 
@@ -171,7 +172,7 @@ def test_without_langchain():
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert output.startswith("MissingDependencyError")
-    assert "pip install 'agent-gateway-client[langchain]'" in output
+    assert install_command("langchain") in output
 
 
 def test_everything_that_is_expected_is_there(caplog: pytest.LogCaptureFixture):

@@ -16,7 +16,7 @@ from agent_gateway_client.cli._mlflow import tracking_uri_option
 _FILE_COLUMNS = 240
 
 
-@click.command()
+@click.command(short_help="Show a joined trace: a tree, a waterfall, or JSON.")
 @click.argument("trace_id", required=False)
 @click.option("--last", is_flag=True, help="Show the newest trace that is not a gateway's own.")
 @click.option("--experiment", help="With --last: name or id of the experiment to look in; by default all.")
@@ -38,13 +38,18 @@ def trace(
     """
     if (trace_id is None) is not last:
         raise click.UsageError("Name either a TRACE_ID or --last.")
+    if html is not None and not html.parent.is_dir():
+        raise click.BadParameter(f"There is no folder {os.fspath(html.parent)!r}.", param_hint="--html")
     from agent_gateway_client.traces.read import last_trace_id, read_joined
 
     joined = read_joined(trace_id or last_trace_id(tracking_uri, experiment), tracking_uri)
     if html is not None:
         from agent_gateway_client.traces.waterfall import page
 
-        html.write_text(page(joined), encoding="utf-8")
+        try:
+            html.write_text(page(joined), encoding="utf-8")
+        except OSError as error:
+            raise click.FileError(os.fspath(html), error.strerror or type(error).__name__) from error
     if json_output:
         click.echo(json.dumps(_as_object(joined), indent=2))
         return

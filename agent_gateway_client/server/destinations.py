@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.export import Destination, Rejected
@@ -90,7 +91,7 @@ class OtlpDestination:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         except ModuleNotFoundError:
             raise MissingDependencyError(
-                f"{EXPORTER_VARIABLE}=otlp needs OpenTelemetry's exporter: pip install 'agent-gateway-client[server]'"
+                f"{EXPORTER_VARIABLE}=otlp needs OpenTelemetry's exporter: {install_command('server')}"
             ) from None
         self._new_exporter = OTLPSpanExporter
         self._connect()

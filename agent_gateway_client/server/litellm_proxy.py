@@ -22,6 +22,7 @@ from functools import partial, wraps
 from threading import Thread
 from typing import Any
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.propagation import model_call
@@ -40,9 +41,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "litellm":
         raise
-    raise MissingDependencyError(
-        "The LiteLLM Proxy is not installed: pip install 'agent-gateway-client[litellm-proxy]'"
-    ) from None
+    raise MissingDependencyError(f"The LiteLLM Proxy is not installed: {install_command('litellm-proxy')}") from None
 
 mirror: "LiteLLMProxyMirror"
 """What the proxy's configuration names. It is made at the first use, as the environment says."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, cast
 
 import mlflow
@@ -21,9 +22,15 @@ from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client._log import logger, version_of, warn_once
-from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.gateways import Gateways
+
+if find_spec("mlflow.server") is None:
+    # mlflow-tracing, which an agent has, is a part of MLflow under the same name.
+    raise MissingDependencyError(f"MLflow's server is not installed: {install_command('mlflow-gateway')}")
+
 from agent_gateway_client.server._mlflow_spans import attribute, read_spans
 from agent_gateway_client.server.asgi import GatewayTracingMiddleware
 from agent_gateway_client.server.call import MAX_ATTEMPTS, Attempt, GatewayCall, Operation

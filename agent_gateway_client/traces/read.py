@@ -11,7 +11,8 @@ from mlflow.entities import Trace
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
-from agent_gateway_client.errors import NotFoundError
+from agent_gateway_client._install import install_command
+from agent_gateway_client.errors import MissingDependencyError, NotFoundError
 from agent_gateway_client.traces.facts import SpanFacts, facts_of
 
 _TRACE_ID = re.compile(r"(?:tr-)?([0-9a-f]{32})\Z")
@@ -125,6 +126,12 @@ def _client(tracking_uri: str | None) -> TracingClient:
         return TracingClient(tracking_uri)
     except MlflowException as error:
         raise NotFoundError(f"MLflow cannot use the tracking URI {tracking_uri!r} ({error.error_code}).") from error
+    except ModuleNotFoundError as error:
+        # mlflow-tracing alone can ask a server, and read neither a folder nor a database.
+        raise MissingDependencyError(
+            "No server is named to read the trace from: set MLFLOW_TRACKING_URI or give --tracking-uri, like "
+            f"http://localhost:5000. (A local store needs all of MLflow: {install_command('mlflow-gateway')})"
+        ) from error
 
 
 def _get(client: TracingClient, trace_id: str) -> Trace:
