@@ -116,8 +116,8 @@ def last_trace_id(tracking_uri: str | None = None, experiment: str | None = None
         if not any(key.startswith(_GATEWAYS_OWN) for key in trace.info.trace_metadata):
             return str(trace.info.trace_id)
     raise NotFoundError(
-        f"{client.tracking_uri} has no trace of an agent among its newest; run the agent first, or name another server "
-        "with --tracking-uri."
+        f"{client.tracking_uri} has no trace of an agent among its newest. Run the agent first (a script has to end "
+        "with mlflow.flush_trace_async_logging()), or name another server with --tracking-uri."
     )
 
 

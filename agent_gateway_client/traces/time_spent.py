@@ -23,12 +23,19 @@ class TimeSpent(NamedTuple):
         shares: Nanoseconds by who took them, in the order in which they are shown: ``provider``, ``gateway``,
             ``network`` (between a call's own span and its mirror, the client's library included), ``unseen calls``
             (spans of model calls below which no gateway has a span) and ``agent`` (all else). They add up to the total.
+        network_is_agents: Whether the network's time is in the agent's share: without autologging no span lasts as long
+            as a call does, and the two cannot be told apart.
         on_path: By span id, the nanoseconds of the critical path that the span and those below it took.
     """
 
     total_ns: int
     shares: Mapping[str, int]
+    network_is_agents: bool
     on_path: Mapping[str, int]
+
+    def label(self, name: str) -> str:
+        """Return what a share is called for people."""
+        return "agent and network" if name == "agent" and self.network_is_agents else name
 
     @property
     def percentages(self) -> dict[str, int]:
@@ -82,13 +89,18 @@ def time_spent(spans: Sequence[SpanFacts]) -> TimeSpent:
                 waiting.append(_Visit(child, child_start, child_end))
                 cursor = child_start
         shares[_who(waited_for, below)] += own + cursor - start
-    return TimeSpent(ended - began, shares, on_path)
+    kinds = {span.span_id: span.kind for span in spans}
+    is_direct = any(span.kind == "gateway" and kinds.get(span.parent_id or "") == "own" for span in spans)
+    return TimeSpent(ended - began, shares, is_direct and not shares["network"], on_path)
 
 
 def time_spent_text(spans: Sequence[SpanFacts]) -> str:
     """Return the line that says where the time of a trace went, or ``""`` where that cannot be told."""
     spent = time_spent(spans)
-    parts = [f"{name} {percent} % ({duration_text(spent.shares[name])})" for name, percent in spent.percentages.items()]
+    parts = [
+        f"{spent.label(name)} {percent} % ({duration_text(spent.shares[name])})"
+        for name, percent in spent.percentages.items()
+    ]
     return "Where the time went: " + ", ".join(parts) if parts else ""
 
 

@@ -118,7 +118,7 @@ def _time_spent(spent: TimeSpent) -> str:
     if not percentages:
         return ""
     parts = [
-        f'<span class="share {_share_class(name)}"><i></i>{name} {percent} % '
+        f'<span class="share {_share_class(name)}"><i></i>{spent.label(name)} {percent} % '
         f"<small>{escape(duration_text(spent.shares[name]))}</small></span>"
         for name, percent in percentages.items()
     ]

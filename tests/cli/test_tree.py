@@ -69,7 +69,9 @@ def test_the_gateways_own_trace_is_below_its_link_after_the_attempts():
 
 def test_where_the_time_went_is_said():
     trace = joined(span(1, None, "agent", 0, 100), span(2, 1, "gateway/chat", 0, 25))
-    assert [note.plain for note in notes(trace)] == ["Where the time went: gateway 25 % (25 ms), agent 75 % (75 ms)"]
+    assert [note.plain for note in notes(trace)] == [
+        "Where the time went: gateway 25 % (25 ms), agent and network 75 % (75 ms)"
+    ]
 
 
 def test_a_mirror_whose_caller_is_missing_is_named():

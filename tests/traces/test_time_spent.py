@@ -31,8 +31,10 @@ def test_a_call_in_an_agent():
 
 
 def test_without_a_span_of_the_call_the_network_is_not_told_apart():
-    """Nobody has measured where the agent ends and the network begins."""
-    assert shares(span(1, None, "agent", 0, 100), span(2, 1, "gateway/chat", 10, 90)) == {"gateway": 80, "agent": 20}
+    """Nobody has measured where the agent ends and the network begins, and the line says so."""
+    spans = [span(1, None, "agent", 0, 100), span(2, 1, "gateway/chat", 10, 90)]
+    assert shares(*spans) == {"gateway": 80, "agent": 20}
+    assert time_spent_text(joined(*spans).spans).endswith("gateway 80 % (80 ms), agent and network 20 % (20 ms)")
 
 
 def test_calls_side_by_side_count_by_the_one_that_was_waited_for():
@@ -83,7 +85,7 @@ def test_a_span_that_is_running_lasts_until_the_end():
 
 
 def test_percentages_add_up():
-    thirds = TimeSpent(3, {"provider": 1, "gateway": 1, "network": 0, "agent": 1}, {})
+    thirds = TimeSpent(3, {"provider": 1, "gateway": 1, "network": 0, "agent": 1}, False, {})
     assert thirds.percentages == {"provider": 34, "gateway": 33, "agent": 33}
 
 

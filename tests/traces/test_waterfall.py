@@ -179,7 +179,7 @@ def test_numbers_have_thousands():
 
 def test_where_the_time_went():
     text = Markup(waterfall(joined(span(1, None, "agent", 0, 100), span(2, 1, "gateway/chat", 0, 25)))).text
-    assert "Where the time went: gateway 25 % 25 ms, agent 75 % 75 ms" in text
+    assert "Where the time went: gateway 25 % 25 ms, agent and network 75 % 75 ms" in text
 
 
 def test_a_mirror_whose_caller_is_missing():
@@ -206,7 +206,7 @@ def test_a_trace_deeper_than_a_browser_nests():
 def test_in_a_terminal_it_is_text():
     assert repr(Waterfall(joined(span(1, None, "agent", 0, 9), span(2, 1, "gateway/chat", 1, 5)))) == (
         "trace tr-1\n  agent  9 ms  OK\n    gateway/chat  4 ms  OK\n"
-        "Where the time went: gateway 44 % (4 ms), agent 56 % (5 ms)"
+        "Where the time went: gateway 44 % (4 ms), agent and network 56 % (5 ms)"
     )
 
 
