@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
-from mlflow.entities import Span, SpanStatusCode, Trace
+from mlflow.entities import Span, SpanStatusCode, SpanType, Trace
 from mlflow.tracing.constant import CostKey, SpanAttributeKey, TokenUsageKey
 
 Kind = Literal["own", "gateway", "attempt"]
@@ -36,6 +36,8 @@ _PAYLOAD_PREFIXES = (
     "traceloop.entity.output",
 )
 """Attributes by which MLflow, OpenTelemetry and OpenInference say what was asked and answered."""
+
+_MODEL_CALL_TYPES = {SpanType.LLM, SpanType.CHAT_MODEL, SpanType.EMBEDDING}
 
 _INTERNAL = {SpanAttributeKey.REQUEST_ID}
 
@@ -74,6 +76,11 @@ class SpanFacts(NamedTuple):
     cost: float | None
     linked_trace_id: str | None
     attributes: dict[str, str]
+
+    @property
+    def is_model_call(self) -> bool:
+        """Whether it is a client's own span of a model call, as autologging makes them."""
+        return self.kind == "own" and self.attributes.get(SpanAttributeKey.SPAN_TYPE) in _MODEL_CALL_TYPES
 
     @property
     def duration(self) -> str:

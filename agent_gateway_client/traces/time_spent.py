@@ -11,9 +11,6 @@ from typing import NamedTuple
 
 from agent_gateway_client.traces.facts import SpanFacts, duration_text
 
-_MODEL_CALL_TYPES = {"LLM", "CHAT_MODEL", "EMBEDDING"}
-"""MLflow's types of the spans that autologging makes of a client's calls."""
-
 
 class TimeSpent(NamedTuple):
     """The critical path of a trace.
@@ -114,7 +111,7 @@ def _who(span: SpanFacts | None, below: Sequence[SpanFacts]) -> str:
         return "network" if mirrored else "provider"
     if span.kind == "gateway":
         return "gateway"
-    if span.attributes.get("mlflow.spanType") in _MODEL_CALL_TYPES:
+    if span.is_model_call:
         return "network" if mirrored else "agent" if below else "unseen calls"
     return "agent"
 
