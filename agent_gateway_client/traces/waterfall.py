@@ -21,7 +21,7 @@ _ALL_OPEN = 60
 """Spans up to which a trace is shown in full; of longer ones only what failed, runs, or takes the trace's time."""
 _SLOW = 0.05
 """Share of the trace's time from which a span below others is worth seeing."""
-_TICKS = 5
+_TICKS = 6
 _LAST_TICK = 0.9
 _COLUMN_CLASSES = {"Span": "name"}
 _STEP_PX = 14.0
