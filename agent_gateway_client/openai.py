@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.gateways import gateways_for_client
@@ -14,9 +15,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "openai":
         raise
-    raise MissingDependencyError(
-        "wrap_openai() needs the package openai: pip install 'agent-gateway-client[openai]'"
-    ) from None
+    raise MissingDependencyError(f"wrap_openai() needs the package openai: {install_command('openai')}") from None
 
 ClientT = TypeVar("ClientT", bound=OpenAI | AsyncOpenAI)
 

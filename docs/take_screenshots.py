@@ -22,6 +22,12 @@ OFFLINE = ["--no-sandbox", "--disable-background-networking", "--disable-compone
 Scheme = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 WIDTHS = {"": 1200, "-phone": 390}
+FOLD_ALL_BUT = """name => {
+    for (const step of document.querySelectorAll(".agent-gateway > ul > li > .below > ul > li"))
+        if (!step.textContent.includes(name))
+            for (const below of step.querySelectorAll(":scope > .below")) below.open = false;
+}"""
+"""What is below the agent's steps, but for the one to be shown."""
 
 
 def ui(page: Page, url: str, mirror: str, picture: Path) -> None:
@@ -46,6 +52,7 @@ def waterfall(browser: Browser, html: Path, directory: Path, everything: bool) -
                     viewport={"width": width, "height": 640}, device_scale_factor=1.5, color_scheme=scheme
                 )
                 page.goto(html.as_uri())
+                page.evaluate(FOLD_ALL_BUT, "gateway/fallback")
                 page.screenshot(path=directory / f"waterfall-{scheme}{suffix}.png", full_page=everything)
                 page.close()
 

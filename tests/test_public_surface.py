@@ -66,6 +66,7 @@ PUBLIC = {
     f"{P}.server.routes": ["is_model_call"],
     f"{P}.server.shared": ["shared_exporter"],
     f"{P}.traces.notebook": ["show_trace"],
+    f"{P}.traces": ["joined_calls"],
     f"{P}.traces.read": ["read_joined"],
 }
 """The names that each public module has. Modules that are not in here may move at any time."""

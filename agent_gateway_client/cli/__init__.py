@@ -2,6 +2,7 @@
 
 import sys
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import AgentGatewayError
 
 
@@ -12,8 +13,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             raise
-        sys.exit(f"agent-gateway needs the package {error.name}: pip install 'agent-gateway-client[cli]'")
+        sys.exit(f"agent-gateway needs the package {error.name}: {install_command('cli')}")
     try:
-        app()
+        app(prog_name="agent-gateway")
     except AgentGatewayError as error:
         sys.exit(f"Error: {error}")

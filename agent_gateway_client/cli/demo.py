@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client.cli._signals import Signals
 from agent_gateway_client.errors import MissingDependencyError, NotFoundError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from agent_gateway_client.demo.gateway import DemoGateway
 
 _NEEDS = {"mlflow": "mlflow.server", "openai": "openai", "httpx": "httpx"}
-_INSTALL = "pip install 'agent-gateway-client[cli,openai,mlflow-gateway]'"
+_EXTRAS = ("cli", "openai", "mlflow-gateway")
 _FILE_COLUMNS = 240
 
 
@@ -47,7 +48,7 @@ class Outcome(NamedTuple):
         return 0 < len(self.verdicts) == self.closed
 
 
-@click.command()
+@click.command(short_help="Run an agent and a gateway here, and show their traces.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the trees.")
 @click.option("--keep", is_flag=True, help="Leave MLflow's UI up until Ctrl-C.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of MLflow; by default a free one.")
@@ -151,7 +152,7 @@ def _print_trees(console: Console, gateway: DemoGateway, outcome: Outcome) -> No
 def _check_packages() -> None:
     missing = [package for package, module in _NEEDS.items() if not _is_there(module)]
     if missing:
-        raise MissingDependencyError(f"the demo needs {', '.join(missing)}: {_INSTALL}")
+        raise MissingDependencyError(f"the demo needs {', '.join(missing)}: {install_command(*_EXTRAS)}")
 
 
 def _is_there(module: str) -> bool:

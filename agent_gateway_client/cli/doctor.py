@@ -12,7 +12,7 @@ from rich.text import Text
 from agent_gateway_client.cli._mlflow import tracking_uri_option
 
 
-@click.command()
+@click.command(short_help="Send one call, and say which link of the trace is broken.")
 @click.option("--gateway", required=True, help="The gateway's URL, like http://localhost:5000/gateway.")
 @click.option("--model", required=True, help="The endpoint or model to call.")
 @tracking_uri_option

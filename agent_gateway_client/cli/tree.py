@@ -8,7 +8,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from agent_gateway_client.traces.facts import SpanFacts, with_ends
-from agent_gateway_client.traces.read import JoinedTrace
+from agent_gateway_client.traces.read import JoinedTrace, missing_parents_text
+from agent_gateway_client.traces.time_spent import time_spent_text
 
 _NAME_STYLES = {"own": "bold", "gateway": "bold cyan", "attempt": "bold"}
 
@@ -23,6 +24,12 @@ def trace_tree(joined: JoinedTrace) -> Tree:
     tree = Tree(label)
     _grow(tree, joined.spans, joined.linked)
     return tree
+
+
+def notes(joined: JoinedTrace) -> list[Text]:
+    """Return what is to be said below a trace: what is missing from it, and where its time went."""
+    found = (Text(missing_parents_text(joined.spans), style="yellow"), Text(time_spent_text(joined.spans)))
+    return [note for note in found if note]
 
 
 def _grow(tree: Tree, spans: Sequence[SpanFacts], linked: Mapping[str, Sequence[SpanFacts]]) -> None:

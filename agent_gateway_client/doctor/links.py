@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from mlflow.entities import Span, Trace
@@ -59,7 +60,21 @@ def check_trace(trace: Trace | None, probe: Probe, experiment_id: str) -> str:
             f"The agent's own span of the trace {probe.trace_id} did not arrive.",
             f"Let this user write to the experiment {experiment_id}; MLflow's log says why it was refused.",
         )
-    return f"The agent's span is in the trace {probe.trace_id}."
+    return f"The agent's span is in the trace {probe.trace_id}. {flush_advice(sys.version_info[:3])}"
+
+
+def flush_advice(python: tuple[int, ...]) -> str:
+    """Return how a script gets its own spans to the server, which the doctor has just done.
+
+    Args:
+        python: The version of Python.
+    """
+    advice = "The doctor sent it at once; a script has to end with mlflow.flush_trace_async_logging()"
+    if (3, 12, 0) <= python < (3, 12, 3):
+        # https://github.com/python/cpython/issues/113964; MLflow starts the thread that sends in an exit handler.
+        version = ".".join(map(str, python))
+        return f"{advice}: without it Python {version}, which starts no thread at exit, loses the spans."
+    return f"{advice}, or its last spans can be lost."
 
 
 def is_ours(mirror: Span) -> bool:

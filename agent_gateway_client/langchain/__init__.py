@@ -1,5 +1,6 @@
 """LangChain and LangGraph: a callback handler."""
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import MissingDependencyError
 
 try:
@@ -8,7 +9,7 @@ except ModuleNotFoundError as error:
     if error.name != "langchain_core":
         raise
     raise MissingDependencyError(
-        "GatewayCallbackHandler needs the package langchain-core: pip install 'agent-gateway-client[langchain]'"
+        f"GatewayCallbackHandler needs the package langchain-core: {install_command('langchain')}"
     ) from None
 
 from agent_gateway_client.langchain._handler import GatewayCallbackHandler

@@ -4,6 +4,7 @@ Its requests go through httpx and aiohttp, whatever the kind of call, and are re
 particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``, which goes round Python's clients.
 """
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import MissingDependencyError
 
 try:
@@ -12,7 +13,7 @@ except ModuleNotFoundError as error:
     if error.name != "litellm":
         raise
     raise MissingDependencyError(
-        "instrument_litellm() needs the package litellm: pip install 'agent-gateway-client[litellm]'"
+        f"instrument_litellm() needs the package litellm: {install_command('litellm')}"
     ) from None
 
 from agent_gateway_client.litellm._instrument import LiteLLMInstrumentation, instrument_litellm

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
-from mlflow.entities import Span, SpanStatusCode, Trace
+from mlflow.entities import Span, SpanStatusCode, SpanType, Trace
 from mlflow.tracing.constant import CostKey, SpanAttributeKey, TokenUsageKey
 
 from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, PROVIDER_SPAN_PREFIX
@@ -38,6 +38,8 @@ _PAYLOAD_PREFIXES = (
     "traceloop.entity.output",
 )
 """Attributes by which MLflow, OpenTelemetry and OpenInference say what was asked and answered."""
+
+_MODEL_CALL_TYPES = {SpanType.LLM, SpanType.CHAT_MODEL, SpanType.EMBEDDING}
 
 _INTERNAL = {SpanAttributeKey.REQUEST_ID}
 
@@ -76,6 +78,11 @@ class SpanFacts(NamedTuple):
     cost: float | None
     linked_trace_id: str | None
     attributes: dict[str, str]
+
+    @property
+    def is_model_call(self) -> bool:
+        """Whether it is a client's own span of a model call, as autologging makes them."""
+        return self.kind == "own" and self.attributes.get(SpanAttributeKey.SPAN_TYPE) in _MODEL_CALL_TYPES
 
     @property
     def duration(self) -> str:
@@ -193,14 +200,16 @@ def _cut(text: str) -> str:
 def duration_text(nanoseconds: int) -> str:
     """Return a duration for people."""
     milliseconds = nanoseconds / 1e6
-    return f"{milliseconds / 1000:.2f} s" if milliseconds >= 1000 else f"{milliseconds:.0f} ms"
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:,.2f} s"
+    return f"{milliseconds:.1f} ms" if 0 < milliseconds < 1 else f"{milliseconds:.0f} ms"
 
 
 def tokens_text(usage: Mapping[str, int]) -> str:
     """Return tokens for people: those read, with the cached ones apart, and those made."""
     cached = usage.get(TokenUsageKey.CACHE_READ_INPUT_TOKENS)
-    read = f" ({cached} cached)" if cached else ""
-    return f"{usage.get(TokenUsageKey.INPUT_TOKENS, 0)}{read} + {usage.get(TokenUsageKey.OUTPUT_TOKENS, 0)} tokens"
+    read = f" ({cached:,} cached)" if cached else ""
+    return f"{usage.get(TokenUsageKey.INPUT_TOKENS, 0):,}{read} + {usage.get(TokenUsageKey.OUTPUT_TOKENS, 0):,} tokens"
 
 
 def as_objects(facts: Iterable[SpanFacts]) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.traces.read import JoinedTrace, read_joined
+from agent_gateway_client.traces.read import JoinedTrace, missing_parents_text, read_joined
+from agent_gateway_client.traces.time_spent import time_spent_text
 from agent_gateway_client.traces.waterfall import waterfall
 
 _RECENT_S = 10.0
@@ -33,6 +34,7 @@ class Waterfall:
             "  " * (span.depth + 1) + "  ".join(filter(None, (span.name, span.duration, span.status, span.tokens)))
             for span in self.joined.spans
         ]
+        lines += filter(None, (missing_parents_text(self.joined.spans), time_spent_text(self.joined.spans)))
         return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -11,13 +11,15 @@ from mlflow.entities import Trace
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
-from agent_gateway_client.errors import NotFoundError
+from agent_gateway_client._install import install_command
+from agent_gateway_client.errors import MissingDependencyError, NotFoundError
 from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.traces.facts import SpanFacts, facts_of
 
 _TRACE_ID = re.compile(r"(?:tr-)?([0-9a-f]{32})\Z")
 _LATEST = 100
 _EXPERIMENTS = 1000
+_NAMED = 10
 _GATEWAYS_OWN = "mlflow.gateway."
 """What MLflow's gateway notes of its own traces begins so."""
 
@@ -55,6 +57,19 @@ def trace_url(tracking_uri: str, experiment_id: str | None, trace_id: str) -> st
     return f"{tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/traces?selectedEvaluationId={quote(trace_id)}"
 
 
+def missing_parents_text(spans: Sequence[SpanFacts]) -> str:
+    """Return what to know about gateway calls whose caller's span is not in the trace; ``""`` where all are there."""
+    known = {span.span_id for span in spans}
+    missing = sum(span.kind == "gateway" and span.parent_id not in {None, *known} for span in spans)
+    if not missing:
+        return ""
+    calls = "1 gateway call is" if missing == 1 else f"{missing} gateway calls are"
+    return (
+        f"{calls} here without the agent's span that made the call. While the agent runs, MLflow sends spans some 5 s "
+        "after they end; a script has to end with mlflow.flush_trace_async_logging(), or its last spans can be lost."
+    )
+
+
 def read_joined(trace_id: str, tracking_uri: str | None = None) -> JoinedTrace:
     """Read a trace, and the gateway's own trace behind each of its links.
 
@@ -66,7 +81,7 @@ def read_joined(trace_id: str, tracking_uri: str | None = None) -> JoinedTrace:
         NotFoundError: There is no such trace there, or MLflow does not answer.
     """
     match = _TRACE_ID.match(trace_id.strip().lower())
-    client = _client(tracking_uri)
+    client = client_for(tracking_uri)
     trace = _get(client, mlflow_trace_id(int(match[1], 16)) if match else trace_id.strip())
     spans = facts_of(trace)
     linked = {}
@@ -88,31 +103,55 @@ def last_trace_id(tracking_uri: str | None = None, experiment: str | None = None
     Raises:
         NotFoundError: There is none, or MLflow does not answer.
     """
-    client = _client(tracking_uri)
+    client = client_for(tracking_uri)
     try:
-        known = {one.experiment_id: one.name for one in client.store.search_experiments(max_results=_EXPERIMENTS)}
-        wanted = [i for i, name in known.items() if experiment is None or experiment in (i, name)]
-        if not wanted:
-            raise NotFoundError(f"{client.tracking_uri} has no experiment {experiment!r}; see --experiment.")
         newest = client.search_traces(
-            locations=wanted, max_results=_LATEST, order_by=["timestamp_ms DESC"], include_spans=False
+            locations=experiment_ids(client, experiment),
+            max_results=_LATEST,
+            order_by=["timestamp_ms DESC"],
+            include_spans=False,
         )
     except MlflowException as error:
-        raise _unreadable(client, error) from error
+        raise unreadable(client, error) from error
     for trace in newest:
-        if not any(key.startswith(_GATEWAYS_OWN) for key in trace.info.trace_metadata):
+        if not is_gateways_own(trace):
             return str(trace.info.trace_id)
     raise NotFoundError(
-        f"{client.tracking_uri} has no trace of an agent among its newest; run the agent first, or name another server "
-        "with --tracking-uri."
+        f"{client.tracking_uri} has no trace of an agent among its newest. Run the agent first (a script has to end "
+        "with mlflow.flush_trace_async_logging()), or name another server with --tracking-uri."
     )
 
 
-def _client(tracking_uri: str | None) -> TracingClient:
+def experiment_ids(client: TracingClient, experiment: str | None) -> list[str]:
+    """Return the ids of the experiments with a name or an id; of all, where it is ``None``."""
+    try:
+        known = {one.experiment_id: one.name for one in client.store.search_experiments(max_results=_EXPERIMENTS)}
+    except MlflowException as error:
+        raise unreadable(client, error) from error
+    wanted = [i for i, name in known.items() if experiment is None or experiment in (i, name)]
+    if not wanted:
+        names = ", ".join(sorted(known.values())[:_NAMED])
+        raise NotFoundError(f"{client.tracking_uri} has no experiment {experiment!r}; it has {names}.")
+    return wanted
+
+
+def is_gateways_own(trace: Trace) -> bool:
+    """Tell whether a trace is MLflow's gateway's own."""
+    return any(key.startswith(_GATEWAYS_OWN) for key in trace.info.trace_metadata)
+
+
+def client_for(tracking_uri: str | None) -> TracingClient:
+    """Return MLflow's client of a server; of the one that MLflow is configured to use, where it is ``None``."""
     try:
         return TracingClient(tracking_uri)
     except MlflowException as error:
         raise NotFoundError(f"MLflow cannot use the tracking URI {tracking_uri!r} ({error.error_code}).") from error
+    except ModuleNotFoundError as error:
+        # mlflow-tracing alone can ask a server, and read neither a folder nor a database.
+        raise MissingDependencyError(
+            "No server is named to read the trace from: set MLFLOW_TRACKING_URI or give --tracking-uri, like "
+            f"http://localhost:5000. (A local store needs all of MLflow: {install_command('mlflow-gateway')})"
+        ) from error
 
 
 def _get(client: TracingClient, trace_id: str) -> Trace:
@@ -124,10 +163,11 @@ def _get(client: TracingClient, trace_id: str) -> Trace:
                 f"{client.tracking_uri} has no trace {trace_id}. Is it another server, or has the agent not sent it "
                 "yet? (mlflow.flush_trace_async_logging() sends what waits.)"
             ) from error
-        raise _unreadable(client, error) from error
+        raise unreadable(client, error) from error
 
 
-def _unreadable(client: TracingClient, error: MlflowException) -> NotFoundError:
+def unreadable(client: TracingClient, error: MlflowException) -> NotFoundError:
+    """Return the error that says that a server did not answer as it should."""
     return NotFoundError(
         f"MLflow at {client.tracking_uri} does not answer as it should ({error.error_code}); is it running, and are "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set where it asks for them?"

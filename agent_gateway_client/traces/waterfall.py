@@ -1,22 +1,34 @@
 """A joined trace as a waterfall in HTML: one self-contained element, without scripts and without anything from outside.
 
 What a trace says is not to be trusted: every text of it is escaped, and nothing of it becomes a class, a style or an
-address. Where a page takes styles away, as code-hosting sites do with notebooks, a readable table is left.
+address. Where a page takes styles away, as code-hosting sites do with notebooks, readable nested lists are left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from agent_gateway_client.traces.facts import SpanFacts, cost_text, duration_text, total_cost, with_ends
-from agent_gateway_client.traces.read import JoinedTrace
+from agent_gateway_client.traces.facts import SpanFacts, cost_text, duration_text, total_cost
+from agent_gateway_client.traces.read import JoinedTrace, missing_parents_text
+from agent_gateway_client.traces.time_spent import TimeSpent, time_spent
+from agent_gateway_client.traces.waterfall_rows import COLUMNS, Scale, count_text, errors_of, next_errors, rows
 
 _STYLE = Path(__file__).with_name("waterfall.css")
-_COLUMNS = ("Span", "Time", "Duration", "Status", "Model", "Tokens", "Cost")
-_MAX_INDENT = 12
-_STATUS_CLASS = {"OK": "ok", "ERROR": "error"}
+_ALL_OPEN = 60
+"""Spans up to which a trace is shown in full; of longer ones only what failed, runs, or takes the trace's time."""
+_SLOW = 0.05
+"""Share of the trace's time from which a span below others is worth seeing."""
+_TICKS = 6
+_LAST_TICK = 0.9
+_COLUMN_CLASSES = {"Span": "name"}
+_STEP_PX = 14.0
+_INDENT_PX = 130.0
+"""What a level is indented by, and all of them together at most."""
+_DENSE_PX = 5.0
+"""Step below which the lines that guide the eye from level to level would be a grey area."""
 
 
 def waterfall(joined: JoinedTrace) -> str:
@@ -24,9 +36,17 @@ def waterfall(joined: JoinedTrace) -> str:
     spans = joined.spans
     began = min((span.start_ns for span in spans), default=0)
     ended = max((span.end_ns or span.start_ns for span in spans), default=0)
-    table = _table(spans, joined.linked, began, max(ended - began, 1))
+    spent = time_spent(spans)
+    scale = Scale(_prefix(joined), began, max(ended - began, 1), _opened(spans, spent), next_errors(spans))
+    deepest = max((span.depth for span in spans), default=0)
+    step = min(_STEP_PX, _INDENT_PX / max(deepest, 1))
+    tick = _tick(scale.length)
+    dense = " dense" if step < _DENSE_PX else ""
+    sizes = f"--step:{step:.3f}px;--tick:{100 * tick / scale.length:.3f}%"
     return (
-        f'<div class="agent-gateway"><style>{_STYLE.read_text()}</style>{_heading(joined, ended - began)}{table}</div>'
+        f'<div class="agent-gateway{dense}" style="{sizes}"><style>{_STYLE.read_text()}</style>'
+        f"{_heading(joined, scale)}{_warning(joined)}{_time_spent(spent)}{_legend(joined)}"
+        f"{_columns(scale.length, tick)}{rows(spans, joined.linked, scale)}</div>"
     )
 
 
@@ -39,80 +59,112 @@ def page(joined: JoinedTrace) -> str:
         # Nothing is fetched and nothing runs, whatever gets into the page.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>Trace {escape(joined.trace_id)}</title>"
-        "<style>html{background:light-dark(#fff,#0d1117)}body{margin:0 auto;max-width:1200px;padding:16px}</style>"
+        "<style>html{background:light-dark(#fff,#0d1117)}body{margin:0 auto;max-width:1400px;padding:16px}"
+        "@media(max-width:720px){body{padding:4px}}</style>"
         f"</head><body>{waterfall(joined)}</body></html>\n"
     )
 
 
-def _heading(joined: JoinedTrace, nanoseconds: int) -> str:
+def _prefix(joined: JoinedTrace) -> str:
+    # Several waterfalls may be on one page, and a trace's id is text from outside.
+    return f"agw-{hashlib.sha256(joined.trace_id.encode()).hexdigest()[:8]}-"
+
+
+def _opened(spans: Sequence[SpanFacts], spent: TimeSpent) -> frozenset[str]:
+    """Return the ids of the spans whose children are shown: all, or those above what failed, runs or is slow."""
+    if len(spans) <= _ALL_OPEN:
+        return frozenset(span.span_id for span in spans)
+    opened = set()
+    path: list[str] = []
+    for span in spans:
+        del path[span.depth :]
+        is_slow = spent.on_path.get(span.span_id, 0) >= _SLOW * spent.total_ns
+        if span.depth == 0 or span.status == "ERROR" or span.end_ns is None or is_slow:
+            opened.update(path)
+        path.append(span.span_id)
+    # What stands alone at the top hides everything when it is folded.
+    return frozenset(opened | {span.span_id for span in spans if span.depth == 0})
+
+
+def _heading(joined: JoinedTrace, scale: Scale) -> str:
     spans = joined.spans
-    gateway_spans = [span for span in spans if span.kind == "gateway"]
     usage = joined.trace.info.token_usage or {}
     facts = [
-        duration_text(nanoseconds),
-        _count(len(spans), "span"),
-        _count(len(gateway_spans), "gateway call"),
+        escape(duration_text(scale.length if spans else 0)),
+        count_text(len(spans), "span"),
+        count_text(sum(span.kind == "gateway" for span in spans), "gateway call"),
     ]
+    if failed := errors_of(spans):
+        facts.append(
+            f'<a class="errors" href="#{scale.prefix}{escape(failed[0])}">{count_text(len(failed), "error")}</a>'
+        )
     if usage:
-        facts.append(f"{usage.get('input_tokens', 0)} + {usage.get('output_tokens', 0)} tokens")
+        facts.append(f"{usage.get('input_tokens', 0):,} + {usage.get('output_tokens', 0):,} tokens")
     if cost := cost_text(total_cost(spans)):
-        facts.append(cost)
+        facts.append(escape(cost))
     name = escape(joined.trace_id)
     linked = f'<a href="{escape(joined.url)}" rel="noopener">{name}</a>' if joined.url else name
-    return f'<p class="heading"><b>{linked}</b> {" · ".join(escape(fact) for fact in facts)}</p>'
+    return f'<p class="heading"><b>{linked}</b> {" · ".join(facts)}</p>'
 
 
-def _table(spans: Sequence[SpanFacts], linked: Mapping[str, Sequence[SpanFacts]], began: int, length: int) -> str:
-    head = "".join(f"<th>{column}</th>" for column in _COLUMNS)
-    rows = []
-    for index, (span, ended) in enumerate(with_ends(spans)):
-        rows.append(_row(span, began, length, is_low=index > len(spans) // 2))
-        rows += [
-            _linked_row(own, one.depth + 1, began, length)
-            for one in ended
-            if (own := linked.get(one.linked_trace_id or ""))
-        ]
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+def _warning(joined: JoinedTrace) -> str:
+    text = missing_parents_text(joined.spans)
+    return f'<p class="warning">{escape(text)}</p>' if text else ""
 
 
-def _linked_row(spans: Sequence[SpanFacts], depth: int, began: int, length: int) -> str:
-    deeper = [span._replace(depth=span.depth + depth + 1) for span in spans]
+def _time_spent(spent: TimeSpent) -> str:
+    """Draw where the time went: a sentence, which also is the key to the bar below it."""
+    percentages = spent.percentages
+    if not percentages:
+        return ""
+    parts = [
+        f'<span class="share {_share_class(name)}"><i></i>{spent.label(name)} {percent} % '
+        f"<small>{escape(duration_text(spent.shares[name]))}</small></span>"
+        for name, percent in percentages.items()
+    ]
+    bar = "".join(
+        f'<i class="{_share_class(name)}" style="width:{percent}%"></i>' for name, percent in percentages.items()
+    )
     return (
-        f'<tr class="linked"><td colspan="{len(_COLUMNS)}"><details><summary>{_indent(depth)}'
-        f"<span>the gateway's own trace, {_count(len(spans), 'span')}</span></summary>"
-        f"{_table(deeper, {}, began, length)}</details></td></tr>"
+        f'<p class="spent"><b>Where the time went:</b> {", ".join(parts)}</p>'
+        f'<div class="shares" aria-hidden="true">{bar}</div>'
     )
 
 
-def _row(span: SpanFacts, began: int, length: int, is_low: bool) -> str:
-    left = 100 * (span.start_ns - began) / length
-    width = 100 * ((span.end_ns or span.start_ns) - span.start_ns) / length
-    # The gateway's own trace may begin before the caller's by its clock.
-    left = min(max(left, 0.0), 100.0)
-    width = min(max(width, 0.0), 100.0 - left)
-    status = span.status if span.error_type is None else f"{span.status} {span.error_type}"
-    classes = [span.kind, _STATUS_CLASS.get(span.status, "unset"), *(["low"] if is_low else [])]
-    attributes = {"span": span.name, "span_id": span.span_id, **span.attributes}
-    tip = "\n".join(f"{key}: {value}" for key, value in attributes.items())
-    listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in attributes.items())
-    return (
-        f'<tr class="{" ".join(classes)}">'
-        f'<td class="name" data-tip="{escape(tip)}"><details>'
-        f"<summary>{_indent(span.depth)}<span>{escape(span.name)}</span></summary>"
-        f"<dl>{listed}</dl></details></td>"
-        f'<td class="time"><div><i style="left:{left:.3f}%;width:{width:.3f}%"></i></div></td>'
-        f'<td class="duration">{escape(span.duration)}</td>'
-        f'<td class="status">{escape(status)}</td>'
-        f'<td class="model">{escape(span.model or "")}</td>'
-        f'<td class="tokens">{escape(span.tokens)}</td>'
-        f'<td class="cost">{escape(span.cost_text)}</td></tr>'
+def _share_class(name: str) -> str:
+    return {"provider": "attempt", "gateway": "gateway", "network": "network", "unseen calls": "unknown"}.get(
+        name, "own"
     )
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def _legend(joined: JoinedTrace) -> str:
+    kinds = {"own": "agent", "gateway": "gateway", "attempt": "provider attempt"}
+    shown = {span.kind for span in joined.spans}
+    entries = [f'<li class="{kind}"><i></i>{text}</li>' for kind, text in kinds.items() if kind in shown]
+    if errors_of(joined.spans):
+        entries.append('<li class="error"><i></i>failed</li>')
+    if any(span.end_ns is None for span in joined.spans):
+        entries.append('<li class="running"><i></i>still running</li>')
+    return f'<ul class="legend" aria-label="Colours of the bars">{" ".join(entries)}</ul>' if entries else ""
 
 
-def _indent(depth: int) -> str:
-    # Characters, and not a style: a table without its styles is still a tree.
-    return f'<span class="indent">{"&emsp;" * min(depth, _MAX_INDENT)}</span>'
+def _columns(length: int, tick: int) -> str:
+    marks = "".join(
+        f'<span class="tick" style="left:{100 * at / length:.3f}%">{duration_text(at)}</span>'
+        for at in range(0, length, tick)
+        # What stands further to the right would be cut off.
+        if at <= _LAST_TICK * length
+    )
+    cells = [
+        f'<span class="{_COLUMN_CLASSES.get(column, column.lower())}">{marks if column == "Time" else column}</span>'
+        for column in COLUMNS
+    ]
+    return f'<div class="columns">{" ".join(cells)}</div>'
+
+
+def _tick(length: int) -> int:
+    """Return the nanoseconds between two marks of the time axis: a round number, so that there are a few of them."""
+    exact = length / _TICKS
+    magnitude: int = 10 ** (len(str(int(exact))) - 1)
+    steps = (factor * magnitude for factor in (1, 2, 5))
+    return max(1, next((step for step in steps if step >= exact), 10 * magnitude))

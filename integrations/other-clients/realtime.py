@@ -16,3 +16,5 @@ with mlflow.start_span("agent", span_type="AGENT"):
     headers = trace_headers(f"{GATEWAY}/openai/v1/realtime", [GATEWAY])
     with client.realtime.connect(model="realtime", extra_headers=headers) as connection:
         connection.session.update(session={"type": "realtime", "instructions": "Answer in one sentence."})
+
+mlflow.flush_trace_async_logging()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from mlflow.entities import Span
 from rich.console import Console
 
-from agent_gateway_client.cli.tree import trace_tree
+from agent_gateway_client.cli.tree import notes, trace_tree
 from tests.support.trace_samples import joined, span
 
 
@@ -65,3 +65,17 @@ def test_the_gateways_own_trace_is_below_its_link_after_the_attempts():
         "    │           └── provider/openai/m1  2 ms  OK",
         "    └── tool  2 ms  OK",
     ]
+
+
+def test_where_the_time_went_is_said():
+    trace = joined(span(1, None, "agent", 0, 100), span(2, 1, "gateway/chat", 0, 25))
+    assert [note.plain for note in notes(trace)] == [
+        "Where the time went: gateway 25 % (25 ms), agent and network 75 % (75 ms)"
+    ]
+
+
+def test_a_mirror_whose_caller_is_missing_is_named():
+    """A script that ended too soon has lost its span; the trace looks whole otherwise."""
+    note, _ = notes(joined(span(2, 9, "gateway/chat", 0, 5), span(3, 2, "provider/openai/m", 1, 2)))
+    assert note.plain.startswith("1 gateway call is here without the agent's span")
+    assert "mlflow.flush_trace_async_logging()" in note.plain

@@ -11,7 +11,7 @@ from mlflow.entities import Span
 from mlflow.gateway.tracing_utils import _maybe_create_distributed_span
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from agent_gateway_client.doctor.links import is_ours
+from agent_gateway_client.doctor.links import flush_advice, is_ours
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.w3c import TraceContext
@@ -66,3 +66,11 @@ def test_mlflows_own_mirror_is_not_ours(store: SqlAlchemyStore, caller: TraceCon
     own = stored_mirror(store, caller)
     assert own.get_attribute("mlflow.gateway.linkedTraceId") is not None
     assert not is_ours(own)
+
+
+@pytest.mark.parametrize("python", [(3, 10, 13), (3, 12, 0), (3, 12, 2), (3, 12, 3), (3, 13, 0)])
+def test_how_a_script_has_to_end_is_named(python: tuple[int, int, int]):
+    """Three releases of Python lose every span that waits when the script ends, which the doctor itself cannot see."""
+    advice = flush_advice(python)
+    assert "mlflow.flush_trace_async_logging()" in advice
+    assert ("starts no thread at exit" in advice) is (python in {(3, 12, 0), (3, 12, 2)})

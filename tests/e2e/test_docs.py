@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -20,7 +21,8 @@ from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
-GUIDES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("integrations/*/README.md")])
+FOLDERS = ("", "docs/", "integrations/*/", "integrations/", "notebooks/", "deploy/")
+GUIDES = sorted({path for folder in FOLDERS for path in ROOT.glob(f"{folder}*.md")})
 LOCALHOST = re.compile(r"http://(?:localhost|127\.0\.0\.1):5000")
 
 
@@ -73,8 +75,10 @@ def test_commands(guide: Path, gateway: DemoGateway):
 
 def check_pip(words: list[str], folder: Path) -> None:
     assert words[0] == "install"
-    names = (folder / words[2]).read_text().splitlines() if words[1] == "-r" else words[1:]
-    for requirement in map(Requirement, names):
+    # A folder is a checkout of this package: see tests/docs/test_pages.py.
+    wanted = [re.sub(r"^\.[./]*", "agent-gateway-client", word) for word in words[1:] if word != "-r"]
+    files = [(folder / word).read_text().splitlines() if ".txt" in word else [word] for word in wanted]
+    for requirement in map(Requirement, chain.from_iterable(files)):
         if requirement.name == "agent-gateway-client":
             assert requirement.extras <= set(metadata.metadata("agent-gateway-client").get_all("Provides-Extra", []))
 
@@ -108,6 +112,11 @@ def check_config(words: list[str], folder: Path) -> None:
     assert (folder / words[words.index("--config") + 1]).is_file()
 
 
+def check_jupyter(words: list[str], folder: Path) -> None:
+    assert words[0] == "lab"
+    assert list((ROOT / words[1]).glob("*.ipynb"))
+
+
 def check_phoenix(words: list[str], folder: Path) -> None:
     # It is in an environment of its own; tests/e2e/test_phoenix.py starts it so.
     assert words == ["serve"]
@@ -118,6 +127,7 @@ COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
     "make": check_make,
     "agent-gateway": check_click(app),
     "mlflow": check_click(mlflow.cli.cli),
+    "jupyter": check_jupyter,
     "phoenix": check_phoenix,
     "python": check_file,
     "sh": check_file,

@@ -38,6 +38,7 @@ def test_all_is_well(gateway: DemoGateway):
     details = {check["name"]: check["detail"] for check in report["checks"]}
     assert f"agent-gateway-client {__version__}" in details["companion"]
     assert "s after the call" in details["mirror"]
+    assert "mlflow.flush_trace_async_logging()" in details["trace"]
 
 
 def test_what_a_person_is_told(gateway: DemoGateway):

@@ -51,7 +51,7 @@ def test_the_tree(gateway: DemoGateway, trace_id: str):
     assert told.exit_code == 0, told.output
     lines = [line.strip("│├└─ ") for line in told.output.splitlines()]
     found = [line.split("  ")[0] for line in lines]
-    assert found[:-1] == [
+    assert found[:-2] == [
         f"trace {trace_id}",
         "agent",
         "gateway/fallback",
@@ -64,6 +64,7 @@ def test_the_tree(gateway: DemoGateway, trace_id: str):
     ]
     assert "ERROR 503" in lines[3]
     assert "tokens  $0." in lines[4]
+    assert lines[-2].startswith("Where the time went: ")
     assert f"{gateway.tracking_uri}/#/experiments/" in lines[-1]
 
 
@@ -85,6 +86,9 @@ def test_json_and_the_last_trace(gateway: DemoGateway, trace_id: str, tracing: s
     assert names(own)[0] == (0, "gateway/fallback")
     assert report["spans"][3]["usage"]["total_tokens"] == report["tokens"]["total_tokens"] > 0
     assert report["spans"][3]["cost"] == report["cost"] > 0
+    began, ended = min(span["start_ns"] for span in report["spans"]), max(span["end_ns"] for span in report["spans"])
+    assert sum(report["time_ms"].values()) == pytest.approx((ended - began) / 1e6)
+    assert report["time_ms"]["provider"] > 0
 
 
 def test_the_page_and_the_notebook(gateway: DemoGateway, trace_id: str, tmp_path: Path):

@@ -28,6 +28,7 @@ from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.language_models import BaseChatModel, BaseLLM
 
 from agent_gateway_client import instrument, uninstrument
+from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.langchain import GatewayCallbackHandler
 from agent_gateway_client.langchain import _methods as _langchain_methods
@@ -174,7 +175,7 @@ def test_without_langchain():
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert output.startswith("MissingDependencyError")
-    assert "pip install 'agent-gateway-client[langchain]'" in output
+    assert install_command("langchain") in output
 
 
 def test_everything_that_is_expected_is_there(caplog: pytest.LogCaptureFixture):

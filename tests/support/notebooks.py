@@ -84,7 +84,7 @@ def kinds(notebook: Any) -> list[list[str]]:
         for output in cell.get("outputs", []):
             of_cell.append(output.get("name") or ",".join(sorted(output.get("data", {}))) or output.output_type)
             html = output.get("data", {}).get("text/html", "")
-            of_cell += re.findall(r'<tr class="\w+ \w+[^>]*>.*?<span>([^<]*)</span>', html)
+            of_cell += re.findall(r'<span class="name">.*?<b>([^<]*)</b>', html)
         found.append(of_cell)
     return found
 

@@ -11,12 +11,13 @@ from tests.support.trace_samples import joined, span
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;</style></td>"
 KNOWN_TAGS = {
-    "a", "b", "body", "dd", "details", "div", "dl", "dt", "head", "html", "i", "meta", "p", "span", "style", "summary",
-    "table", "tbody", "td", "th", "thead", "title", "tr",
+    "a", "b", "body", "dd", "details", "div", "dl", "dt", "head", "html", "i", "li", "meta", "p", "small", "span",
+    "style", "summary", "title", "ul",
 }  # fmt: skip
 
 KNOWN_ATTRIBUTES = {
-    "charset", "class", "colspan", "content", "data-tip", "href", "http-equiv", "lang", "name", "rel", "style"
+    "aria-hidden", "aria-label", "charset", "class", "content", "href", "http-equiv", "id", "lang", "name", "open",
+    "rel", "style", "title",
 }  # fmt: skip
 
 
@@ -57,7 +58,9 @@ def test_what_a_trace_says_is_text(evil: Markup):
     assert names <= KNOWN_ATTRIBUTES
     assert evil.text.count(EVIL) >= 7
     styles = [value for name, value in evil.attributes if name == "style"]
-    assert all(re.fullmatch(r"left:[\d.]+%;width:[\d.]+%", style) for style in styles)
+    assert all(re.fullmatch(r"((left|width|--[a-z]+):[\d.]+(%|px)?;?)+", style) for style in styles)
+    anchors = [value for name, value in evil.attributes if name == "id"]
+    assert all(re.fullmatch(r"agw-[0-9a-f]{8}-[0-9a-f]{16}", anchor) for anchor in anchors)
     classes = {one for name, value in evil.attributes if name == "class" for one in value.split()}
     assert not any("<" in one or '"' in one for one in classes)
 
@@ -92,20 +95,118 @@ def test_bars_lie_where_the_spans_did():
         )
     )
     assert re.findall(r"left:([\d.]+)%;width:([\d.]+)%", text) == [
-        ("0.000", "100.000"), ("25.000", "50.000"), ("0.000", "70.000"), ("90.000", "10.000"), ("80.000", "0.000")
+        ("0.000", "100.000"), ("25.000", "50.000"), ("0.000", "70.000"), ("90.000", "10.000"), ("80.000", "20.000")
     ]  # fmt: skip
 
 
 def test_without_styles_a_table_is_left():
-    """As on code-hosting sites: the columns in words, and the tree by its indentation."""
+    """As on code-hosting sites: nested lists, in which each span is a sentence of its facts."""
     text = Markup(waterfall(joined(span(1, None, "agent", 0, 9), span(2, 1, "gateway/chat", 1, 5)))).text
-    assert "SpanTimeDurationStatusModelTokensCost" in text
-    assert "\N{EM SPACE}gateway/chat" in text
+    assert "agent starts at +0 ms  9 ms OK" in text
+    assert "1 span below" in text
+    assert "gateway/chat starts at +1 ms  4 ms OK" in text
+
+
+def test_a_spans_attributes_are_there_once():
+    """Whoever opens a row reads them over the full width; nothing of them is repeated for a pointer."""
+    text = waterfall(joined(span(1, None, "agent", 0, 9, city="Lisbon")))
+    assert text.count("Lisbon") == 1
+
+
+def nesting(text: str) -> list[tuple[str, bool]]:
+    """The names of the spans in order, each with whether what is below it is shown from the start."""
+    found = re.findall(
+        r'<span class="name">.*?<b>([^<]*)</b>.*?</dl></details>(<details class="below"( open)?>)?', text
+    )
+    return [(name, bool(is_open)) for name, below, is_open in found if below]
+
+
+def test_a_small_trace_is_shown_in_full():
+    shown = waterfall(joined(span(1, None, "agent", 0, 9), span(2, 1, "tool", 1, 2), span(3, 2, "below", 1, 2)))
+    assert nesting(shown) == [("agent", True), ("tool", True)]
+
+
+def test_of_a_long_trace_what_failed_runs_or_takes_time_is_shown():
+    """The rest is folded, and says how much it is."""
+    steps = [span(10 * n, 1, f"step {n}", 5 * n, 5 * n + 4) for n in range(1, 101)]
+    below = [span(10 * n + 1, 10 * n, "below", 5 * n + 1, 5 * n + 2) for n in range(1, 101) if n not in (3, 5, 7)]
+    failed = span(31, 30, "below", 16, 17, error__type="503")
+    runs = span(51, 50, "below", 26, None)
+    slow = [span(2, 1, "slow", 600, 1000), span(3, 2, "below", 600, 990)]
+    text = waterfall(joined(span(1, None, "agent", 0, 1000), *steps, *below, failed, runs, *slow))
+    assert {name for name, is_open in nesting(text) if is_open} == {"agent", "step 3", "step 5", "slow"}
+    assert len(nesting(text)) == 101
+    assert "199 spans below" in waterfall(joined(span(1, None, "agent", 0, 1000), *steps, *below, failed, runs))
+
+
+def test_errors_are_counted_and_lead_to_each_other():
+    text = waterfall(
+        joined(
+            span(1, None, "agent", 0, 9),
+            span(2, 1, "first", 1, 2, error__type="503"),
+            span(3, 1, "second", 3, 4, error__type="TimeoutError"),
+        )
+    )
+    first, second = re.findall(r'href="#([^"]*)"', text)
+    assert f'href="#{first}">2 errors</a>' in text
+    assert [text.count(f'id="{anchor}"') for anchor in (first, second)] == [1, 1]
+    assert (first[-1], second[-1]) == ("2", "3")
+
+
+def test_the_time_axis_has_round_marks():
+    marks = re.findall(r'class="tick" style="left:([\d.]+)%">([^<]*)<', waterfall(joined(span(1, None, "a", 0, 2400))))
+    assert marks == [
+        ("0.000", "0 ms"),
+        ("20.833", "500 ms"),
+        ("41.667", "1.00 s"),
+        ("62.500", "1.50 s"),
+        ("83.333", "2.00 s"),
+    ]
+
+
+@pytest.mark.parametrize("nanoseconds", [0, 1, 7, 10**15])
+def test_the_time_axis_of_any_length(nanoseconds: int):
+    one = joined(span(1, None, "a", 0, 0)).spans[0]._replace(start_ns=0, end_ns=nanoseconds)
+    marks = re.findall(r'class="tick"', waterfall(joined()._replace(spans=[one])))
+    assert 1 <= len(marks) <= 7
+
+
+def test_numbers_have_thousands():
+    usage = {"input_tokens": 12345, "output_tokens": 6789}
+    assert "12,345 + 6,789" in waterfall(joined(span(1, None, "agent", 0, 1, mlflow__chat__tokenUsage=usage)))
+    assert "2,500.00 s" in waterfall(joined(span(1, None, "agent", 0, 2_500_000)))
+
+
+def test_where_the_time_went():
+    text = Markup(waterfall(joined(span(1, None, "agent", 0, 100), span(2, 1, "gateway/chat", 0, 25)))).text
+    assert "Where the time went: gateway 25 % 25 ms, agent and network 75 % 75 ms" in text
+
+
+def test_a_mirror_whose_caller_is_missing():
+    """The page says so, and so does what a terminal shows of it."""
+    trace = joined(span(2, 9, "gateway/chat", 0, 5), span(3, 8, "gateway/chat", 1, 2))
+    assert "2 gateway calls are here without the agent" in Markup(waterfall(trace)).text
+    assert "2 gateway calls are here without the agent" in repr(Waterfall(trace))
+    assert "without the agent" not in waterfall(joined(span(1, None, "agent", 0, 9), span(2, 1, "gateway/chat", 1, 5)))
+
+
+def test_a_trace_deeper_than_a_browser_nests():
+    """Its elements stay below the 512 levels at which browsers begin to take a tree apart, and say their depth."""
+    steps = [span(number, number - 1 or None, "step", number, number + 1) for number in range(1, 3001)]
+    text = waterfall(joined(*steps))
+    level = deepest = 0
+    for slash in re.findall(r"<(/?)(?:div|ul|li|details|summary|span|dl|dt|dd|p|b|i|a|small|style)\b", text):
+        level += -1 if slash else 1
+        deepest = max(deepest, level)
+    assert level == 0
+    assert deepest < 400
+    assert '<span class="level">2999</span>' in text
 
 
 def test_in_a_terminal_it_is_text():
     assert repr(Waterfall(joined(span(1, None, "agent", 0, 9), span(2, 1, "gateway/chat", 1, 5)))) == (
-        "trace tr-1\n  agent  9 ms  OK\n    gateway/chat  4 ms  OK"
+        "trace tr-1\n  agent  9 ms  OK\n    gateway/chat  4 ms  OK\n"
+        "Where the time went: gateway 44 % (4 ms), agent and network 56 % (5 ms)"
     )
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.export.destination import (
@@ -68,7 +69,7 @@ class OtlpDestination(Destination):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         except ModuleNotFoundError:
             raise MissingDependencyError(
-                "AGENT_GATEWAY_EXPORTER=otlp needs OpenTelemetry's exporter: pip install 'agent-gateway-client[server]'"
+                f"AGENT_GATEWAY_EXPORTER=otlp needs OpenTelemetry's exporter: {install_command('server')}"
             ) from None
         self._new_exporter = OTLPSpanExporter
         self._connect()

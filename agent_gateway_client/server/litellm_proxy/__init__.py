@@ -13,6 +13,7 @@ one with the last of them.
 
 from typing import Any
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import MissingDependencyError
 
 try:
@@ -20,9 +21,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "litellm":
         raise
-    raise MissingDependencyError(
-        "The LiteLLM Proxy is not installed: pip install 'agent-gateway-client[litellm-proxy]'"
-    ) from None
+    raise MissingDependencyError(f"The LiteLLM Proxy is not installed: {install_command('litellm-proxy')}") from None
 
 from agent_gateway_client.server.litellm_proxy._callback import LiteLLMProxyMirror
 from agent_gateway_client.server.litellm_proxy._process import mirror_from_environment

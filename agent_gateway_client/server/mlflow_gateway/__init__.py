@@ -8,6 +8,15 @@ MLflow never sees the caller's ``traceparent``: it would add a second, half-work
 the provider through its passthrough and proxy routes.
 """
 
+from importlib.util import find_spec
+
+from agent_gateway_client._install import install_command
+from agent_gateway_client.errors import MissingDependencyError
+
+if find_spec("mlflow.server") is None:
+    # mlflow-tracing, which an agent has, is a part of MLflow under the same name.
+    raise MissingDependencyError(f"MLflow's server is not installed: {install_command('mlflow-gateway')}")
+
 from agent_gateway_client.server.mlflow_gateway._app import MlflowGateway, check_environment, create_app
 
 __all__ = ["MlflowGateway", "create_app"]

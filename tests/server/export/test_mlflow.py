@@ -1,6 +1,7 @@
 """The environment's choice of a destination, and MLflow as the destination."""
 
 import logging
+import re
 import secrets
 import sqlite3
 import sys
@@ -30,6 +31,7 @@ from mlflow.store.tracking.abstract_store import AbstractStore
 from mlflow.store.tracking.file_store import FileStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from agent_gateway_client._install import install_command
 from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.call import new_span_id
@@ -160,7 +162,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
     """Without OpenTelemetry's exporter the error says which extra to install."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'agent-gateway-client\[server\]'"):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("server"))):
         destination_from_environment(taker)
 
 
