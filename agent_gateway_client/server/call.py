@@ -42,10 +42,10 @@ class TokenUsage:
 
 @dataclass(slots=True, frozen=True)
 class Cost:
-    """What the tokens cost, in USD."""
+    """What the tokens cost, in USD. Of a total that another program has added up, the parts may not be known."""
 
-    input_cost: float
-    output_cost: float
+    input_cost: float | None
+    output_cost: float | None
     total_cost: float
 
 
@@ -87,6 +87,37 @@ class Attempt:
 
 
 @dataclass(slots=True)
+class EngineRun:
+    """What a model server, such as vLLM, did for an attempt.
+
+    Its tokens are the attempt's, and are not counted again.
+
+    Attributes:
+        parent_span_id: The span it hangs below: an attempt's, or the call's.
+        model: The model's name there.
+        queue_seconds: From the request's arrival to its first turn.
+        prefill_seconds: Reading the prompt.
+        decode_seconds: Making the answer.
+        first_token_seconds: From the request's arrival to the first token.
+        start_time_ns: Nanoseconds since the epoch.
+        end_time_ns: Nanoseconds since the epoch.
+        error_type: ``None`` where it succeeded, else an exception's class; never a message.
+        span_id: 64 bits; the model server's own.
+    """
+
+    parent_span_id: int
+    model: str | None = None
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    first_token_seconds: float | None = None
+    start_time_ns: int = field(default_factory=time.time_ns)
+    end_time_ns: int = field(default_factory=time.time_ns)
+    error_type: str | None = None
+    span_id: int = field(default_factory=new_span_id)
+
+
+@dataclass(slots=True)
 class GatewayCall:
     """One request to the gateway whose caller wants to see it in its trace.
 
@@ -107,6 +138,9 @@ class GatewayCall:
         linked: The gateway's own span for this call, in the gateway's own trace.
         attempts: The tries at providers, in order.
         span_id: 64 bits; the gateway's own where it has a span for the call.
+        engine_runs: What model servers did for the attempts, as far as it is known.
+        mirrored_elsewhere: Whether another process writes the call's own mirror, and only what is below it is known
+            here. ``span_id`` is that mirror's.
     """
 
     parent: TraceContext
@@ -125,6 +159,8 @@ class GatewayCall:
     linked: TraceContext | None = None
     attempts: list[Attempt] = field(default_factory=list)
     span_id: int = field(default_factory=new_span_id)
+    engine_runs: list[EngineRun] = field(default_factory=list)
+    mirrored_elsewhere: bool = False
 
     def add(self, attempt: Attempt) -> None:
         """Add an attempt; beyond ``MAX_ATTEMPTS`` it is left out, and that is said once."""
