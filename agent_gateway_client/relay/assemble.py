@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from agent_gateway_client.propagation import TraceContext
-from agent_gateway_client.relay.dialects import ENGINE, OWN, OWN_SERVICE, ROOT, dialect_of
+from agent_gateway_client.relay.dialects import ENGINE, OWN, ROOT, dialect_of, is_own
 from agent_gateway_client.relay.facts import Facts, attempt_of, engine_run_of
 from agent_gateway_client.relay.spans import IncomingSpan
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
@@ -189,7 +189,7 @@ def _add_root(call: GatewayCall, part: Part, view: TraceView) -> None:
     call.http_status = root.http_status
     call.error_type = root.error_type
     call.cache_hit = root.flag("cache_hit")
-    if top.service == OWN_SERVICE:
+    if is_own(top):
         own = Facts(top, OWN)
         call.endpoint = own.name("endpoint")
         call.endpoint_id = own.name("endpoint_id")

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from agent_gateway_client.relay.spans import IncomingSpan
 
 OWN_SERVICE = "agent-gateway"
-"""``service.name`` of the companion's mirrors."""
+"""``service.name`` of the companion's mirrors, unless the gateway has another."""
+
+OWN_SCOPE = "agent-gateway-client"
+"""The scope of the companion's mirrors."""
 
 FASTAPI_SCOPE = "fastapi"
 """The scope of FastAPI's built-in telemetry."""
 
-NAMES = frozenset({OWN_SERVICE, FASTAPI_SCOPE})
+NAMES = frozenset({OWN_SERVICE, OWN_SCOPE, FASTAPI_SCOPE})
 """Service and scope names that are looked at."""
 
 Keys = Mapping[str, tuple[str, ...]]
@@ -178,11 +181,16 @@ _OWN: Keys = {
 }
 
 
-def _is_own(span: IncomingSpan) -> bool:
-    return span.service == OWN_SERVICE and span.name.startswith("provider")
+def is_own(span: IncomingSpan) -> bool:
+    """Tell whether a span is a mirror of the companion."""
+    return span.scope == OWN_SCOPE or span.service == OWN_SERVICE
 
 
-OWN = Dialect("the companion", _is_own, _OWN, parent_is_root=True)
+def _is_own_attempt(span: IncomingSpan) -> bool:
+    return is_own(span) and span.name.startswith("provider")
+
+
+OWN = Dialect("the companion", _is_own_attempt, _OWN, parent_is_root=True)
 
 DIALECTS = (
     OWN,

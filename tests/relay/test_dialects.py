@@ -173,7 +173,8 @@ def test_other_spans_are_not_calls(attributes: dict[str, Any]):
     assert collected(read([root(), span(2, 1, "provider/openai/chat", attributes=attributes)])) == []
 
 
-def test_the_companions_own_mirrors():
+@pytest.mark.parametrize("sender", [{"service": "agent-gateway"}, {"scope": "agent-gateway-client"}], ids=str)
+def test_the_companions_own_mirrors(sender: dict[str, str]):
     """A mirror that the companion sent by OTLP stays the same mirror: ids, times, facts, link."""
     gateway = root(
         7,
@@ -194,7 +195,7 @@ def test_the_companions_own_mirrors():
     provider = span(
         8, 7, "provider/openai/gpt-4o-mini", kind=CLIENT, attributes={**NEWEST, "agent_gateway.cost.total": 0.75}
     )
-    call = the_call(gateway, provider, service="agent-gateway")
+    call = the_call(gateway, provider, **sender)
     assert (call.parent.trace_id, call.parent.span_id, call.span_id) == (TRACE, CALLER, 7)
     assert (call.endpoint, call.endpoint_id, call.request_type) == ("chat", "e-1", "unified/chat")
     assert (call.server_address, call.streaming, call.http_status) == ("127.0.0.1:5000", True, 200)
