@@ -64,7 +64,7 @@ _GEN_AI: Keys = {
     "finish_reason": ("gen_ai.response.finish_reasons", "gen_ai.response.finish_reason"),
     "streaming": ("gen_ai.request.stream", "gen_ai.request.is_stream"),
     "first_chunk_seconds": ("gen_ai.response.time_to_first_chunk", "gen_ai.server.time_to_first_token"),
-    "http_status": ("http.response.status_code", "http.status_code"),
+    "http_status": ("http.response.status_code", "http.status_code", "http.status"),
     "error_type": ("error.type",),
 }
 """OpenTelemetry's names, the newest first; ``gen_ai.system`` and ``…prompt_tokens`` are those of 1.27 and before."""
@@ -207,7 +207,7 @@ ROOT = Dialect(
     "the root of a gateway's part",
     lambda span: span.parent_is_remote,
     {
-        "http_status": ("http.response.status_code", "http.status_code"),
+        "http_status": ("http.response.status_code", "http.status_code", "http.status"),
         "error_type": ("error.type",),
         "endpoint_name": ("endpoint_name",),
         "linked": ("mlflow.gateway.linkedTraceId",),
