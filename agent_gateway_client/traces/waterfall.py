@@ -104,7 +104,7 @@ def _row(span: SpanFacts, began: int, length: int, is_low: bool) -> str:
         f'<td class="duration">{escape(span.duration)}</td>'
         f'<td class="status">{escape(status)}</td>'
         f'<td class="model">{escape(span.model or "")}</td>'
-        f'<td class="tokens">{escape(span.tokens)}</td>'
+        f'<td class="tokens">{escape(span.tokens or span.timings)}</td>'
         f'<td class="cost">{escape(span.cost_text)}</td></tr>'
     )
 
