@@ -6,6 +6,7 @@ import hmac
 import json
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -68,6 +69,8 @@ class Relay:
         token: What a sender has to have in ``Authorization: Bearer …``; ``None`` lets everybody send.
         limits: The bounds.
         collection: Where pieces are held.
+        is_full: Tells whether the exporter has no room left. Senders are then asked to wait, which costs less than
+            taking their spans and dropping the oldest calls.
     """
 
     def __init__(
@@ -77,11 +80,13 @@ class Relay:
         token: str | None = None,
         limits: Limits | None = None,
         collection: Collection | None = None,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self._exporter = exporter
         self._token = token
         self._limits = limits or Limits()
         self.collection = collection or Collection(self._limits)
+        self._is_full = is_full
         self._receiving = 0
         self._requests = 0
         self._refused = 0
@@ -159,6 +164,8 @@ class Relay:
             raise Refused(413, self._too_large)
         if not self.collection.has_room():
             raise Refused(429, "The relay holds as many spans as it may.", retry_after=_RETRY_AFTER_S)
+        if self._is_full():
+            raise Refused(429, "Too many mirrors wait for the store.", retry_after=_RETRY_AFTER_S)
 
     async def _read(self, receive: Receive, headers: dict[bytes, bytes], content_type: str) -> Batch:
         reserved = 0

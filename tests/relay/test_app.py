@@ -134,6 +134,14 @@ async def test_a_full_relay(served: Served):
     assert (await served.post(protobuf_body(CALL))).status_code == 200
 
 
+async def test_a_store_that_is_away_for_long(served: Served):
+    """Senders wait in place of the exporter's oldest calls being dropped."""
+    relay = Relay(served.sink, is_full=lambda: True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(relay), base_url="http://relay") as client:
+        answer = await client.post("/v1/traces", content=protobuf_body(CALL), headers=PROTOBUF)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+
+
 async def test_a_relay_that_stops(served: Served):
     """What it holds is sent, and what comes is refused so that the client tries again."""
     await served.post(protobuf_body(CALL))
