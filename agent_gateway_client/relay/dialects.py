@@ -110,6 +110,10 @@ _LITELLM: Keys = {
 }
 
 
+_LITELLM_REFUSALS = ("ProxyException", "BudgetExceededError", "HTTPException")
+"""What LiteLLM Proxy raises before it asks a provider."""
+
+
 def _is_litellm_v1(span: IncomingSpan) -> bool:
     """Tell LiteLLM's span of a call from those of its routing; one without a provider has not asked any."""
     told = span.attributes
@@ -237,8 +241,14 @@ ALL_KEYS = frozenset(
 """All attributes that the relay reads."""
 
 
+def _was_refused(span: IncomingSpan) -> bool:
+    """Tell whether LiteLLM describes a call that was not made: on a span for it, or on FastAPI's that is current."""
+    error = str(span.attributes.get("error.type", ""))
+    return "litellm.call_id" in span.attributes and error.endswith(_LITELLM_REFUSALS)
+
+
 def dialect_of(span: IncomingSpan) -> Dialect | None:
-    """Return the dialect in which a span is a call of a model; ``None`` where it is none."""
-    if ENGINE.claims(span):
+    """Return the dialect in which a span is a call of a model; ``None`` where it is none, as FastAPI's own spans."""
+    if ENGINE.claims(span) or span.scope == FASTAPI_SCOPE or _was_refused(span):
         return None
     return next((dialect for dialect in DIALECTS if dialect.claims(span)), None)

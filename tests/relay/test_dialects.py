@@ -135,6 +135,22 @@ def test_litellm_without_a_provider_is_not_an_attempt():
     assert collected(read([root(failed=True), span(2, 1, attributes=unknown, failed=True)])) == []
 
 
+@pytest.mark.parametrize("scope", ["fastapi", "litellm"])
+@pytest.mark.parametrize("error", ["litellm.proxy._types.ProxyException", "ProxyException", "BudgetExceededError"])
+@pytest.mark.parametrize("operation", ["acompletion", "chat"])
+def test_what_litellm_refuses_is_not_an_attempt(operation: str, error: str, scope: str):
+    """LiteLLM describes the call that a caller with a wrong key would have made; nothing is left of that."""
+    facts = {**LITELLM_V1, "gen_ai.operation.name": operation, "error.type": error, "http.response.status_code": 400}
+    spans = [root(failed=True), span(2, 1, "fastapi.dependencies", attributes=facts, failed=True)]
+    assert collected(read(spans, scope=scope)) == []
+
+
+def test_spans_of_fastapi_are_not_attempts():
+    """Whatever is written on them by code that finds them current."""
+    spans = [root(), span(2, 1, "fastapi.dependencies", attributes=NEWEST)]
+    assert collected(read(spans, scope="fastapi")) == []
+
+
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
