@@ -98,10 +98,26 @@ class TraceView:
             if model.span_id not in outer:
                 self.part_of[model.span_id].attempts.append(model)
 
+    def _attempts_during(self, engine: IncomingSpan) -> list[tuple[IncomingSpan, Part]]:
+        """Return the attempts that a model server's span may belong to when it is beside the gateway's root.
+
+        A gateway that hands the caller's headers on, as LiteLLM Proxy may be told to, names the caller as the parent.
+        """
+        return [
+            (attempt, part)
+            for part in self._beside.get(engine.parent_id, [])
+            for attempt in part.attempts
+            if attempt.start_ns <= engine.start_ns <= attempt.end_ns
+        ]
+
     def _place_engine(self, engine: IncomingSpan) -> None:
         """Put a model server's span below the attempt that asked it, or into a part for itself."""
         asking = self.spans.get(engine.parent_id)
-        if asking is None or asking is engine:
+        during = self._attempts_during(engine)
+        if len(during) == 1:
+            attempt, part = during[0]
+            part.engines.append((engine, attempt_id(attempt, part)))
+        elif asking is None or asking is engine:
             self.part_of[engine.span_id].engines.append((engine, engine.parent_id))
         elif (parent_id := self.mirrored(asking)) is not None:
             self.part_of[asking.span_id].engines.append((engine, parent_id))

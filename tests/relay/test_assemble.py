@@ -165,6 +165,15 @@ def test_an_engine_behind_a_gateway_that_mirrors_by_itself():
     assert ids(call) == [("engine", 4, 77)]
 
 
+def test_an_engine_that_was_given_the_callers_context():
+    """A gateway that hands the caller's header on: the times say which attempt it was, unless two are possible."""
+    spans = [root(1, lasts=9), attempt(2, at=1, lasts=2), attempt(3, at=4, lasts=4)]
+    call = the_call(*spans, engine(4, CALLER, at=5))
+    assert ids(call)[-1] == ("engine", 4, 3)
+    calls = collected(read([*spans, attempt(5, at=4, lasts=4), engine(4, CALLER, at=5)]))
+    assert sorted(ids(call)[-1] for call in calls) == [("engine", 4, CALLER), ("provider", 5, 1)]
+
+
 def test_an_attempt_whose_root_went_to_another_relay():
     """LiteLLM v1's attempts are always directly below the root: the mirror is right without it, and the same."""
     litellm = {**MODEL, "litellm.call_id": "1", "llm.request.type": "acompletion", "litellm.provider.model": "openai/m"}
