@@ -151,7 +151,7 @@ def attempt_id(span: IncomingSpan, part: Part) -> int:
 
     The root's own id is that of the call's mirror. A root that is an attempt too gets a second one, derived from it.
     """
-    if span is not part.top:
+    if span is not part.top or part.top.local_parent:
         return span.span_id
     digest = hashlib.sha256(f"attempt {span.trace_id:032x} {span.span_id:016x}".encode()).digest()
     return int.from_bytes(digest[:8], "big") or 1
