@@ -11,7 +11,7 @@ from agent_gateway_client.traces.facts import SpanFacts, with_ends
 from agent_gateway_client.traces.read import JoinedTrace, missing_parents_text
 from agent_gateway_client.traces.time_spent import time_spent_text
 
-_NAME_STYLES = {"own": "bold", "gateway": "bold cyan", "attempt": "bold"}
+_NAME_STYLES = {"own": "bold", "gateway": "bold cyan", "attempt": "bold", "engine": "bold"}
 
 
 def trace_tree(joined: JoinedTrace) -> Tree:
@@ -54,6 +54,8 @@ def _label(span: SpanFacts) -> Text:
         label.append(f"  {_printable(span.model)}", style="magenta")
     if span.tokens:
         label.append(f"  {span.tokens}", style="default")
+    if span.timings:
+        label.append(f"  {span.timings}", style="default")
     if span.cost_text:
         label.append(f"  {span.cost_text}", style="yellow")
     if span.linked_trace_id:

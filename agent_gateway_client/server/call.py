@@ -112,6 +112,37 @@ class Attempt:
 
 
 @dataclass(slots=True)
+class EngineRun:
+    """What a model server, such as vLLM, did for an attempt.
+
+    Its tokens are the attempt's, and are not counted again.
+
+    Attributes:
+        parent_span_id: The span it hangs below: an attempt's, or the call's.
+        model: The model's name there.
+        queue_seconds: From the request's arrival to its first turn.
+        prefill_seconds: Reading the prompt.
+        decode_seconds: Making the answer.
+        first_token_seconds: From the request's arrival to the first token.
+        start_time_ns: Nanoseconds since the epoch.
+        end_time_ns: Nanoseconds since the epoch.
+        error_type: ``None`` where it succeeded, else an exception's class; never a message.
+        span_id: 64 bits; the model server's own.
+    """
+
+    parent_span_id: int
+    model: str | None = None
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
+    decode_seconds: float | None = None
+    first_token_seconds: float | None = None
+    start_time_ns: int = field(default_factory=time.time_ns)
+    end_time_ns: int = field(default_factory=time.time_ns)
+    error_type: str | None = None
+    span_id: int = field(default_factory=new_span_id)
+
+
+@dataclass(slots=True)
 class GatewayCall:
     """One request to the gateway whose caller wants to see it in its trace.
 
@@ -134,6 +165,9 @@ class GatewayCall:
         span_id: 64 bits; the gateway's own where it has a span for the call.
         workspace: The MLflow workspace that the gateway served the call in; ``None`` where there are no workspaces. It
             says where the caller's trace is looked for and is not in the mirror.
+        engine_runs: What model servers did for the attempts, as far as it is known.
+        mirrored_elsewhere: Whether another process writes the call's own mirror, and only what is below it is known
+            here. ``span_id`` is that mirror's.
     """
 
     parent: TraceContext
@@ -153,6 +187,8 @@ class GatewayCall:
     attempts: list[Attempt] = field(default_factory=list)
     span_id: int = field(default_factory=new_span_id)
     workspace: str | None = None
+    engine_runs: list[EngineRun] = field(default_factory=list)
+    mirrored_elsewhere: bool = False
 
     def add(self, attempt: Attempt) -> None:
         """Add an attempt; beyond ``MAX_ATTEMPTS`` it is left out, and that is said once."""

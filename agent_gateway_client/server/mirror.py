@@ -1,7 +1,8 @@
 """A gateway call to mirror spans. The only place that names span attributes.
 
 Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under
-it. The vocabulary is closed, and every text is cut to a bounded, printable name.
+it; below an attempt, ``engine/<model>`` where the model server tells what it did. The vocabulary is closed, and every
+text is cut to a bounded, printable name.
 """
 
 import json
@@ -18,7 +19,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from agent_gateway_client._version import __version__
 from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, PROVIDER_SPAN_PREFIX, mlflow_trace_id
-from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage, new_span_id
+from agent_gateway_client.server.call import Attempt, EngineRun, GatewayCall, TokenUsage, new_span_id
 from agent_gateway_client.w3c import TraceContext
 
 MAX_NAME_LENGTH = 200
@@ -47,26 +48,14 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
             goes without saying is left out.
 
     Returns:
-        The gateway's span first, then one per attempt, all in the caller's trace. Parent contains child: an attempt
-        that seems to begin before its call or to end after it (clocks of two sources) is cut to the call's times.
+        The gateway's span first, then one per attempt, then one per run of a model server, all in the caller's trace.
+        Parent contains child: an attempt that seems to begin before its call or to end after it (clocks of two
+        sources) is cut to the call's times. Of a call that is mirrored elsewhere, only what is below it.
     """
     end = max(call.start_time_ns, call.end_time_ns or 0)
     taken = {call.parent.span_id}
-    gateway_id = _free(call.span_id, taken)
-    spans = [
-        _span(
-            f"{GATEWAY_SPAN_PREFIX}{_name(call.endpoint) or 'unknown'}",
-            call,
-            parent_id=call.parent.span_id,
-            span_id=gateway_id,
-            start=call.start_time_ns,
-            end=end,
-            error_type=call.error_type,
-            facts=_call_facts(call),
-            convention=convention,
-            kind=SpanKind.SERVER,
-        )
-    ]
+    gateway_id = call.span_id if call.mirrored_elsewhere else _free(call.span_id, taken)
+    spans = [] if call.mirrored_elsewhere else [_gateway_span(call, gateway_id, end, convention)]
     for attempt in call.attempts:
         start = min(max(attempt.start_time_ns, call.start_time_ns), end)
         attempt_end = end if attempt.end_time_ns is None else attempt.end_time_ns
@@ -85,7 +74,41 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
                 kind=SpanKind.CLIENT,
             )
         )
+    for run in call.engine_runs:
+        taken.add(run.parent_span_id)
+        spans.append(_engine_span(run, call, _free(run.span_id, taken), end, convention))
     return spans
+
+
+def _gateway_span(call: GatewayCall, span_id: int, end: int, convention: Convention) -> ReadableSpan:
+    return _span(
+        f"{GATEWAY_SPAN_PREFIX}{_name(call.endpoint) or 'unknown'}",
+        call,
+        parent_id=call.parent.span_id,
+        span_id=span_id,
+        start=call.start_time_ns,
+        end=end,
+        error_type=call.error_type,
+        facts=_call_facts(call),
+        convention=convention,
+        kind=SpanKind.SERVER,
+    )
+
+
+def _engine_span(run: EngineRun, call: GatewayCall, span_id: int, end: int, convention: Convention) -> ReadableSpan:
+    start = min(max(run.start_time_ns, call.start_time_ns), end)
+    return _span(
+        "/".join(["engine", *filter(None, [_name(run.model)])]),
+        call,
+        parent_id=run.parent_span_id,
+        span_id=span_id,
+        start=start,
+        end=min(max(run.end_time_ns, start), end),
+        error_type=run.error_type,
+        facts=_engine_facts(run),
+        convention=convention,
+        kind=SpanKind.INTERNAL,
+    )
 
 
 def _free(span_id: int, taken: set[int]) -> int:
@@ -168,6 +191,18 @@ def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
         yield None, "agent_gateway.cost.total", cost.total_cost
     yield "gen_ai.response.finish_reasons", "gen_ai.response.finish_reasons", [finish_reason] if finish_reason else None
     yield "error.type", "error.type", _error_name(attempt.error_type)
+
+
+def _engine_facts(run: EngineRun) -> Iterator[Fact]:
+    yield "mlflow.llm.model", "gen_ai.request.model", _name(run.model)
+    for name, seconds in (
+        ("gen_ai.latency.time_in_queue", run.queue_seconds),
+        ("gen_ai.latency.time_in_model_prefill", run.prefill_seconds),
+        ("gen_ai.latency.time_in_model_decode", run.decode_seconds),
+        ("gen_ai.latency.time_to_first_token", run.first_token_seconds),
+    ):
+        yield name, name, seconds
+    yield "error.type", "error.type", _error_name(run.error_type)
 
 
 def _span(

@@ -12,8 +12,16 @@ from mlflow.tracing.constant import CostKey, SpanAttributeKey, TokenUsageKey
 
 from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, PROVIDER_SPAN_PREFIX
 
-Kind = Literal["own", "gateway", "attempt"]
-"""What a span stands for: something the agent did itself, the gateway's call, or one of its provider attempts."""
+Kind = Literal["own", "gateway", "attempt", "engine"]
+"""What a span stands for: something the agent did itself, the gateway's call, one of its provider attempts, or what a
+model server did for an attempt."""
+
+_TIMINGS = {
+    "gen_ai.latency.time_in_queue": "waited {} in the queue",
+    "gen_ai.latency.time_in_model_prefill": "prefill {}",
+    "gen_ai.latency.time_in_model_decode": "decode {}",
+}
+"""What a model server says of itself, in seconds, and how that is said to people."""
 
 MAX_VALUE_LENGTH = 300
 """Characters of an attribute's value that are shown."""
@@ -95,6 +103,14 @@ class SpanFacts(NamedTuple):
         return tokens_text(self.usage) if self.usage else ""
 
     @property
+    def timings(self) -> str:
+        """Where a model server spent its time, for people; ``""`` for other spans."""
+        if self.kind != "engine":
+            return ""
+        told = ((text, _nanoseconds(self.attributes.get(key))) for key, text in _TIMINGS.items())
+        return ", ".join(text.format(duration_text(taken)) for text, taken in told if taken is not None)
+
+    @property
     def cost_text(self) -> str:
         """Its cost, for people; ``""`` where it is not known."""
         return cost_text(self.cost)
@@ -160,6 +176,8 @@ def _facts(span: Span, depth: int, parent: SpanFacts | None) -> SpanFacts:
         kind = "gateway"
     elif span.name.startswith(PROVIDER_SPAN_PREFIX) and parent is not None and parent.kind == "gateway":
         kind = "attempt"
+    elif span.name.startswith("engine/") and parent is not None and parent.kind in ("gateway", "attempt"):
+        kind = "engine"
     usage = span.get_attribute(SpanAttributeKey.CHAT_USAGE)
     cost = span.get_attribute(SpanAttributeKey.LLM_COST)
     total = cost.get(CostKey.TOTAL_COST) if isinstance(cost, Mapping) else None
@@ -185,6 +203,14 @@ def _text_or_none(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
 
 
+def _nanoseconds(seconds: str | None) -> float | None:
+    try:
+        taken = float(seconds or "") * 1e9
+    except ValueError:
+        return None
+    return taken if 0 <= taken < float("inf") else None
+
+
 def _shown(attributes: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: _cut(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
@@ -197,7 +223,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= MAX_VALUE_LENGTH else text[:MAX_VALUE_LENGTH] + "…"
 
 
-def duration_text(nanoseconds: int) -> str:
+def duration_text(nanoseconds: float) -> str:
     """Return a duration for people."""
     milliseconds = nanoseconds / 1e6
     if milliseconds >= 1000:

@@ -34,6 +34,19 @@ def test_a_span_is_shown_with_all_that_is_known():
     ]  # fmt: skip
 
 
+def test_a_model_servers_times_are_said():
+    """In words, below the attempt; what is not a number is left out."""
+    times = {"gen_ai__latency__time_in_queue": 1.2, "gen_ai__latency__time_in_model_prefill": 0.25}
+    assert (
+        lines_of(
+            span(1, None, "gateway/chat", 0, 5000),
+            span(2, 1, "provider/openai/m", 0, 5000),
+            span(3, 2, "engine/m", 0, 4000, gen_ai__latency__time_in_model_decode="soon", **times),
+        )[-1].strip()
+        == "└── engine/m  4.00 s  OK  waited 1.20 s in the queue, prefill 250 ms"
+    )
+
+
 def test_a_span_without_its_parent_or_its_end_is_shown_too():
     assert lines_of(span(2, 9, "orphan", 0, None)) == ["trace tr-1", "└── orphan  running  OK"]
 

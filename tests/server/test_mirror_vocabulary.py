@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from opentelemetry.trace import StatusCode
 
 from agent_gateway_client import server
-from agent_gateway_client.server.call import Attempt, Cost, GatewayCall, TokenUsage
+from agent_gateway_client.server.call import Attempt, Cost, EngineRun, GatewayCall, TokenUsage
 from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import attributes_of, full_call, ids_of
@@ -33,6 +33,10 @@ VOCABULARY = {
         "mlflow.chat.tokenUsage",
         "mlflow.llm.cost",
         "gen_ai.response.finish_reasons",
+        "gen_ai.latency.time_in_queue",
+        "gen_ai.latency.time_in_model_prefill",
+        "gen_ai.latency.time_in_model_decode",
+        "gen_ai.latency.time_to_first_token",
     },
     Convention.OTEL: {
         "agent_gateway.endpoint.id",
@@ -55,6 +59,10 @@ VOCABULARY = {
         "gen_ai.usage.cache_creation.input_tokens",
         "agent_gateway.cost.total",
         "gen_ai.response.finish_reasons",
+        "gen_ai.latency.time_in_queue",
+        "gen_ai.latency.time_in_model_prefill",
+        "gen_ai.latency.time_in_model_decode",
+        "gen_ai.latency.time_to_first_token",
     },
 }
 """All keys a mirror span may have. What is not in here does not get into a caller's trace."""
@@ -82,7 +90,8 @@ def relative_to_server(path: Path) -> str:
 @each_convention
 def test_the_vocabulary_is_all_used_and_no_more(convention: Convention):
     """Calls of which everything is known, one with a trace of the gateway's own, use exactly the closed vocabulary."""
-    calls = full_call(), full_call(linked=None)
+    run = EngineRun(0xD, "llama", 1.25, 0.5, 2.0, 1.75, start_time_ns=5_000, end_time_ns=7_000, error_type="Timeout")
+    calls = full_call(engine_runs=[run]), full_call(linked=None)
     keys = {key for call in calls for span in mirror(call, convention) for key in attributes_of(span)}
     assert keys == VOCABULARY[convention]
 
@@ -114,8 +123,22 @@ attempts = st.builds(
     end_time_ns=st.none() | number,
     error_type=text,
     usage=usages,
-    cost=st.none() | st.builds(Cost, *[st.floats(0, 1e6)] * 3),
+    cost=st.none() | st.builds(Cost, *[st.none() | st.floats(0, 1e6)] * 2, st.floats(0, 1e6)),
     finish_reason=text,
+    span_id=st.integers(1, 5),
+)
+seconds = st.none() | st.floats(0, 1e6)
+engine_runs = st.builds(
+    EngineRun,
+    parent_span_id=st.integers(1, 5),
+    model=text,
+    queue_seconds=seconds,
+    prefill_seconds=seconds,
+    decode_seconds=seconds,
+    first_token_seconds=seconds,
+    start_time_ns=number,
+    end_time_ns=number,
+    error_type=text,
     span_id=st.integers(1, 5),
 )
 contexts = st.builds(
@@ -139,6 +162,7 @@ calls = st.builds(
     linked=st.none() | contexts,
     attempts=st.lists(attempts, max_size=5),
     span_id=st.integers(1, 5),
+    engine_runs=st.lists(engine_runs, max_size=3),
 )
 """Calls with any facts; ids from a small set, so that they collide often."""
 
@@ -149,13 +173,15 @@ def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):
     """Keys are of the vocabulary, texts bounded, ids unique and none its own parent, parents contain children."""
     spans = mirror(call, convention)
     root, children = spans[0], spans[1:]
-    assert len(children) == len(call.attempts)
+    assert len(children) == len(call.attempts) + len(call.engine_runs)
 
     ids = [ids_of(span)[0] for span in spans]
     assert len(set(ids)) == len(ids)
     assert call.parent.span_id not in ids
     assert ids_of(root)[1] == call.parent.span_id
-    assert {ids_of(span)[1] for span in children} <= {ids[0]}
+    attempts_made = children[: len(call.attempts)]
+    assert {ids_of(span)[1] for span in attempts_made} <= {ids[0]}
+    assert all(ids_of(span)[0] != ids_of(span)[1] for span in spans)
     assert {span.context.trace_id for span in spans if span.context} == {call.parent.trace_id}
 
     for span in spans:
@@ -174,5 +200,6 @@ def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):
         assert span.status.description is None
         for event in span.events:
             assert (event.name, set(event.attributes or {})) == ("exception", {"exception.type"})
-    failed = [call.error_type is not None, *(attempt.error_type is not None for attempt in call.attempts)]
+    below = [*call.attempts, *call.engine_runs]
+    failed = [call.error_type is not None, *(one.error_type is not None for one in below)]
     assert [span.status.status_code is StatusCode.ERROR for span in spans] == failed

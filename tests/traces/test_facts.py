@@ -34,8 +34,10 @@ def test_kinds():
         span(1, None, "provider/mine", 0, 9),
         span(2, 1, "gateway/chat", 1, 5),
         span(3, 2, "provider/openai/m", 2, 4),
+        span(4, 3, "engine/m", 2, 4),
+        span(5, 4, "engine/m", 2, 4),
     )
-    assert [one.kind for one in shown] == ["own", "gateway", "attempt"]
+    assert [one.kind for one in shown] == ["own", "gateway", "attempt", "engine", "own"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""``agent-gateway relay``: OTLP in from gateways that speak OpenTelemetry, payload-free mirrors out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import click
+
+from agent_gateway_client.cli._mlflow import tracking_uri_option
+
+_SECONDS = click.FloatRange(0.1, 600.0)
+
+
+@click.command()
+@click.option("--port", default=4318, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free port.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need a token.")
+@tracking_uri_option
+@click.option(
+    "--settle", default=2.0, show_default=True, type=_SECONDS, help="Seconds from a call's end to its mirror."
+)
+@click.option(
+    "--wait", default=10.0, show_default=True, type=_SECONDS, help="Seconds to wait for pieces that come late."
+)
+@click.option(
+    "--max-spans", default=100_000, show_default=True, type=click.IntRange(100), help="More are answered 429."
+)
+def relay(port: int, host: str, tracking_uri: str | None, settle: float, wait: float, max_spans: int) -> None:
+    """Receive the traces of gateways by OTLP/HTTP, and add mirrors without payload to the callers' traces.
+
+    For gateways that continue traceparent and export OpenTelemetry by themselves. Point their exporter here, with
+    OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 where they read the standard variables.
+
+    Mirrors go to MLflow, or with AGENT_GATEWAY_EXPORTER=otlp to where the OTEL_EXPORTER_OTLP_* variables of the relay
+    say. On other addresses than loopback AGENT_GATEWAY_RELAY_TOKEN has to be set, and sent by the gateways as
+    'Authorization: Bearer ...'. GET /health says what came in and what became of it.
+    """
+    is_otlp = os.environ.get("AGENT_GATEWAY_EXPORTER") == "otlp"
+    if not is_otlp and not tracking_uri:
+        raise click.UsageError("Where do the agents' traces go? Give --tracking-uri or set MLFLOW_TRACKING_URI.")
+    if tracking_uri:
+        os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+    from agent_gateway_client.relay.limits import Limits
+    from agent_gateway_client.relay.serve import check_address, listen, serve, token_from_environment, url_of
+    from agent_gateway_client.server.shared import shared_exporter
+
+    limits = Limits(spans=max_spans, settle_seconds=settle, wait_seconds=wait)
+    token = token_from_environment()
+    check_address(host, port, token)
+    with listen(host, port) as listening, contextlib.suppress(KeyboardInterrupt):
+        exporter = shared_exporter()
+        click.echo(f"Send traces to {url_of(listening)}; mirrors go to {'OTLP' if is_otlp else 'MLflow'}.")
+        serve(exporter, listening, token=token, limits=limits)

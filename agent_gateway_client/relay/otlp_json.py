@@ -1,0 +1,172 @@
+"""OTLP's JSON encoding: ids are hexadecimal, 64-bit numbers are texts, enums are numbers."""
+
+import json
+import math
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from agent_gateway_client.relay.spans import (
+    ERROR,
+    MAX_JSON,
+    MAX_TEXT,
+    SERVER,
+    Batch,
+    IncomingSpan,
+    MalformedBody,
+    Value,
+)
+
+_HEX = {16: re.compile(r"[0-9a-fA-F]{32}\Z"), 8: re.compile(r"[0-9a-fA-F]{16}\Z")}
+_NUMBER = re.compile(r"-?[0-9]{1,20}\Z")
+_MAX = (1 << 64) - 1
+_KINDS = {"SPAN_KIND_SERVER": SERVER}
+_STATUSES = {"STATUS_CODE_ERROR": ERROR}
+"""Enums by name. OTLP asks for numbers; protobuf's own JSON encoders write names."""
+
+
+def read_request(
+    body: bytes, keys: Collection[str], names: Collection[str], max_spans: int, max_attributes: int
+) -> Batch:
+    """Read a request as :func:`agent_gateway_client.relay.protobuf.read_request` does, from JSON.
+
+    Raises:
+        MalformedBody: The body is not JSON, or not of OTLP's form.
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody(f"not JSON ({type(error).__name__})") from None
+    batch = Batch()
+    for resource_spans in _objects(request, "resourceSpans"):
+        service = _known(_service(resource_spans.get("resource")), names)
+        for scope_spans in _objects(resource_spans, "scopeSpans"):
+            scope = scope_spans.get("scope")
+            scope_name = _known(scope.get("name") if isinstance(scope, dict) else "", names)
+            for one in _objects(scope_spans, "spans"):
+                span = _span(one, keys, max_attributes) if len(batch.spans) < max_spans else None
+                if span is None:
+                    batch.rejected += 1
+                else:
+                    span.service, span.scope = service, scope_name
+                    batch.spans.append(span)
+    return batch
+
+
+def _objects(parent: Any, member: str) -> Iterator[dict[str, Any]]:
+    """Go through the objects in an array.
+
+    Raises:
+        MalformedBody: It is something else.
+    """
+    if not isinstance(parent, dict):
+        raise MalformedBody("not an object")
+    children = parent.get(member)
+    if children is None:
+        return
+    if not isinstance(children, list):
+        raise MalformedBody(f"{member} is not an array")
+    for child in children:
+        if not isinstance(child, dict):
+            raise MalformedBody(f"{member} holds what is not an object")
+        yield child
+
+
+def _service(resource: Any) -> Any:
+    if isinstance(resource, dict):
+        for attribute in _objects(resource, "attributes"):
+            if attribute.get("key") == "service.name":
+                return _value(attribute.get("value"))
+    return ""
+
+
+def _known(name: Any, names: Collection[str]) -> str:
+    return name if isinstance(name, str) and name in names else ""
+
+
+def _span(span: dict[str, Any], keys: Collection[str], max_attributes: int) -> IncomingSpan | None:
+    trace_id, span_id = _id(span.get("traceId"), 16), _id(span.get("spanId"), 8)
+    if not trace_id or not span_id:
+        return None
+    status = span.get("status")
+    name = span.get("name")
+    return IncomingSpan(
+        trace_id,
+        span_id,
+        parent_id=_id(span.get("parentSpanId"), 8),
+        name=name if isinstance(name, str) and len(name) <= MAX_TEXT else "",
+        kind=_enum(span.get("kind"), _KINDS),
+        flags=_integer(span.get("flags")),
+        start_ns=_integer(span.get("startTimeUnixNano")),
+        end_ns=_integer(span.get("endTimeUnixNano")),
+        failed=isinstance(status, dict) and _enum(status.get("code"), _STATUSES) == ERROR,
+        attributes=_attributes(span, keys, max_attributes),
+        link=next((link for one in _objects(span, "links") if (link := _link(one))), None),
+    )
+
+
+def _link(link: dict[str, Any]) -> tuple[int, int] | None:
+    trace_id, span_id = _id(link.get("traceId"), 16), _id(link.get("spanId"), 8)
+    return (trace_id, span_id) if trace_id and span_id else None
+
+
+def _attributes(span: dict[str, Any], keys: Collection[str], most: int) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for index, attribute in enumerate(_objects(span, "attributes")):
+        if index >= most:
+            break
+        key = attribute.get("key")
+        if isinstance(key, str) and key in keys and (value := _value(attribute.get("value"))) is not None:
+            found[key] = value
+    return found
+
+
+def _value(value: Any, depth: int = 0) -> Value | None:
+    if not isinstance(value, dict):
+        return None
+    if isinstance(text := value.get("stringValue"), str):
+        return text if len(text) <= MAX_JSON else None
+    if isinstance(flag := value.get("boolValue"), bool):
+        return flag
+    if "intValue" in value:
+        return _signed(value["intValue"])
+    if "doubleValue" in value:
+        return _float(value["doubleValue"])
+    if isinstance(array := value.get("arrayValue"), dict) and not depth:
+        return next((_value(one, depth=1) for one in _objects(array, "values")), None)
+    return None
+
+
+def _id(text: Any, size: int) -> int:
+    """Return an id, and 0 for what has not its form."""
+    return int(text, 16) if isinstance(text, str) and _HEX[size].match(text) else 0
+
+
+def _integer(value: Any) -> int:
+    """Return a number that is not negative, and 0 for anything else."""
+    number = _signed(value)
+    return number if number is not None and 0 <= number <= _MAX else 0
+
+
+def _enum(value: Any, names: dict[str, int]) -> int:
+    return names.get(value, 0) if isinstance(value, str) and not value.isdecimal() else _integer(value)
+
+
+def _signed(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and _NUMBER.match(value):
+        value = int(value)
+    return value if isinstance(value, int) and -_MAX <= value <= _MAX else None
+
+
+def _float(value: Any) -> float | None:
+    # JSON has no way to write what is not finite but a text.
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value) else None
+
+
+def _finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

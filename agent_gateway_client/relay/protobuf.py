@@ -1,0 +1,267 @@
+"""OTLP's protobuf encoding, read field by field.
+
+Only what is needed is decoded: an attribute's key is compared with the known ones first, and of all others, of events
+and of status messages, only the length is read. That keeps payloads out of memory, and bounds what a hostile body
+costs: the spans are counted before any is decoded. Field numbers are those of ``opentelemetry/proto/trace/v1``.
+"""
+
+import struct
+from collections.abc import Callable, Collection, Iterator
+
+from agent_gateway_client.relay.spans import ERROR, MAX_JSON, MAX_TEXT, Batch, IncomingSpan, MalformedBody, Value
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_MAX_VARINT_BYTES = 10
+_MAX_FIELDS = 4_000_000
+"""Fields of one body. Twenty megabytes can hold ten million empty ones, which would keep a core busy for long."""
+
+_ARRAY_DEPTH = 1
+
+Field = tuple[int, int, int, int]
+"""Number, wire type, and for a length-delimited field where its bytes begin and end; for others value and 0."""
+
+
+def read_request(
+    body: bytes, keys: Collection[str], names: Collection[str], max_spans: int, max_attributes: int
+) -> Batch:
+    """Read an ``ExportTraceServiceRequest``.
+
+    Args:
+        body: The message.
+        keys: The attributes to read.
+        names: Service and scope names to keep.
+        max_spans: Spans to read at most.
+        max_attributes: Attributes to look at per span.
+
+    Raises:
+        MalformedBody: The bytes are not such a message.
+    """
+    reader = _Reader(body, {key.encode(): key for key in keys}, names, max_attributes)
+    batch = Batch()
+    for number, wire, begin, end in reader.fields(0, len(body)):
+        if (number, wire) == (1, _LENGTH):
+            reader.resource_spans(begin, end, batch, max_spans)
+    return batch
+
+
+class _Reader:
+    def __init__(self, body: bytes, keys: dict[bytes, str], names: Collection[str], max_attributes: int) -> None:
+        self._body = body
+        self._keys = keys
+        self._names = names
+        self._max_attributes = max_attributes
+        self._fields_left = _MAX_FIELDS
+
+    def resource_spans(self, begin: int, end: int, batch: Batch, max_spans: int) -> None:
+        # The resource need not come first.
+        resources = (
+            self._service(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH)
+        )
+        service = next(resources, "")
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (2, _LENGTH):
+                self._scope_spans(first, last, service, batch, max_spans)
+
+    def _service(self, begin: int, end: int) -> str:
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (1, _LENGTH):
+                key, at = self._key(first, last)
+                if key == b"service.name":
+                    value = self._value(*at) if at else None
+                    return value if isinstance(value, str) and value in self._names else ""
+        return ""
+
+    def _scope_spans(self, begin: int, end: int, service: str, batch: Batch, max_spans: int) -> None:
+        scopes = (self._scope(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH))
+        scope = next(scopes, "")
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (2, _LENGTH):
+                span = self._span(first, last) if len(batch.spans) < max_spans else None
+                if span is None:
+                    batch.rejected += 1
+                else:
+                    span.service, span.scope = service, scope
+                    batch.spans.append(span)
+
+    def _scope(self, begin: int, end: int) -> str:
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (1, _LENGTH):
+                name = self._text(first, last, MAX_TEXT)
+                return name if name is not None and name in self._names else ""
+        return ""
+
+    def _span(self, begin: int, end: int) -> IncomingSpan | None:
+        span = IncomingSpan(0, 0)
+        looked_at = 0
+        for number, wire, first, last in self.fields(begin, end):
+            if number == 9 and wire == _LENGTH:
+                looked_at += 1
+                if looked_at <= self._max_attributes:
+                    self._attribute(first, last, span.attributes)
+            elif (decode := _SPAN_FIELDS.get((number, wire))) is not None:
+                decode(self, span, first, last)
+        return span if span.trace_id and span.span_id else None
+
+    def _attribute(self, begin: int, end: int, attributes: dict[str, Value]) -> None:
+        key, at = self._key(begin, end)
+        name = self._keys.get(key)
+        if name is not None and at is not None and (value := self._value(*at)) is not None:
+            attributes[name] = value
+
+    def _key(self, begin: int, end: int) -> tuple[bytes, tuple[int, int] | None]:
+        """Return the key of a ``KeyValue``, and where its value is."""
+        key, at = b"", None
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (1, _LENGTH):
+                key = self._body[first:last] if last - first <= MAX_TEXT else b""
+            elif (number, wire) == (2, _LENGTH):
+                at = first, last
+        return key, at
+
+    def _value(self, begin: int, end: int, depth: int = 0) -> Value | None:
+        value: Value | None = None
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (1, _LENGTH):
+                value = self._text(first, last, MAX_JSON)
+            elif (number, wire) == (2, _VARINT):
+                value = bool(first)
+            elif (number, wire) == (3, _VARINT):
+                value = first - (1 << 64) if first >> 63 else first
+            elif (number, wire) == (4, _FIXED64):
+                value = float(struct.unpack("<d", first.to_bytes(8, "little"))[0])
+            elif (number, wire) == (5, _LENGTH) and depth < _ARRAY_DEPTH:
+                value = self._first(first, last)
+        return value
+
+    def _first(self, begin: int, end: int) -> Value | None:
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (1, _LENGTH):
+                return self._value(first, last, depth=_ARRAY_DEPTH)
+        return None
+
+    def _text(self, begin: int, end: int, most: int) -> str | None:
+        """Return a text; ``None`` for one that is too long or no text."""
+        if end - begin > most:
+            return None
+        try:
+            return self._body[begin:end].decode()
+        except UnicodeDecodeError:
+            return None
+
+    def fields(self, at: int, end: int) -> Iterator[Field]:
+        """Go through the fields of a message, without looking into them."""
+        body = self._body
+        while at < end:
+            tag, at = self._varint(at, end)
+            number, wire = tag >> 3, tag & 7
+            self._fields_left -= 1
+            if not number or self._fields_left < 0:
+                raise MalformedBody("a field has the number 0" if not number else "too many fields")
+            if wire == _LENGTH:
+                length, at = self._varint(at, end)
+                if length > end - at:
+                    raise MalformedBody("a field is longer than its message")
+                yield number, wire, at, at + length
+                at += length
+            elif wire == _VARINT:
+                value, at = self._varint(at, end)
+                yield number, wire, value, 0
+            elif wire in (_FIXED64, _FIXED32):
+                size = 8 if wire == _FIXED64 else 4
+                if size > end - at:
+                    raise MalformedBody("a number is cut off")
+                yield number, wire, int.from_bytes(body[at : at + size], "little"), 0
+                at += size
+            else:
+                raise MalformedBody(f"wire type {wire} is not in use")
+
+    def _varint(self, at: int, end: int) -> tuple[int, int]:
+        value = self._body[at] if at < end else 0x80
+        if value < 0x80:
+            return value, at + 1
+        value = 0
+        for index in range(_MAX_VARINT_BYTES):
+            if at >= end:
+                break
+            byte = self._body[at]
+            at += 1
+            value |= (byte & 0x7F) << (7 * index)
+            if byte < 0x80:
+                return value & 0xFFFFFFFFFFFFFFFF, at
+        raise MalformedBody("a number does not end")
+
+    def id_at(self, begin: int, end: int, size: int) -> int:
+        """Return an id, and 0 for one of another size."""
+        return int.from_bytes(self._body[begin:end], "big") if end - begin == size else 0
+
+    def name_at(self, begin: int, end: int) -> str:
+        """Return a span's name; a long one is not a known one."""
+        return self._text(begin, end, MAX_TEXT) or ""
+
+    def status_at(self, begin: int, end: int) -> bool:
+        """Tell whether a status is ERROR."""
+        return any(field[:3] == (3, _VARINT, ERROR) for field in self.fields(begin, end))
+
+    def link_at(self, begin: int, end: int) -> tuple[int, int] | None:
+        """Return a link's trace id and span id."""
+        trace_id = span_id = 0
+        for number, wire, first, last in self.fields(begin, end):
+            if (number, wire) == (1, _LENGTH):
+                trace_id = self.id_at(first, last, 16)
+            elif (number, wire) == (2, _LENGTH):
+                span_id = self.id_at(first, last, 8)
+        return (trace_id, span_id) if trace_id and span_id else None
+
+
+def _set_trace_id(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
+    span.trace_id = reader.id_at(begin, end, 16)
+
+
+def _set_span_id(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
+    span.span_id = reader.id_at(begin, end, 8)
+
+
+def _set_parent_id(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
+    span.parent_id = reader.id_at(begin, end, 8)
+
+
+def _set_name(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
+    span.name = reader.name_at(begin, end)
+
+
+def _set_kind(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
+    span.kind = value
+
+
+def _set_start(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
+    span.start_ns = value
+
+
+def _set_end(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
+    span.end_ns = value
+
+
+def _set_link(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
+    span.link = span.link or reader.link_at(begin, end)
+
+
+def _set_status(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
+    span.failed = reader.status_at(begin, end)
+
+
+def _set_flags(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
+    span.flags = value
+
+
+_SPAN_FIELDS: dict[tuple[int, int], Callable[[_Reader, IncomingSpan, int, int], None]] = {
+    (1, _LENGTH): _set_trace_id,
+    (2, _LENGTH): _set_span_id,
+    (4, _LENGTH): _set_parent_id,
+    (5, _LENGTH): _set_name,
+    (6, _VARINT): _set_kind,
+    (7, _FIXED64): _set_start,
+    (8, _FIXED64): _set_end,
+    (13, _LENGTH): _set_link,
+    (15, _LENGTH): _set_status,
+    (16, _FIXED32): _set_flags,
+}

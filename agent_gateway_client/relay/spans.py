@@ -1,0 +1,88 @@
+"""A span as the relay holds it: what is needed to put a call together, and nothing that can hold a payload."""
+
+from dataclasses import dataclass, field
+
+SERVER = 2
+"""OTLP's ``SPAN_KIND_SERVER``."""
+
+ERROR = 2
+"""OTLP's ``STATUS_CODE_ERROR``."""
+
+MAX_TEXT = 200
+"""Characters of a text value; what is longer is no name and is left out."""
+
+MAX_JSON = 600
+"""Characters of a value that is JSON by its key (MLflow's token counts)."""
+
+_HAS_IS_REMOTE = 0x100
+_IS_REMOTE = 0x200
+
+Value = str | int | float | bool
+
+
+@dataclass(slots=True)
+class IncomingSpan:
+    """One span of a request.
+
+    Attributes:
+        trace_id: 128 bits, never 0.
+        span_id: 64 bits, never 0.
+        parent_id: 64 bits, or 0 for a trace's own root.
+        name: Cut; compared with known names, never written.
+        kind: OTLP's number.
+        flags: OTLP's; two bits of it say whether the parent is in another process.
+        start_ns: Nanoseconds since the epoch.
+        end_ns: Nanoseconds since the epoch.
+        failed: Whether its status is ERROR. The status's message is not read.
+        attributes: Those whose keys the dialects name; of an array its first text.
+        link: Trace id and span id of its first link. A link's attributes are not read.
+        service: The resource's ``service.name``, if it is one that the dialects know.
+        scope: The instrumentation scope's name, if it is one that the dialects know.
+        arrived: Seconds on the clock of the collection.
+    """
+
+    trace_id: int
+    span_id: int
+    parent_id: int = 0
+    name: str = ""
+    kind: int = 0
+    flags: int = 0
+    start_ns: int = 0
+    end_ns: int = 0
+    failed: bool = False
+    attributes: dict[str, Value] = field(default_factory=dict)
+    link: tuple[int, int] | None = None
+    service: str = ""
+    scope: str = ""
+    arrived: float = 0.0
+
+    @property
+    def parent_is_remote(self) -> bool:
+        """Whether the parent is in another process: as the SDK says, or else because a server's always is."""
+        if not self.parent_id:
+            return False
+        if self.flags & _HAS_IS_REMOTE:
+            return bool(self.flags & _IS_REMOTE)
+        return self.kind == SERVER
+
+    @property
+    def local_parent(self) -> bool:
+        """Whether the SDK says that the parent is in the same process; not all SDKs do."""
+        return bool(self.flags & _HAS_IS_REMOTE) and not self.flags & _IS_REMOTE
+
+
+class MalformedBody(ValueError):
+    """A body that is not what its content type says."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """The spans of one request.
+
+    Attributes:
+        spans: Those that were read.
+        rejected: Number of those that were not: invalid ids, or beyond the bound.
+    """
+
+    spans: list[IncomingSpan] = field(default_factory=list)
+    rejected: int = 0

@@ -1,0 +1,57 @@
+"""docs/scaling.md: its table is what the simulation of benchmarks/scaling.py plans, and holds in it."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.scaling import STEPS, plan_for, simulate, table, without_one_mlflow
+
+DOCS = Path(__file__).parents[2] / "docs" / "scaling.md"
+OUTAGE = range(300, 600)
+
+each_step = pytest.mark.parametrize(("calls_per_s", "sampled"), STEPS)
+
+
+@each_step
+def test_a_planned_installation_keeps_up(calls_per_s: int, sampled: float):
+    """Nothing is lost, and no mirror waits long behind others."""
+    outcome = simulate(plan_for(calls_per_s, sampled))
+    assert outcome.lost == 0
+    assert outcome.worst_delay_s < 20
+    assert outcome.mirrored + outcome.waiting == outcome.arrived
+
+
+@each_step
+def test_mlflow_away_for_five_minutes(calls_per_s: int, sampled: float):
+    """The queues ahead of it hold what comes, and are empty again within the time that is left."""
+    plan = plan_for(calls_per_s, sampled)
+    outcome = simulate(plan, seconds=3600, mlflow_away=OUTAGE)
+    assert outcome.lost == 0
+    assert outcome.waiting < 20 * plan.traced_per_s + 100
+
+
+@pytest.mark.parametrize("calls_per_s", [1_000, 10_000])
+def test_too_few_mlflow_servers(calls_per_s: int):
+    """What saturates first is MLflow: without enough of it, the queues fill and calls are lost."""
+    outcome = simulate(without_one_mlflow(plan_for(calls_per_s, 1.0)), seconds=7200)
+    assert outcome.lost > 0
+
+
+def test_a_relay_that_is_lost():
+    """The others take its load where there are enough of them."""
+    plan = plan_for(100_000, 1.0)
+    assert simulate(plan, relays_lost=1).lost == 0
+
+
+def test_the_same_seed_tells_the_same():
+    """The table does not change from run to run."""
+    plan = plan_for(100, 1.0)
+    assert simulate(plan) == simulate(plan)
+    assert simulate(plan) != simulate(plan, seed=17)
+
+
+def test_the_documents_table():
+    """The rows in the document are the planned ones."""
+    text = DOCS.read_text()
+    for row in table():
+        assert row in text

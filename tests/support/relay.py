@@ -1,0 +1,70 @@
+"""``agent-gateway relay`` in a process of its own, and LiteLLM Proxies whose own ``otel`` callback sends to it."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from agent_gateway_client.demo._server import NOT_INHERITED
+from tests.support.litellm_proxy import LiteLLMProxy, configuration
+
+STOP_DEADLINE_S = 60.0
+LITELLM_OTEL: dict[str, dict[str, str]] = {"v1": {}, "v2": {"LITELLM_OTEL_V2": "true"}}
+"""What selects the version of LiteLLM's callback."""
+
+
+class RelayProcess:
+    """A running relay.
+
+    Attributes:
+        url: Where traces are sent to.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def health(self) -> dict[str, Any]:
+        """Return what became of what came in."""
+        answer = httpx.get(self.url.replace("/v1/traces", "/health"), trust_env=False)
+        status: dict[str, Any] = answer.json()
+        return status
+
+
+@contextlib.contextmanager
+def relay(*arguments: str, **environment: str) -> Iterator[RelayProcess]:
+    """Run a relay on a free port of loopback."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
+    code = "from agent_gateway_client.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "relay", "--port", "0", "--settle", "1", "--wait", "5", *arguments],
+        env={**inherited, "PYTHONUNBUFFERED": "1", "NO_PROXY": "127.0.0.1,localhost", **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        try:
+            assert "Send traces to " in line, line
+            yield RelayProcess(line.partition("Send traces to ")[2].partition(";")[0])
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def litellm_proxy_with_otel(directory: Path, provider_url: str, relay_url: str, version: str) -> LiteLLMProxy:
+    """Return a LiteLLM Proxy without anything of ours, whose spans go to a relay."""
+    environment = {
+        "OTEL_EXPORTER": "otlp_http",
+        "OTEL_ENDPOINT": relay_url,
+        "OTEL_BSP_SCHEDULE_DELAY": "300",
+        **LITELLM_OTEL[version],
+    }
+    return LiteLLMProxy(directory, configuration(provider_url, ["otel"]), **environment)
