@@ -7,8 +7,9 @@ import socket
 from urllib.parse import urlsplit
 
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError, StartError
-from agent_gateway_client.relay.app import TRACES_PATH, Relay, Sink
+from agent_gateway_client.relay.app import TRACES_PATH, Relay
 from agent_gateway_client.relay.limits import Limits
+from agent_gateway_client.server.export import Exporter
 
 TOKEN_VARIABLE = "AGENT_GATEWAY_RELAY_TOKEN"
 
@@ -76,7 +77,7 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(exporter: Sink, listening: socket.socket, *, token: str | None, limits: Limits) -> None:
+def serve(exporter: Exporter, listening: socket.socket, *, token: str | None, limits: Limits) -> None:
     """Serve until a signal comes; what is held then is sent.
 
     Raises:
@@ -87,7 +88,7 @@ def serve(exporter: Sink, listening: socket.socket, *, token: str | None, limits
     except ModuleNotFoundError:
         raise MissingDependencyError("The relay needs uvicorn: pip install 'agent-gateway-client[relay]'") from None
     config = uvicorn.Config(
-        Relay(exporter, token=token, limits=limits),
+        Relay(exporter, token=token, limits=limits, is_full=exporter.is_full),
         access_log=False,
         log_level="warning",
         limit_concurrency=_CONNECTIONS,

@@ -138,7 +138,7 @@ def _share_class(name: str) -> str:
 
 
 def _legend(joined: JoinedTrace) -> str:
-    kinds = {"own": "agent", "gateway": "gateway", "attempt": "provider attempt"}
+    kinds = {"own": "agent", "gateway": "gateway", "attempt": "provider attempt", "engine": "model server"}
     shown = {span.kind for span in joined.spans}
     entries = [f'<li class="{kind}"><i></i>{text}</li>' for kind, text in kinds.items() if kind in shown]
     if errors_of(joined.spans):

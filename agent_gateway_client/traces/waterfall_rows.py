@@ -139,7 +139,9 @@ def _bar(span: SpanFacts, scale: Scale) -> str:
 def _tokens(span: SpanFacts) -> str:
     # What they are stands above the column, where there is one.
     numbers = span.tokens.removesuffix(" tokens")
-    return f'{escape(numbers)}<span class="unit"> tokens</span>' if numbers else ""
+    if not numbers:
+        return escape(span.timings)
+    return f'{escape(numbers)}<span class="unit"> tokens</span>'
 
 
 def _offset(nanoseconds: int) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import mlflow
 import pytest
-from agent_gateway_client.server.destinations import mlflow_tracking_server
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.doctor.checks import Check, Settings

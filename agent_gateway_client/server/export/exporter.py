@@ -85,6 +85,10 @@ class Exporter:
             submitted = _taken_from(self._submissions)
         return Counts(submitted, sent, submitted - sent - sum(dropped.values()), dropped)
 
+    def is_full(self) -> bool:
+        """Return whether the next calls would push out others that wait."""
+        return self.counts().waiting >= self._max_waiting_calls
+
     def submit(self, call: GatewayCall, finish: Finish | None = None) -> None:
         """Take a call that has ended. Returns at once and never raises.
 
