@@ -9,7 +9,8 @@ from opentelemetry.trace import SpanContext
 
 from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
-from agent_gateway_client.w3c import TraceContext
+from agent_gateway_client.names import mlflow_trace_id
+from agent_gateway_client.w3c import TRACEPARENT, TraceContext, extract
 
 
 class ModelCall:
@@ -54,6 +55,21 @@ def is_received(traceparent: str | None) -> bool:
     """
     call = model_call.get()
     return call is not None and traceparent is not None and traceparent == call.received
+
+
+def is_local_span(traceparent: str) -> bool:
+    """Tell whether a ``traceparent`` names a span that this process made and that has not been exported yet."""
+    named = extract([(TRACEPARENT, traceparent)])
+    if named is None:
+        return False
+    for context in (_active_mlflow_span_context(), trace.get_current_span().get_span_context()):
+        if context is not None and (context.trace_id, context.span_id) == (named.trace_id, named.span_id):
+            return not context.is_remote
+    manager = sys.modules.get("mlflow.tracing.trace_manager")
+    if manager is None:
+        return False
+    known = manager.InMemoryTraceManager.get_instance()
+    return known.get_span_from_id(mlflow_trace_id(named.trace_id), f"{named.span_id:016x}") is not None
 
 
 def current_trace_context() -> TraceContext | None:
