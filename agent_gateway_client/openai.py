@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.gateways import gateways_for_client
-from agent_gateway_client.http._clients import add_hook
+from agent_gateway_client.http._clients import COPYING, Wrap, wrap
 
 try:
     from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
@@ -61,5 +61,24 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
             version_of("openai"),
         )
         return client
-    add_hook(http_client, known)
+    _let_copies_keep(wrap(client, http_client, known), client)
     return client
+
+
+def _let_copies_keep(wrap: Wrap, client: Any) -> None:
+    """Replace the methods of this client that make a copy: one that is given another HTTP client is covered too."""
+    for name in COPYING:
+        if hasattr(type(client), name):
+            setattr(client, name, _copying(name, wrap, client))
+
+
+def _copying(name: str, wrap: Wrap, client: Any) -> Any:
+    def copy(*args: Any, **kwargs: Any) -> Any:
+        copied = getattr(type(client), name)(client, *args, **kwargs)
+        if wrap.is_on and hasattr(getattr(copied, "_client", None), "event_hooks"):
+            wrap.put_on(copied, copied._client)
+            _let_copies_keep(wrap, copied)
+        return copied
+
+    vars(copy)["copies_wrap"] = True
+    return copy
