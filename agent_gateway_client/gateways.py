@@ -73,7 +73,9 @@ class Gateways:
         kept: dict[str, None] = {}
         for url in urls:
             origin, prefix = _read(url)
-            prefixes = (*self._prefixes.get(origin, ()), prefix)
+            prefixes = self._prefixes.get(origin, ())
+            if prefix not in prefixes:
+                prefixes = (*prefixes, prefix)
             self._prefixes[origin] = prefixes
             scheme, host, port = origin
             if port == _DEFAULT_PORTS[scheme]:

@@ -7,6 +7,7 @@ from agent_gateway_client.active_span import current_trace_context, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
 from agent_gateway_client.http._known import instrumented_gateways
+from agent_gateway_client.http._process_wide import keep_from_overwriting
 
 
 def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[str, str]:
@@ -37,7 +38,10 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
             error,
         )
         return {}
-    return context.to_headers() if context else {}
+    if context is None:
+        return {}
+    keep_from_overwriting()
+    return context.to_headers()
 
 
 def _known_gateways() -> Gateways:

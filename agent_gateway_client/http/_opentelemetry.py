@@ -17,7 +17,13 @@ from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.active_span import as_trace_context
 from agent_gateway_client.w3c import TRACEPARENT
 
+_UTILS = "opentelemetry.instrumentation.utils"
 _AIOHTTP_SCOPE = "opentelemetry.instrumentation.aiohttp_client"
+
+
+def instrumentation_is_loaded() -> bool:
+    """Tell whether any of OpenTelemetry's instrumentations of HTTP clients is imported."""
+    return _UTILS in sys.modules
 
 
 def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
@@ -25,7 +31,7 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
 
     It leaves a header alone only where it makes no span, for which OpenTelemetry has a switch.
     """
-    utils = sys.modules.get("opentelemetry.instrumentation.utils")
+    utils = sys.modules.get(_UTILS)
     if utils is None:
         return nullcontext()
     try:

@@ -6,19 +6,34 @@ installed is imported, so that it does not matter what the program imports later
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from types import TracebackType
+from typing import NamedTuple
 
 from agent_gateway_client._patching import Patch, find_patch
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
+from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways
 from agent_gateway_client.http import _aiohttp, _httpx, _known
+from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
 _REPLACEMENTS = {**_httpx.REPLACEMENTS, **_aiohttp.REPLACEMENTS}
 
 _lock = threading.RLock()
-_handles: list["Instrumentation"] = []
+_in_force: Counter["_Key"] = Counter()
 _patches: dict[str, Patch] = {}
+
+
+class _Key(NamedTuple):
+    """What a handle asks for. Handles that ask for the same are counted and not kept."""
+
+    urls: tuple[str, ...]
+    for_adapter: bool
+    generation: int
+
+
+_generation = 0
+"""Is counted up by :func:`uninstrument`, so that the handles from before it have nothing to undo."""
 
 
 class Instrumentation:
@@ -38,14 +53,30 @@ class Instrumentation:
         self.gateways = gateways
         self.for_adapter = for_adapter
         with _lock:
-            _handles.append(self)
-            _apply()
+            self._key = _Key(gateways.urls, for_adapter, 0 if for_adapter else _generation)
+            self._is_on = True
+            _in_force[self._key] += 1
+            if _in_force[self._key] == 1:
+                _apply()
+            else:
+                # Somebody else may have put back what they found before ours.
+                for patch in _patches.values():
+                    patch.put_on()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether neither this handle nor :func:`uninstrument` has undone it."""
+        return self._is_on and self._key in _in_force
 
     def uninstrument(self) -> None:
         """Switch this one off; others stay in force. The second time does nothing."""
         with _lock:
-            if self in _handles:
-                _handles.remove(self)
+            if not self.is_on:
+                return
+            self._is_on = False
+            _in_force[self._key] -= 1
+            if not _in_force[self._key]:
+                del _in_force[self._key]
                 _apply()
 
     def __enter__(self) -> "Instrumentation":
@@ -83,9 +114,28 @@ def instrument(*gateways: str) -> Instrumentation:
 
 def uninstrument() -> None:
     """Undo every :func:`instrument`. The adapters of frameworks have an undo of their own."""
+    global _generation
     with _lock:
-        _handles[:] = [handle for handle in _handles if handle.for_adapter]
+        _generation += 1
+        for key in [key for key in _in_force if not key.for_adapter]:
+            del _in_force[key]
         _apply()
+
+
+_keeper: Instrumentation | None = None
+
+
+def keep_from_overwriting() -> None:
+    """Keep OpenTelemetry's instrumentation, where it is loaded, from overwriting a header that is set by hand.
+
+    The replaced functions do that. They stay in place until :func:`uninstrument`, and name no gateway.
+    """
+    global _keeper
+    if not instrumentation_is_loaded():
+        return
+    with _lock:
+        if _keeper is None or not _keeper.is_on:
+            _keeper = Instrumentation(NO_GATEWAYS)
 
 
 def gateways_for_process(gateways: tuple[str, ...], function: str) -> Gateways:
@@ -108,8 +158,8 @@ def gateways_for_process(gateways: tuple[str, ...], function: str) -> Gateways:
 
 
 def _apply() -> None:
-    _known.set_process_gateways(Gateways(url for handle in _handles for url in handle.gateways))
-    if _handles:
+    _known.set_process_gateways(Gateways(url for key in _in_force for url in key.urls))
+    if _in_force:
         for patch in _known_patches():
             patch.put_on()
     else:

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from agent_gateway_client.active_span import ModelCall, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http import _process_wide as instrumentation
+from agent_gateway_client.http._known import instrumented_gateways
 from tests.support.client import (
     GATEWAY,
     OTHER,
@@ -410,3 +412,48 @@ def test_it_may_be_switched_on_and_off_in_many_threads(stack: Any):
         thread.join()
     assert failures == []
     assert are_original()
+
+
+@each_stack
+def test_repeating_it_keeps_nothing(stack: Any):
+    """The same URL again and again, as a notebook's cell gives it: nothing accumulates, and each is undone once."""
+    wire = Wire()
+    client = wire.client(stack)
+    first = instrument(GATEWAY)
+    gateways = instrumented_gateways()
+    forgotten = [weakref.ref(instrument(GATEWAY)) for _ in range(100)]
+    second = instrument(GATEWAY)
+    assert [ref() for ref in forgotten] == [None] * 100
+    assert instrumented_gateways() is gateways
+    assert list(gateways) == [GATEWAY]
+    first.uninstrument()
+    first.uninstrument()
+    second.uninstrument()
+    with mlflow.start_span("agent") as agent:
+        client.get(A)
+        uninstrument()
+        third = instrument(GATEWAY)
+        second.uninstrument()
+        client.get(A)
+        third.uninstrument()
+        client.get(A)
+    assert wire.sent() == [[named_by(agent)], [named_by(agent)], []]
+
+
+def test_gateways_that_are_named_twice_are_looked_at_once():
+    """Each prefix of a host is kept once, whatever it is named for."""
+    assert Gateways([A, A, B, A + "/"])._prefixes == Gateways([A, B])._prefixes
+
+
+@each_stack
+def test_what_somebody_else_put_back_is_replaced_again(stack: Any):
+    """Calling it again repairs the replaced function where somebody restored what they had found before."""
+    wire = Wire()
+    client = wire.client(stack)
+    instrument(GATEWAY)
+    for (owner, name), original in zip(CHOKE_POINTS, ORIGINALS, strict=True):
+        setattr(owner, name, original)
+    instrument(GATEWAY)
+    with mlflow.start_span("agent") as agent:
+        client.get(A)
+    assert wire.sent() == [[named_by(agent)]]
