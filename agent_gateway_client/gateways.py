@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from agent_gateway_client.errors import ConfigurationError
@@ -43,6 +44,8 @@ _VENDORS = (
     "integrate.api.nvidia.com",
 )
 """Hosts of model vendors' public APIs; ``*`` stands for any characters."""
+
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
 
 Origin = tuple[str, str, int]
 """Scheme (http or https), host (see ``_plain_host``) and port."""
@@ -120,8 +123,12 @@ class Gateways:
 
     def __contains__(self, url: object) -> bool:
         """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""
+        text = str(url)
+        if "\\" in text.partition("?")[0]:
+            # Some clients take it for a slash, and so see another host in the same URL.
+            return False
         try:
-            parts = urlsplit(str(url))
+            parts = urlsplit(text)
             return self.covers(parts.scheme, parts.hostname or "", parts.port, parts.path)
         except ValueError:
             return False
@@ -182,7 +189,11 @@ def _read(url: str) -> tuple[Origin, str]:
     shown = _without_credentials(url)
     try:
         parts: SplitResult = urlsplit(url.strip())
+        if "," in parts.netloc.rpartition("@")[2] or ",http" in parts.path:
+            raise ConfigurationError(f"{shown} has a comma (give several gateways as several values): {hint}.")
         host, port = parts.hostname, parts.port
+    except ConfigurationError:
+        raise
     except ValueError as error:
         raise ConfigurationError(f"{shown} is no gateway URL ({error}): {hint}.") from None
     if parts.scheme not in _DEFAULT_PORTS:
@@ -190,6 +201,10 @@ def _read(url: str) -> tuple[Origin, str]:
         raise ConfigurationError(f"{shown} {problem}: {hint}.")
     if not host or not host.strip(".") or any(character.isspace() for character in host):
         raise ConfigurationError(f"{shown} has no host: {hint}.")
+    if "*" in parts.netloc + parts.path:
+        raise ConfigurationError(f"{shown} has a '*', and patterns match nothing: {hint}.")
+    if "\\" in url:
+        raise ConfigurationError(f"{shown} has a backslash: {hint}.")
     if parts.query or parts.fragment:
         raise ConfigurationError(f"{shown} has a query or a fragment: {hint}.")
     if port == 0:
@@ -200,7 +215,9 @@ def _read(url: str) -> tuple[Origin, str]:
     try:
         host = _plain_host(host)
     except UnicodeError:
-        raise ConfigurationError(f"{shown} has a host that is no name or address: {hint}.") from None
+        host = ""
+    if ":" not in host and not _HOST_NAME.match(host):
+        raise ConfigurationError(f"{shown} has a host that is neither a name nor an address: {hint}.")
     return (parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), prefix
 
 
@@ -216,17 +233,30 @@ def _plain_host(host: str) -> str:
 
 
 def _is_below(path: str, prefix: str) -> bool:
-    if not prefix:
-        return True
     path = path.partition("?")[0]
     # As nearly all are, and the rest of the rule costs more than the request's other checks together.
-    is_plain = "%" not in path and ".." not in path
+    is_plain = "%" not in path and ".." not in path and "\\" not in path
     if not is_plain:
         path = unquote(path)
+        if "\\" in path:
+            return False
+    if not prefix:
+        return True
     if not path.startswith(prefix) or (len(path) > len(prefix) and path[len(prefix)] != "/"):
         return False
     # A server resolves dot segments, so a path with one may lie anywhere.
     return is_plain or ".." not in unquote(path).replace("\\", "/").split("/")
+
+
+def flatten(urls: Iterable[object]) -> list[Any]:
+    """Return the URLs that a function was given one by one, in lists, or in both."""
+    flat: list[Any] = []
+    for given in urls:
+        if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+            flat.extend(given)
+        else:
+            flat.append(given)
+    return flat
 
 
 def _vendor_host(url: str) -> str | None:

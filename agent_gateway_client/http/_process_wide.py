@@ -1,23 +1,26 @@
-"""Process-wide: every httpx, httpx2 and aiohttp client puts the trace context on its requests to gateways.
+"""Process-wide: every client of a library below puts the trace context on its requests to gateways.
 
-Each of the three has one function through which all requests go, for each retry and each hop of a redirect. These are
+httpx, httpx2, aiohttp, urllib3 (and with it requests and boto3) and websockets. Each has one function through which all requests go, for each retry and each hop of a redirect. These are
 replaced while at least one :func:`instrument` is in force. A library that is not installed is left out; one that is
 installed is imported, so that it does not matter what the program imports later.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import NamedTuple
 
 from agent_gateway_client._patching import Patch, find_patch
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways
+from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
 from agent_gateway_client.http import _aiohttp, _httpx, _known
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
-_REPLACEMENTS = {**_httpx.REPLACEMENTS, **_aiohttp.REPLACEMENTS}
+_REPLACEMENTS = {
+    **_httpx.REPLACEMENTS,
+    **_aiohttp.REPLACEMENTS,
+}
 
 _lock = threading.RLock()
 _in_force: Counter["_Key"] = Counter()
@@ -88,15 +91,19 @@ class Instrumentation:
         self.uninstrument()
 
 
-def instrument(*gateways: str) -> Instrumentation:
-    """Make every httpx, httpx2 and aiohttp client of this process put the trace context on requests to gateways.
+def instrument(*urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> Instrumentation:
+    """Make every HTTP client of this process put the trace context on its requests to gateways.
+
+    Covered are httpx, httpx2, aiohttp, requests, urllib3, boto3 (with an ``endpoint_url``) and websockets.
 
     For frameworks that make their HTTP clients themselves: nothing else has to be changed. The context is that of the
     innermost active span at the time of the request; a ``traceparent`` that the request already has stays. Calling it
     again adds gateways, until its own handle is switched off.
 
     Args:
-        *gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+        *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
+            ``AGENT_GATEWAY_URLS``.
+        gateways: More of them, as the other functions take them.
 
     Returns:
         A handle that undoes this call, and a context manager that does so at its end.
@@ -109,7 +116,7 @@ def instrument(*gateways: str) -> Instrumentation:
         >>> with instrument("http://localhost:5000/gateway"):
         ...     pass  # Requests of any client to http://localhost:5000/gateway/... carry the trace context.
     """
-    return Instrumentation(gateways_for_process(gateways, "instrument"))
+    return Instrumentation(gateways_for_process(urls, "instrument", gateways))
 
 
 def uninstrument() -> None:
@@ -138,17 +145,21 @@ def keep_from_overwriting() -> None:
             _keeper = Instrumentation(NO_GATEWAYS)
 
 
-def gateways_for_process(gateways: tuple[str, ...], function: str) -> Gateways:
+def gateways_for_process(
+    urls: Iterable[str | Iterable[str]], function: str, gateways: Iterable[str] | None = None
+) -> Gateways:
     """Read the gateways that a process-wide function was given, or those of the environment.
 
     Args:
-        gateways: What it was given.
+        urls: What it was given one by one, or in a list.
         function: Its name, for the error.
+        gateways: What it was given as ``gateways=``.
 
     Raises:
         ConfigurationError: No gateway is named, or a name is no URL.
     """
-    known = Gateways(gateways) if gateways else Gateways.from_environment()
+    named = Gateways(flatten(urls)) | Gateways(() if gateways is None else gateways)
+    known = named or Gateways.from_environment()
     if not known:
         raise ConfigurationError(
             f"No gateway is named. Give its URL, like {function}('http://localhost:5000/gateway'), or set "

@@ -1,13 +1,13 @@
 """The callback handler, and the patches that are on while one is open."""
 
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 from weakref import WeakSet
 
 from agent_gateway_client._patching import Patch
-from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways
-from agent_gateway_client.http._process_wide import Instrumentation
+from agent_gateway_client.gateways import NO_GATEWAYS
+from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
 from agent_gateway_client.langchain._calls import GatewaysHandler
 from agent_gateway_client.langchain._methods import patches
 
@@ -36,22 +36,19 @@ class GatewayCallbackHandler(GatewaysHandler):
         agent.invoke({"messages": [("user", "Hello")]}, config={"callbacks": [handler]})
     """
 
-    def __init__(self, *gateways: str) -> None:
+    def __init__(self, *urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> None:
         """Make a handler.
 
         Args:
-            *gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+            *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
+                ``AGENT_GATEWAY_URLS``.
+            gateways: More of them, as the other functions take them.
 
         Raises:
             ConfigurationError: No gateway is named, or a name is no URL.
         """
         super().__init__()
-        self.gateways = Gateways(gateways) if gateways else Gateways.from_environment()
-        if not self.gateways:
-            raise ConfigurationError(
-                "No gateway is named: a handler is not told the URLs of the models whose runs it is given to. Write "
-                f"GatewayCallbackHandler('http://localhost:5000/gateway'), or set {GATEWAY_URLS_VARIABLE}."
-            )
+        self.gateways = gateways_for_process(urls, "GatewayCallbackHandler", gateways)
         with _lock:
             _open.add(self)
             _put_on()

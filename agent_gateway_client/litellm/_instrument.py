@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
@@ -45,7 +45,9 @@ class LiteLLMInstrumentation(Instrumentation):
                     patch.take_off()
 
 
-def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
+def instrument_litellm(
+    *urls: str | Iterable[str], gateways: Iterable[str] | None = None
+) -> LiteLLMInstrumentation:
     """Make LiteLLM put the trace context on every request that it sends to a gateway.
 
     Every kind of call is covered, sync, async and streamed, with the router's retries and fallbacks, on each of
@@ -56,7 +58,9 @@ def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
     with :func:`agent_gateway_client.instrument`.
 
     Args:
-        *gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+        *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
+            ``AGENT_GATEWAY_URLS``.
+        gateways: More of them, as the other functions take them.
 
     Returns:
         A handle that undoes this call, and a context manager that does so at its end.
@@ -69,7 +73,7 @@ def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
         >>> with instrument_litellm("http://localhost:5000/gateway"):
         ...     pass  # litellm.completion(..., api_base="http://localhost:5000/gateway/openai/v1")
     """
-    return LiteLLMInstrumentation(gateways_for_process(gateways, "instrument_litellm"))
+    return LiteLLMInstrumentation(gateways_for_process(urls, "instrument_litellm", gateways))
 
 
 def _begins(original: Callable[..., Any], switch: Switch) -> Any:

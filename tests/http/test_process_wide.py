@@ -457,3 +457,23 @@ def test_what_somebody_else_put_back_is_replaced_again(stack: Any):
     with mlflow.start_span("agent") as agent:
         client.get(A)
     assert wire.sent() == [[named_by(agent)]]
+
+
+@pytest.mark.parametrize(
+    ("urls", "gateways"),
+    [([[A, B]], None), ([(A,), B], None), ([], [A, B]), ([A], [B]), ([Gateways([A])], {B}), ([[A]], (B,))],
+)
+def test_gateways_are_named_one_by_one_or_in_lists(urls: list[Any], gateways: Any):
+    """URLs, lists of them and gateways= are all taken, by every process-wide function alike."""
+    with instrument(*urls, gateways=gateways) as handle:
+        assert list(handle.gateways) == [A, B]
+    if find_spec("litellm"):
+        from agent_gateway_client import instrument_litellm
+
+        with instrument_litellm(*urls, gateways=gateways) as handle:
+            assert list(handle.gateways) == [A, B]
+    if find_spec("langchain_core"):
+        from agent_gateway_client import GatewayCallbackHandler
+
+        with GatewayCallbackHandler(*urls, gateways=gateways) as handler:
+            assert list(handler.gateways) == [A, B]

@@ -158,7 +158,7 @@ def test_without_litellm_the_error_says_what_to_install():
         "import sys\n"
         "sys.modules[sys.argv[1]] = None\n"
         "try:\n"
-        "    from agent_gateway_client import instrument_litellm\n"
+        "    from agent_gateway_client.litellm import instrument_litellm\n"
         "except ImportError as error:\n"
         "    print(type(error).__name__, error)\n"
     )
