@@ -8,6 +8,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
 from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
 from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.w3c import TRACEPARENT, TraceContext, extract
@@ -81,6 +82,21 @@ def current_trace_context() -> TraceContext | None:
     active = active_trace_context()
     call = model_call.get()
     return call.trace_context(active) if call else active
+
+
+def context_of(span: Any) -> TraceContext | None:
+    """Return the context of a span of MLflow or OpenTelemetry; ``None`` where it is a no-op span.
+
+    Raises:
+        ConfigurationError: It is not a span.
+    """
+    # MLflow's spans have no public way to OpenTelemetry's; a no-op span of MLflow has neither.
+    inner = getattr(span, "_span", span)
+    if isinstance(inner, trace.Span):
+        return as_trace_context(inner.get_span_context())
+    if hasattr(span, "trace_id") and hasattr(span, "span_id"):
+        return None
+    raise ConfigurationError(f"span must be a span of MLflow or OpenTelemetry, not {type(span).__qualname__}.")
 
 
 def active_trace_context() -> TraceContext | None:

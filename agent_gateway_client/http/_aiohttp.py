@@ -8,7 +8,7 @@ from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._known import KnownGateways
-from agent_gateway_client.http._opentelemetry import is_by_aiohttp_instrumentation
+from agent_gateway_client.http._opentelemetry import is_by_instrumentation
 from agent_gateway_client.http._propagate import propagate
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
@@ -41,7 +41,7 @@ class AiohttpRequest:
 class _Headers:
     def __init__(self, headers: Any) -> None:
         self._headers = headers
-        self._makes_room = is_by_aiohttp_instrumentation(headers.get(TRACEPARENT))
+        self._makes_room = is_by_instrumentation(headers.get(TRACEPARENT))
 
     def __contains__(self, name: str) -> bool:
         return name in self._headers and not self._makes_room

@@ -1,35 +1,40 @@
 """The trace context as headers, for a client that this package does not know."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from agent_gateway_client._log import warn_once
-from agent_gateway_client.active_span import current_trace_context, model_call
+from agent_gateway_client.active_span import context_of, current_trace_context, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
 from agent_gateway_client.http._known import instrumented_gateways
 from agent_gateway_client.http._process_wide import keep_from_overwriting
 
 
-def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[str, str]:
+def trace_headers(url: object, gateways: Iterable[str] | None = None, *, span: Any = None) -> dict[str, str]:
     """Return the headers that a request to ``url`` should carry, for a client that this package does not know.
 
     Args:
         url: Where the request goes; ``ws://`` and ``wss://`` count as the HTTP they start from.
         gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``, and those of every
             ``instrument()`` that is in force, and inside a gateway those behind it.
+        span: The parent, in place of the innermost active span: a span of OpenTelemetry or of MLflow, also one of
+            ``start_span_no_context()``.
 
     Returns:
         ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is no gateway or no span is
         active.
 
     Raises:
-        ConfigurationError: ``gateways`` was given and holds what is no URL.
+        ConfigurationError: ``gateways`` was given and holds what is no URL, or ``span`` is not a span.
     """
     known = Gateways(gateways) if gateways is not None else _known_gateways()
     if url not in known:
         return {}
     try:
-        context = current_trace_context()
+        context = current_trace_context() if span is None else context_of(span)
+    except ConfigurationError:
+        raise
     except Exception as error:
         warn_once(
             "trace_headers",

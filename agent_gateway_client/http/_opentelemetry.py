@@ -18,7 +18,12 @@ from agent_gateway_client.active_span import as_trace_context
 from agent_gateway_client.w3c import TRACEPARENT
 
 _UTILS = "opentelemetry.instrumentation.utils"
-_AIOHTTP_SCOPE = "opentelemetry.instrumentation.aiohttp_client"
+_SCOPES = (
+    "opentelemetry.instrumentation.aiohttp_client",
+    "opentelemetry.instrumentation.requests",
+    "opentelemetry.instrumentation.urllib3",
+)
+"""The instrumentations whose span is the current one by the time that a request comes to us."""
 
 
 def instrumentation_is_loaded() -> bool:
@@ -50,17 +55,15 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def is_by_aiohttp_instrumentation(header: str | None) -> bool:
-    """Tell whether the instrumentation of aiohttp has set a ``traceparent`` that has to make room for another.
+def is_by_instrumentation(header: str | None) -> bool:
+    """Tell whether the instrumentation of aiohttp, requests or urllib3 has set a ``traceparent`` that makes room.
 
-    Unlike that of httpx it sets the header before the request is made, and its span is the current one by then.
+    Unlike that of httpx they set the header before the request is made, and their span is the current one by then.
     """
+    if header is None:
+        return False
     scope = getattr(trace.get_current_span(), "instrumentation_scope", None)
-    return (
-        _names_current_span(header)
-        and getattr(scope, "name", None) == _AIOHTTP_SCOPE
-        and not _is_opentelemetrys(header)
-    )
+    return _names_current_span(header) and getattr(scope, "name", None) in _SCOPES and not _is_opentelemetrys(header)
 
 
 def _names_current_span(header: str | None) -> bool:

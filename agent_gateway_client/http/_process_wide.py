@@ -1,8 +1,9 @@
 """Process-wide: every client of a library below puts the trace context on its requests to gateways.
 
-httpx, httpx2, aiohttp, urllib3 (and with it requests and boto3) and websockets. Each has one function through which all requests go, for each retry and each hop of a redirect. These are
-replaced while at least one :func:`instrument` is in force. A library that is not installed is left out; one that is
-installed is imported, so that it does not matter what the program imports later.
+httpx, httpx2, aiohttp, urllib3 (and with it requests and boto3) and websockets. Each has one function through which all
+requests go, for each retry and each hop of a redirect. These are replaced while at least one :func:`instrument` is in
+force. A library that is not installed is left out; one that is installed is imported, so that it does not matter what
+the program imports later.
 """
 
 import threading
@@ -14,12 +15,14 @@ from typing import NamedTuple
 from agent_gateway_client._patching import Patch, find_patch
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
-from agent_gateway_client.http import _aiohttp, _httpx, _known
+from agent_gateway_client.http import _aiohttp, _httpx, _known, _urllib3, _websockets
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
 _REPLACEMENTS = {
     **_httpx.REPLACEMENTS,
     **_aiohttp.REPLACEMENTS,
+    **_urllib3.REPLACEMENTS,
+    **_websockets.REPLACEMENTS,
 }
 
 _lock = threading.RLock()

@@ -49,8 +49,10 @@ CHOKE_POINTS = [
         ("httpx", ["Client", "AsyncClient"], "_send_single_request"),
         ("httpx2", ["Client", "AsyncClient"], "_send_single_request"),
         ("aiohttp", ["ClientRequest"], "send"),
+        ("urllib3.connectionpool", ["HTTPConnectionPool"], "_make_request"),
+        ("websockets.client", ["ClientProtocol"], "send_request"),
     )
-    if find_spec(module)
+    if find_spec(module.partition(".")[0])
     for kind in kinds
 ]
 
