@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from agent_gateway_client._near_miss import LOOPBACK, near_miss
 from agent_gateway_client.errors import ConfigurationError
 
 GATEWAY_URLS_VARIABLE = "AGENT_GATEWAY_URLS"
@@ -58,7 +59,7 @@ class Gateways:
     ``/gateway`` covers ``/gateway/v1`` and not ``/gateway2``.
     """
 
-    __slots__ = ("_prefixes", "urls")
+    __slots__ = ("_near_hosts", "_prefixes", "urls")
 
     def __init__(self, urls: Iterable[str]) -> None:
         """Read the gateways.
@@ -86,6 +87,8 @@ class Gateways:
                 self._prefixes[scheme, host, None] = prefixes
             kept[url] = None
         self.urls: tuple[str, ...] = tuple(kept)
+        hosts = frozenset(host for _, host, _ in self._prefixes)
+        self._near_hosts = hosts | LOOPBACK if hosts & LOOPBACK else hosts
 
     @classmethod
     def from_environment(cls) -> "Gateways":
@@ -120,6 +123,19 @@ class Gateways:
             if _is_below(path, prefix):
                 return True
         return False
+
+    def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
+        """Return why a request that is not covered was probably meant to be; ``None`` for most."""
+        if host not in self._near_hosts:
+            return None
+        path = path.partition("?")[0]
+        origins = (
+            (*origin, prefix, _is_below(path, prefix))
+            for origin, prefixes in self._prefixes.items()
+            if origin[2] is not None
+            for prefix in prefixes
+        )
+        return near_miss(origins, _WEBSOCKET_SCHEMES.get(scheme, scheme), host, port, path)  # type: ignore[arg-type]
 
     def __contains__(self, url: object) -> bool:
         """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""

@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple, Protocol
 
 from agent_gateway_client.active_span import current_trace_context, is_received
+from agent_gateway_client.http import _notes
 from agent_gateway_client.w3c import TraceContext
 
 Outcome = Literal["sent", "kept", "no span", "not a gateway"]
@@ -13,6 +14,9 @@ class KnowsGateways(Protocol):
 
     def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
         """Tell what :meth:`Gateways.covers` does."""
+
+    def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
+        """Return what :meth:`Gateways.near_miss` does."""
 
 
 class Decision(NamedTuple):
@@ -32,6 +36,13 @@ _NOT_A_GATEWAY = Decision("not a gateway")
 _KEPT = Decision("kept")
 _NO_SPAN = Decision("no span")
 
+_REASONS: dict[Outcome, str] = {
+    "sent": "it goes to a gateway, and a span is active",
+    "kept": "it goes to a gateway, and had a traceparent already",
+    "no span": "it goes to a gateway, but no span is active",
+    "not a gateway": "it does not go to a gateway",
+}
+
 
 def decide(
     scheme: str, host: str, port: int | None, path: str, traceparent: str | None, gateways: KnowsGateways
@@ -46,9 +57,21 @@ def decide(
         traceparent: The header that the request has already; ``None`` for none.
         gateways: Where it may be sent.
     """
+    why = ""
     if not gateways.covers(scheme, host, port, path):
-        return _NOT_A_GATEWAY
-    if traceparent is not None and not is_received(traceparent):
-        return _KEPT
-    context = current_trace_context()
-    return Decision("sent", context) if context is not None else _NO_SPAN
+        decision = _NOT_A_GATEWAY
+        if found := gateways.near_miss(scheme, host, port, path):
+            why = found
+            _notes.warn_of_near_miss(_notes.shown(scheme, host, port, path), why)
+    elif traceparent is not None and not is_received(traceparent):
+        decision = _KEPT
+    elif (context := current_trace_context()) is not None:
+        decision = Decision("sent", context)
+    else:
+        decision = _NO_SPAN
+        _notes.warn_without_span(_notes.shown(scheme, host, port, path))
+    if _notes.is_wanted():
+        reason = why or _REASONS[decision.outcome]
+        url = _notes.shown(scheme, host, port, path)
+        _notes.make_note(_notes.Note(url, decision.outcome, reason, decision.context, traceparent))
+    return decision

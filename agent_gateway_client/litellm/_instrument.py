@@ -45,9 +45,7 @@ class LiteLLMInstrumentation(Instrumentation):
                     patch.take_off()
 
 
-def instrument_litellm(
-    *urls: str | Iterable[str], gateways: Iterable[str] | None = None
-) -> LiteLLMInstrumentation:
+def instrument_litellm(*urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> LiteLLMInstrumentation:
     """Make LiteLLM put the trace context on every request that it sends to a gateway.
 
     Every kind of call is covered, sync, async and streamed, with the router's retries and fallbacks, on each of
