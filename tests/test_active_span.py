@@ -231,6 +231,7 @@ def test_with_one_provider_for_both_mlflows_own_context_stays_empty():
         assert not mlflow.tracing.provider.mlflow_runtime_context.get_current()
 
 
+@pytest.mark.usefixtures("guards_hold")
 def test_when_mlflow_moves_it_one_warning_names_the_version(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_aiohttp_instrumentation
 from agent_gateway_client.http._propagate import propagate
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_guard = Guard("Could not add the trace context to a request of aiohttp; it is sent without it", "aiohttp")
 
 _EXTENSIONS = "_agent_gateway_client_extensions"
 
@@ -69,17 +71,9 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _propagate(request: Any) -> None:
-    try:
+    with _guard:
         if request.method != "CONNECT":  # which goes to a proxy
             propagate(AiohttpRequest(request), KnownGateways(model_call.get()))
-    except Exception as error:  # whatever aiohttp does, the user's call goes on
-        warn_once(
-            "instrumentation.aiohttp",
-            "aiohttp %s is not what this version of agent-gateway-client expects (%s); a request was sent without "
-            "trace context. Upgrade agent-gateway-client.",
-            version_of("aiohttp"),
-            type(error).__name__,
-        )
 
 
 REPLACEMENTS = {"aiohttp:ClientRequest.send": _send}

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterable
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import warn_once
 from agent_gateway_client.active_span import current_trace_context, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
 from agent_gateway_client.http._known import instrumented_gateways
+
+_guard = Guard("trace_headers() could not read the active span; it returns no headers")
 
 
 def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[str, str]:
@@ -27,17 +30,10 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[st
     known = Gateways(gateways) if gateways is not None else _known_gateways()
     if url not in known:
         return {}
-    try:
+    with _guard:
         context = current_trace_context()
-    except Exception as error:
-        warn_once(
-            "trace_headers",
-            "trace_headers() could not read the active span (%r); no trace context is sent. Upgrade "
-            "agent-gateway-client.",
-            error,
-        )
-        return {}
-    return context.to_headers() if context else {}
+        return context.to_headers() if context else {}
+    return {}
 
 
 def _known_gateways() -> Gateways:

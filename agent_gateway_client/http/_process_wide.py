@@ -5,20 +5,18 @@ replaced while at least one :func:`instrument` is in force. A library that is no
 installed is imported, so that it does not matter what the program imports later.
 """
 
-import threading
-from collections.abc import Iterator
 from types import TracebackType
 
-from agent_gateway_client._patching import Patch, find_patch
+from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
 from agent_gateway_client.http import _aiohttp, _httpx, _known
 
-_REPLACEMENTS = {**_httpx.REPLACEMENTS, **_aiohttp.REPLACEMENTS}
-
-_lock = threading.RLock()
-_handles: list["Instrumentation"] = []
-_patches: dict[str, Patch] = {}
+_patches = PatchSet(
+    {**_httpx.REPLACEMENTS, **_aiohttp.REPLACEMENTS},
+    "its requests are sent without trace context",
+    lambda handles: _known.set_process_gateways(Gateways(url for handle in handles for url in handle.gateways)),
+)
 
 
 class Instrumentation:
@@ -37,16 +35,15 @@ class Instrumentation:
         """
         self.gateways = gateways
         self.for_adapter = for_adapter
-        with _lock:
-            _handles.append(self)
-            _apply()
+        _patches.add(self)
 
-    def uninstrument(self) -> None:
-        """Switch this one off; others stay in force. The second time does nothing."""
-        with _lock:
-            if self in _handles:
-                _handles.remove(self)
-                _apply()
+    def uninstrument(self, *, wait: bool = True) -> None:
+        """Switch this one off; others stay in force. The second time does nothing.
+
+        Args:
+            wait: As in :meth:`PatchSet.remove`.
+        """
+        _patches.remove(self, wait=wait)
 
     def __enter__(self) -> "Instrumentation":
         return self
@@ -83,9 +80,9 @@ def instrument(*gateways: str) -> Instrumentation:
 
 def uninstrument() -> None:
     """Undo every :func:`instrument`. The adapters of frameworks have an undo of their own."""
-    with _lock:
-        _handles[:] = [handle for handle in _handles if handle.for_adapter]
-        _apply()
+    for handle in _patches.handles:
+        if not handle.for_adapter:
+            handle.uninstrument()
 
 
 def gateways_for_process(gateways: tuple[str, ...], function: str) -> Gateways:
@@ -105,21 +102,3 @@ def gateways_for_process(gateways: tuple[str, ...], function: str) -> Gateways:
             f"{GATEWAY_URLS_VARIABLE}."
         )
     return known
-
-
-def _apply() -> None:
-    _known.set_process_gateways(Gateways(url for handle in _handles for url in handle.gateways))
-    if _handles:
-        for patch in _known_patches():
-            patch.put_on()
-    else:
-        for patch in _patches.values():
-            patch.take_off()
-
-
-def _known_patches() -> Iterator[Patch]:
-    for path, replace in _REPLACEMENTS.items():
-        patch = _patches.get(path) or find_patch(path, replace, "its requests are sent without trace context")
-        if patch is not None:
-            _patches[path] = patch
-            yield patch

@@ -7,9 +7,11 @@ redirect leaves the gateway.
 
 from typing import Any, Protocol
 
-from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import current_trace_context, is_received
 from agent_gateway_client.w3c import TRACEPARENT
+
+_guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
 
 _SENT_BY_US = "agent_gateway_client.headers"
 """The key in a request's extensions that holds the headers this package has set on it."""
@@ -24,7 +26,7 @@ class KnowsGateways(Protocol):
 
 def propagate(request: Any, gateways: KnowsGateways) -> None:
     """Put the current trace context on an httpx request to a gateway; take ours off one that leaves. Never raises."""
-    try:
+    with _guard:
         url = request.url
         headers = request.headers
         extensions = request.extensions
@@ -45,12 +47,3 @@ def propagate(request: Any, gateways: KnowsGateways) -> None:
             for name, value in sent.items():
                 headers[name] = value
             extensions[_SENT_BY_US] = sent
-    except Exception:
-        logger.debug("The trace context was not put on a request", exc_info=True)
-        warn_once(
-            "http.propagate",
-            "The trace context could not be put on a request (httpx %s, httpx2 %s); the request was sent without it. "
-            "Details are logged at level DEBUG.",
-            version_of("httpx"),
-            version_of("httpx2"),
-        )
