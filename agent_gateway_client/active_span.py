@@ -7,11 +7,13 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
 from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.w3c import TRACEPARENT, TraceContext, extract
+
+_guard = Guard("Could not read MLflow's active span; only OpenTelemetry's current span is sent", "mlflow-tracing")
 
 
 class ModelCall:
@@ -134,16 +136,8 @@ def _active_mlflow_span_context() -> SpanContext | None:
     provider = sys.modules.get("mlflow.tracing.provider")
     if provider is None:
         return None
-    try:
+    with _guard:
         # MLflow's own functions ask os.environ first whether it shares OpenTelemetry's context, which takes longer than
         # all else here. Where it does, this context has no span.
         return trace.get_current_span(provider.mlflow_runtime_context.get_current()).get_span_context()
-    except Exception as error:  # whatever MLflow does, the user's call goes on
-        warn_once(
-            "mlflow.tracing.provider",
-            "mlflow-tracing %s does not tell its active span the way this version of agent-gateway-client expects "
-            "(%s); only OpenTelemetry's current span is propagated. Upgrade agent-gateway-client.",
-            version_of("mlflow-tracing"),
-            type(error).__name__,
-        )
-        return None
+    return None

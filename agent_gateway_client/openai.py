@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.gateways import gateways_for_client
 from agent_gateway_client.http._clients import COPYING, Wrap, wrap
@@ -17,6 +17,8 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError(
         "wrap_openai() needs the package openai: pip install 'agent-gateway-client[openai]'"
     ) from None
+
+_guard = Guard("Could not find the HTTP client inside an OpenAI client; it sends no trace context", "openai")
 
 ClientT = TypeVar("ClientT", bound=OpenAI | AsyncOpenAI)
 
@@ -52,16 +54,8 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
         # With azure_deployment only some calls go below the deployment, the others beside it.
         base_url = re.sub(r"/deployments/[^/]+/?$", "/", base_url)
     known = gateways_for_client(base_url, gateways)
-    http_client: Any = getattr(client, "_client", None)
-    if not hasattr(http_client, "event_hooks"):
-        warn_once(
-            "openai._client",
-            "openai %s keeps its HTTP client where this version of agent-gateway-client does not find it; no trace "
-            "context is sent. Upgrade agent-gateway-client.",
-            version_of("openai"),
-        )
-        return client
-    _let_copies_keep(wrap(client, http_client, known), client)
+    with _guard:
+        _let_copies_keep(wrap(client, client._client, known), client)
     return client
 
 

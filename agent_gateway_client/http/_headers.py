@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import warn_once
 from agent_gateway_client.active_span import context_of, current_trace_context, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
 from agent_gateway_client.http._known import instrumented_gateways
 from agent_gateway_client.http._process_wide import keep_from_overwriting
+
+_guard = Guard("trace_headers() could not read the active span; it returns no headers")
 
 
 def trace_headers(url: object, gateways: Iterable[str] | None = None, *, span: Any = None) -> dict[str, str]:
@@ -31,18 +34,9 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None, *, span: A
     known = Gateways(gateways) if gateways is not None else _known_gateways()
     if url not in known:
         return {}
-    try:
+    context = None
+    with _guard:
         context = current_trace_context() if span is None else context_of(span)
-    except ConfigurationError:
-        raise
-    except Exception as error:
-        warn_once(
-            "trace_headers",
-            "trace_headers() could not read the active span (%r); no trace context is sent. Upgrade "
-            "agent-gateway-client.",
-            error,
-        )
-        return {}
     if context is None:
         return {}
     keep_from_overwriting()

@@ -13,7 +13,7 @@ from typing import Any
 
 from opentelemetry import trace
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import as_trace_context
 from agent_gateway_client.w3c import TRACEPARENT
 
@@ -24,6 +24,11 @@ _SCOPES = (
     "opentelemetry.instrumentation.urllib3",
 )
 """The instrumentations whose span is the current one by the time that a request comes to us."""
+
+_guard = Guard(
+    "Could not keep OpenTelemetry's instrumentation from replacing a request's trace context",
+    "opentelemetry-instrumentation",
+)
 
 
 def instrumentation_is_loaded() -> bool:
@@ -39,19 +44,11 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
     utils = sys.modules.get(_UTILS)
     if utils is None:
         return nullcontext()
-    try:
+    with _guard:
         header = headers.get(TRACEPARENT)
         if header is not None and not _is_opentelemetrys(header):
             switched_off: AbstractContextManager[None] = utils.suppress_http_instrumentation()
             return switched_off
-    except Exception as error:  # whatever OpenTelemetry does, the user's call goes on
-        warn_once(
-            "otel_http",
-            "opentelemetry-instrumentation %s cannot be kept from overwriting the trace context (%s). Upgrade "
-            "agent-gateway-client.",
-            version_of("opentelemetry-instrumentation"),
-            type(error).__name__,
-        )
     return nullcontext()
 
 

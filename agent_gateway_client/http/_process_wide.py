@@ -8,34 +8,32 @@ the program imports later.
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from agent_gateway_client._patching import Patch, find_patch
+from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
 from agent_gateway_client.http import _aiohttp, _httpx, _known, _urllib3, _websockets
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
-_REPLACEMENTS = {
-    **_httpx.REPLACEMENTS,
-    **_aiohttp.REPLACEMENTS,
-    **_urllib3.REPLACEMENTS,
-    **_websockets.REPLACEMENTS,
-}
+_patches = PatchSet(
+    {**_httpx.REPLACEMENTS, **_aiohttp.REPLACEMENTS, **_urllib3.REPLACEMENTS, **_websockets.REPLACEMENTS},
+    "its requests are sent without trace context",
+    lambda handles: _known.set_process_gateways(Gateways(url for handle in handles for url in handle.gateways)),
+)
 
-_lock = threading.RLock()
-_in_force: Counter["_Key"] = Counter()
-_patches: dict[str, Patch] = {}
+_lock = threading.Lock()
+_counts: Counter["_Named"] = Counter()
 
 
-class _Key(NamedTuple):
-    """What a handle asks for. Handles that ask for the same are counted and not kept."""
+class _Named(NamedTuple):
+    """The gateways of one or more :func:`instrument`. Those that name the same are counted and not kept."""
 
-    urls: tuple[str, ...]
-    for_adapter: bool
+    gateways: tuple[str, ...]
     generation: int
+    for_adapter: bool = False
 
 
 _generation = 0
@@ -58,32 +56,41 @@ class Instrumentation:
         """
         self.gateways = gateways
         self.for_adapter = for_adapter
-        with _lock:
-            self._key = _Key(gateways.urls, for_adapter, 0 if for_adapter else _generation)
-            self._is_on = True
-            _in_force[self._key] += 1
-            if _in_force[self._key] == 1:
-                _apply()
-            else:
-                # Somebody else may have put back what they found before ours.
-                for patch in _patches.values():
-                    patch.put_on()
+        self._handle: Any = self
+        if not for_adapter:
+            self._handle = _Named(gateways.urls, _generation)
+            with _lock:
+                _counts[self._handle] += 1
+        self._is_on = True
+        _patches.add(self._handle)
+        if not for_adapter:
+            # Somebody else may have put back what they had found before.
+            _patches.renew()
 
     @property
     def is_on(self) -> bool:
         """Whether neither this handle nor :func:`uninstrument` has undone it."""
-        return self._is_on and self._key in _in_force
+        return self._is_on and (self.for_adapter or self._handle in _counts)
 
-    def uninstrument(self) -> None:
-        """Switch this one off; others stay in force. The second time does nothing."""
-        with _lock:
-            if not self.is_on:
-                return
-            self._is_on = False
-            _in_force[self._key] -= 1
-            if not _in_force[self._key]:
-                del _in_force[self._key]
-                _apply()
+    def uninstrument(self, *, wait: bool = True) -> None:
+        """Switch this one off; others stay in force. The second time does nothing.
+
+        Args:
+            wait: As in :meth:`PatchSet.remove`.
+        """
+        if not self.is_on:
+            return
+        self._is_on = False
+        if not self.for_adapter:
+            with _lock:
+                _counts[self._handle] -= 1
+                if _counts[self._handle] > 0:
+                    return
+                del _counts[self._handle]
+        _patches.remove(self._handle, wait=wait)
+        if self._handle in _counts:
+            # Another thread has named the same gateways in the meantime.
+            _patches.add(self._handle)
 
     def __enter__(self) -> "Instrumentation":
         return self
@@ -125,11 +132,12 @@ def instrument(*urls: str | Iterable[str], gateways: Iterable[str] | None = None
 def uninstrument() -> None:
     """Undo every :func:`instrument`. The adapters of frameworks have an undo of their own."""
     global _generation
-    with _lock:
-        _generation += 1
-        for key in [key for key in _in_force if not key.for_adapter]:
-            del _in_force[key]
-        _apply()
+    _generation += 1
+    for handle in _patches.handles:
+        if not handle.for_adapter:
+            with _lock:
+                del _counts[handle]
+            _patches.remove(handle)
 
 
 _keeper: Instrumentation | None = None
@@ -143,9 +151,8 @@ def keep_from_overwriting() -> None:
     global _keeper
     if not instrumentation_is_loaded():
         return
-    with _lock:
-        if _keeper is None or not _keeper.is_on:
-            _keeper = Instrumentation(NO_GATEWAYS)
+    if _keeper is None or not _keeper.is_on:
+        _keeper = Instrumentation(NO_GATEWAYS)
 
 
 def gateways_for_process(
@@ -169,21 +176,3 @@ def gateways_for_process(
             f"{GATEWAY_URLS_VARIABLE}."
         )
     return known
-
-
-def _apply() -> None:
-    _known.set_process_gateways(Gateways(url for key in _in_force for url in key.urls))
-    if _in_force:
-        for patch in _known_patches():
-            patch.put_on()
-    else:
-        for patch in _patches.values():
-            patch.take_off()
-
-
-def _known_patches() -> Iterator[Patch]:
-    for path, replace in _REPLACEMENTS.items():
-        patch = _patches.get(path) or find_patch(path, replace, "its requests are sent without trace context")
-        if patch is not None:
-            _patches[path] = patch
-            yield patch

@@ -8,10 +8,12 @@ as ``mlflow.openai.autolog()`` does.
 
 from typing import Any
 
-from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import is_local_span
 from agent_gateway_client.http._decide import KnowsGateways, decide
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
 
 _SENT_BY_US = "agent_gateway_client.headers"
 """The key in a request's extensions that holds the headers this package has set on it."""
@@ -22,20 +24,12 @@ _LOCAL = "agent_gateway_client.local"
 
 def propagate(request: Any, gateways: KnowsGateways) -> None:
     """Put the current trace context on an httpx request to a gateway; take it off one that leaves. Never raises."""
-    try:
-        _propagate(request, gateways)
-    except Exception:
-        logger.debug("The trace context was not put on a request", exc_info=True)
-        warn_once(
-            "http.propagate",
-            "The trace context could not be put on a request (httpx %s, httpx2 %s); the request was sent without it. "
-            "Details are logged at level DEBUG.",
-            version_of("httpx"),
-            version_of("httpx2"),
-        )
+    with _guard:
+        put_trace_context(request, gateways)
 
 
-def _propagate(request: Any, gateways: KnowsGateways) -> None:
+def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
+    """Do what :func:`propagate` does; may raise."""
     url, headers, extensions = request.url, request.headers, request.extensions
     if _SENT_BY_US in extensions:
         # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.

@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_guard = Guard("Could not add the trace context to a request of urllib3; it is sent without it", "urllib3")
 
 
 def _make_request(original: Callable[..., Any], switch: Switch) -> Any:
@@ -28,7 +30,7 @@ def _make_request(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _add_headers(pool: Any, url: str, kwargs: dict[str, Any]) -> None:
-    try:
+    with _guard:
         given = kwargs.get("headers")
         present = _value(given, TRACEPARENT)
         makes_room = is_by_instrumentation(present)
@@ -37,14 +39,6 @@ def _add_headers(pool: Any, url: str, kwargs: dict[str, Any]) -> None:
         context = decide(scheme, host, port, path, present, KnownGateways(model_call.get())).context
         if context is not None:
             kwargs["headers"] = _with(given, context.to_headers(), replaced=makes_room or present is not None)
-    except Exception as error:  # whatever urllib3 does, the user's call goes on
-        warn_once(
-            "instrumentation.urllib3",
-            "urllib3 %s is not what this version of agent-gateway-client expects (%s); a request was sent without "
-            "trace context. Upgrade agent-gateway-client.",
-            version_of("urllib3"),
-            type(error).__name__,
-        )
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:

@@ -6,12 +6,14 @@ OpenAI's realtime and responses sockets are opened with it.
 from collections.abc import Callable
 from typing import Any
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_guard = Guard("Could not add the trace context to a websocket; it is opened without it", "websockets")
 
 
 def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
@@ -25,7 +27,7 @@ def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _add_headers(protocol: Any, request: Any) -> None:
-    try:
+    with _guard:
         uri, headers = protocol.uri, request.headers
         present = ",".join(headers.get_all(TRACEPARENT)) if TRACEPARENT in headers else None
         scheme = "https" if uri.secure else "http"
@@ -37,14 +39,6 @@ def _add_headers(protocol: Any, request: Any) -> None:
                     if old in headers:
                         del headers[old]
                 headers[name] = value
-    except Exception as error:  # whatever websockets does, the user's call goes on
-        warn_once(
-            "instrumentation.websockets",
-            "websockets %s is not what this version of agent-gateway-client expects (%s); a connection was opened "
-            "without trace context. Upgrade agent-gateway-client.",
-            version_of("websockets"),
-            type(error).__name__,
-        )
 
 
 REPLACEMENTS = {"websockets.client:ClientProtocol.send_request": _send_request}

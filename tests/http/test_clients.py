@@ -290,6 +290,7 @@ def test_what_is_no_client_is_one_clear_error(stack: Any, what: str, gateways: l
         wrap_httpx(wrong, gateways)
 
 
+@pytest.mark.usefixtures("guards_hold")
 @each_stack
 @each_kind
 async def test_the_hook_never_fails_a_call(stack: Any, kind: str, caplog: pytest.LogCaptureFixture):

@@ -170,6 +170,7 @@ async def test_each_hop_of_a_redirect(client: str, server: HttpServer):
 
 
 @each_client
+@pytest.mark.usefixtures("guards_hold")
 async def test_without_a_span_or_with_a_broken_one(client: str, server: HttpServer):
     """Without a span, or where reading it fails, the request goes out as it was made."""
     from opentelemetry import trace

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from typing import Any
 
 import mlflow
@@ -10,6 +11,7 @@ import mlflow.litellm
 import pytest
 
 from agent_gateway_client import instrument, instrument_litellm, trace_headers, uninstrument
+from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.http import _process_wide as instrumentation
@@ -42,7 +44,7 @@ pytestmark = in_one_loop
 
 def replaced() -> dict[str, Any]:
     """Return what is now at each place that instrument_litellm() or instrument() replaces."""
-    places = [*adapter._patches.values(), *instrumentation._patches.values()]
+    places = [*adapter._patches._patches.values(), *instrumentation._patches._patches.values()]
     return {f"{place._owner}.{place._name}": vars(place._owner).get(place._name) for place in places}
 
 
@@ -114,25 +116,25 @@ def test_the_gateways_are_those_of_the_environment_by_default(monkeypatch: pytes
         assert list(handle.gateways) == [GATEWAY]
 
 
+@pytest.mark.usefixtures("guards_hold")
 @each_way
 async def test_what_litellm_no_longer_has_is_said_once(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Where LiteLLM has changed one warning names its version, calls work, and the header is there."""
-    monkeypatch.setattr(adapter, "_patches", {})
+    patches = PatchSet(adapter._REPLACEMENTS, "it does not matter here")
+    monkeypatch.setattr(adapter, "_patches", patches)
     monkeypatch.delattr(litellm.litellm_core_utils.streaming_handler.CustomStreamWrapper, "__next__")
     with instrument_litellm(provider.url), mlflow.start_span("agent"):
         await make_call("completion", provider, is_async=is_async)
     assert sent(provider) == [[named_by_otel(*ended())]]
     (warning,) = warnings_in(caplog)
-    assert warning.startswith("litellm 1.")
-    assert "has no function __next__" in warning
-    # Those of the fixture are below, and still in force.
-    for patch in adapter._patches.values():
-        patch.take_off()
+    assert "CustomStreamWrapper.__next__" in warning
+    assert f"litellm {metadata.version('litellm')}" in warning
     monkeypatch.undo()
 
 
+@pytest.mark.usefixtures("guards_hold")
 @each_way
 async def test_nothing_inside_fails_a_call(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -149,7 +151,7 @@ async def test_nothing_inside_fails_a_call(
             await make_call("completion", provider, is_async=is_async)
     assert sent(provider) == [[named_by(agent)]] * 2
     (warning,) = [text for text in warnings_in(caplog) if "agent-gateway-client" in text]
-    assert "could not be begun" in warning
+    assert "Could not begin the span" in warning
 
 
 def test_without_litellm_the_error_says_what_to_install():

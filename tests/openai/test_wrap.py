@@ -265,6 +265,7 @@ def test_what_is_no_openai_client_is_one_clear_error(what: str, gateways: list[s
         wrap_openai(value, gateways=gateways)
 
 
+@pytest.mark.usefixtures("guards_hold")
 def test_an_sdk_that_moved_its_http_client_is_one_warning(caplog: pytest.LogCaptureFixture):
     """Should the SDK keep its HTTP client elsewhere, wrap_openai() says so once, with the version, and goes on."""
     client = make_client("OpenAI", Wire(answer))
