@@ -117,6 +117,7 @@ def _record(path: str) -> None:
             "span_id": f"{context.span_id:016x}" if context else None,
             "traceparent": context.traceparent if context else note.kept,
             "pid": os.getpid(),
+            "near_miss": note.near_miss,
         }
         # One write to the end of the file, as child processes write to it too.
         with open(path, "ab", buffering=0) as file:

@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways, gateways_for_client
+from agent_gateway_client.http import _notes
 from agent_gateway_client.http._opentelemetry import suppress_otel_overwrite
 from agent_gateway_client.http._propagate import propagate
 
@@ -139,12 +140,17 @@ class _RequestHook:
         self.wraps: WeakSet[Wrap] = WeakSet()
 
     def __call__(self, request: Any) -> Any:
-        propagate(request, self.gateways)
+        self.propagate(request)
+
+    def propagate(self, request: Any) -> None:
+        """Do it, unless the doctor runs the program: then every client is covered, and a request counts once."""
+        if _notes.recorder is None:
+            propagate(request, self.gateways)
 
 
 class _AsyncRequestHook(_RequestHook):
     async def __call__(self, request: Any) -> None:
-        propagate(request, self.gateways)
+        self.propagate(request)
 
 
 def _add_hook(client: Any) -> _RequestHook:

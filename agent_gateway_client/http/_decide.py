@@ -73,5 +73,5 @@ def decide(
     if _notes.is_wanted():
         reason = why or _REASONS[decision.outcome]
         url = _notes.shown(scheme, host, port, path)
-        _notes.make_note(_notes.Note(url, decision.outcome, reason, decision.context, traceparent))
+        _notes.make_note(_notes.Note(url, decision.outcome, reason, decision.context, traceparent, bool(why)))
     return decision

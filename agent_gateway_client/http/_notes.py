@@ -20,6 +20,7 @@ class Note(NamedTuple):
         reason: Why, in a sentence.
         context: What was put on it.
         kept: The ``traceparent`` that it had already.
+        near_miss: Whether it was probably meant to go to a gateway.
     """
 
     url: str
@@ -27,6 +28,7 @@ class Note(NamedTuple):
     reason: str
     context: TraceContext | None = None
     kept: str | None = None
+    near_miss: bool = False
 
 
 recorder: Callable[[Note], None] | None = None
