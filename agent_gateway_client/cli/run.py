@@ -55,7 +55,7 @@ def environment_for(gateways: Sequence[str]) -> dict[str, str]:
 def replace_process(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     """Become the command: signals, terminal and exit status are its own."""
     try:
-        os.execvpe(command[0], command, environment)
+        os.execvpe(command[0], list(command), environment)
     except OSError as error:
         click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
         # As shells do.

@@ -176,7 +176,7 @@ def _send(client: "weakref.ref[Any]") -> Any:
     """Return what keeps OpenTelemetry's instrumentation from overwriting the header that the hook has set."""
 
     def send(request: Any, *args: Any, **kwargs: Any) -> Any:
-        own = client()
+        own: Any = client()
         with suppress_otel_overwrite(request.headers):
             return type(own)._send_single_request(own, request, *args, **kwargs)
 
@@ -186,7 +186,7 @@ def _send(client: "weakref.ref[Any]") -> Any:
 
 def _async_send(client: "weakref.ref[Any]") -> Any:
     async def send(request: Any, *args: Any, **kwargs: Any) -> Any:
-        own = client()
+        own: Any = client()
         with suppress_otel_overwrite(request.headers):
             return await type(own)._send_single_request(own, request, *args, **kwargs)
 
