@@ -86,19 +86,17 @@ def current_trace_context() -> TraceContext | None:
     return call.trace_context(active) if call else active
 
 
-def context_of(span: Any) -> TraceContext | None:
-    """Return the context of a span of MLflow or OpenTelemetry; ``None`` where it is a no-op span.
+def as_span(span: Any) -> trace.Span:
+    """Return OpenTelemetry's span behind a span of MLflow, or the same where it is one of OpenTelemetry's.
 
     Raises:
         ConfigurationError: It is not a span.
     """
-    # MLflow's spans have no public way to OpenTelemetry's; a no-op span of MLflow has neither.
+    # MLflow has no public way to it.
     inner = getattr(span, "_span", span)
-    if isinstance(inner, trace.Span):
-        return as_trace_context(inner.get_span_context())
-    if hasattr(span, "trace_id") and hasattr(span, "span_id"):
-        return None
-    raise ConfigurationError(f"span must be a span of MLflow or OpenTelemetry, not {type(span).__qualname__}.")
+    if not isinstance(inner, trace.Span):
+        raise ConfigurationError(f"span must be a span of MLflow or OpenTelemetry, not {type(span).__qualname__}.")
+    return inner
 
 
 def active_trace_context() -> TraceContext | None:

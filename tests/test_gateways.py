@@ -367,7 +367,9 @@ def test_a_backslash_is_no_gateway(url: str, gateway: str):
         assert not Gateways([gateway]).covers("http", "gw.test", None, "/" + path)
 
 
-@pytest.mark.parametrize("host", ["gw_1", "a-b.test", "10.0.0.1", "[::1]", "[fe80::1%25eth0]", "\xfcber.test", "gw.test."])
+@pytest.mark.parametrize(
+    "host", ["gw_1", "a-b.test", "10.0.0.1", "[::1]", "[fe80::1%25eth0]", "\xfcber.test", "gw.test."]
+)
 def test_hosts_that_are_names_or_addresses(host: str):
     """What can be looked up is taken: underscores of containers, addresses, international names."""
     assert f"http://{host}:5000/gateway/v1" in Gateways([f"http://{host}:5000/gateway"])

@@ -120,7 +120,7 @@ def test_a_public_name_can_be_imported(name):
 
 
 def test_without_the_frameworks_the_package_can_be_looked_at():
-    """import *, help() and hasattr() work in a base install; the error comes with the first use, and says what to do."""
+    """import *, help() and hasattr() work in a base install; the error comes with the first use."""
     program = (
         "import pydoc, sys\n"
         "for name in ('openai', 'litellm', 'langchain_core'):\n"

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from agent_gateway_client.active_span import current_trace_context, is_received
 from agent_gateway_client.http import _notes
-from agent_gateway_client.w3c import TraceContext
+from agent_gateway_client.w3c import TRACEPARENT, TraceContext
 
 Outcome = Literal["sent", "kept", "no span", "not a gateway"]
 
@@ -17,6 +17,16 @@ class KnowsGateways(Protocol):
 
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
         """Return what :meth:`Gateways.near_miss` does."""
+
+
+class Headers(Protocol):
+    """A request's headers."""
+
+    def __contains__(self, name: str, /) -> bool: ...
+
+    def __getitem__(self, name: str, /) -> str: ...
+
+    def get(self, name: str, /) -> str | None: ...
 
 
 class Decision(NamedTuple):
@@ -44,9 +54,7 @@ _REASONS: dict[Outcome, str] = {
 }
 
 
-def decide(
-    scheme: str, host: str, port: int | None, path: str, traceparent: str | None, gateways: KnowsGateways
-) -> Decision:
+def decide(scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways) -> Decision:
     """Decide whether a request gets the current trace context.
 
     Args:
@@ -54,7 +62,7 @@ def decide(
         host: As for :meth:`Gateways.covers`.
         port: As for :meth:`Gateways.covers`.
         path: As for :meth:`Gateways.covers`.
-        traceparent: The header that the request has already; ``None`` for none.
+        headers: Those that the request has already; they are only looked at where it goes to a gateway.
         gateways: Where it may be sent.
     """
     why = ""
@@ -63,7 +71,7 @@ def decide(
         if found := gateways.near_miss(scheme, host, port, path):
             why = found
             _notes.warn_of_near_miss(_notes.shown(scheme, host, port, path), why)
-    elif traceparent is not None and not is_received(traceparent):
+    elif TRACEPARENT in headers and not is_received(headers[TRACEPARENT]):
         decision = _KEPT
     elif (context := current_trace_context()) is not None:
         decision = Decision("sent", context)
@@ -71,7 +79,8 @@ def decide(
         decision = _NO_SPAN
         _notes.warn_without_span(_notes.shown(scheme, host, port, path))
     if _notes.is_wanted():
+        kept = headers.get(TRACEPARENT)
         reason = why or _REASONS[decision.outcome]
         url = _notes.shown(scheme, host, port, path)
-        _notes.make_note(_notes.Note(url, decision.outcome, reason, decision.context, traceparent, bool(why)))
+        _notes.make_note(_notes.Note(url, decision.outcome, reason, decision.context, kept, bool(why)))
     return decision

@@ -1,13 +1,16 @@
 """The trace context as headers, for a client that this package does not know."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import warn_once
-from agent_gateway_client.active_span import context_of, current_trace_context, model_call
+from agent_gateway_client.active_span import as_span, as_trace_context, current_trace_context, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
+from agent_gateway_client.http import _notes
 from agent_gateway_client.http._known import instrumented_gateways
 from agent_gateway_client.http._process_wide import keep_from_overwriting
 
@@ -31,16 +34,31 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None, *, span: A
     Raises:
         ConfigurationError: ``gateways`` was given and holds what is no URL, or ``span`` is not a span.
     """
+    parent = None if span is None else as_span(span)
     known = Gateways(gateways) if gateways is not None else _known_gateways()
     if url not in known:
+        with _guard:
+            _warn_of_near_miss(str(url), known)
         return {}
     context = None
     with _guard:
-        context = current_trace_context() if span is None else context_of(span)
+        context = as_trace_context(parent.get_span_context()) if parent is not None else current_trace_context()
+        if context is None and parent is None:
+            _notes.warn_without_span(re.sub(r"//[^/@]*@", "//", str(url).partition("?")[0]))
     if context is None:
         return {}
     keep_from_overwriting()
     return context.to_headers()
+
+
+def _warn_of_near_miss(url: str, known: Gateways) -> None:
+    try:
+        parts = urlsplit(url)
+        scheme, host, port, path = parts.scheme, parts.hostname or "", parts.port, parts.path
+    except ValueError:
+        return
+    if why := known.near_miss(scheme, host, port, path):
+        _notes.warn_of_near_miss(_notes.shown(scheme, host, port, path), why)
 
 
 def _known_gateways() -> Gateways:

@@ -38,18 +38,15 @@ def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
         # For a redirect that comes back; it is taken off again below where this one does not.
         headers.update(extensions[_LOCAL])
     host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
-    present = headers.get(TRACEPARENT) if TRACEPARENT in headers else None
-    outcome, context = decide(url.scheme, host, url.port, path, present, gateways)
+    outcome, context = decide(url.scheme, host, url.port, path, headers, gateways)
     if context is not None:
         sent = context.to_headers()
         # httpx's update() takes four times as long.
         for name, value in sent.items():
             headers[name] = value
         extensions[_SENT_BY_US] = sent
-    elif present is None:
-        return
     elif outcome == "kept":
-        if is_local_span(present):
+        if is_local_span(headers[TRACEPARENT]):
             extensions[_LOCAL] = {name: headers[name] for name in (TRACEPARENT, TRACESTATE) if name in headers}
     elif outcome == "not a gateway" and _LOCAL in extensions:
         _take_off(headers, extensions[_LOCAL])

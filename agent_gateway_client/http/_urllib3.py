@@ -35,10 +35,10 @@ def _add_headers(pool: Any, url: str, kwargs: dict[str, Any]) -> None:
         present = _value(given, TRACEPARENT)
         makes_room = is_by_instrumentation(present)
         scheme, host, port, path = _target(pool, url)
-        present = None if makes_room else present
-        context = decide(scheme, host, port, path, present, KnownGateways(model_call.get())).context
+        seen = {} if present is None or makes_room else {TRACEPARENT: present}
+        context = decide(scheme, host, port, path, seen, KnownGateways(model_call.get())).context
         if context is not None:
-            kwargs["headers"] = _with(given, context.to_headers(), replaced=makes_room or present is not None)
+            kwargs["headers"] = _with(given, context.to_headers(), replaced=present is not None)
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:

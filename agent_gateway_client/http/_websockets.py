@@ -29,9 +29,9 @@ def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
 def _add_headers(protocol: Any, request: Any) -> None:
     with _guard:
         uri, headers = protocol.uri, request.headers
-        present = ",".join(headers.get_all(TRACEPARENT)) if TRACEPARENT in headers else None
+        seen = {TRACEPARENT: ",".join(headers.get_all(TRACEPARENT))} if TRACEPARENT in headers else {}
         scheme = "https" if uri.secure else "http"
-        context = decide(scheme, uri.host, uri.port, request.path, present, KnownGateways(model_call.get())).context
+        context = decide(scheme, uri.host, uri.port, request.path, seen, KnownGateways(model_call.get())).context
         if context is not None:
             for name, value in context.to_headers().items():
                 # Setting a header adds a line.

@@ -157,3 +157,10 @@ def test_opentelemetrys_entry_point(server: HttpServer, write: Any):
     subprocess.run([sys.executable, program, server.gateway], check=True, timeout=120, env=environment)
     assert server.sent() == [[TRACEPARENT], []]
     assert list(AgentGatewayInstrumentor().instrumentation_dependencies()) == []
+
+
+def test_the_entry_point_is_declared():
+    """pip tells ``opentelemetry-instrument`` of it."""
+    declared = '[project.entry-points.opentelemetry_instrumentor]\nagent-gateway = "'
+    target = (ROOT / "pyproject.toml").read_text().partition(declared)[2].partition('"')[0]
+    assert target == f"{AgentGatewayInstrumentor.__module__.rpartition('.')[0]}:{AgentGatewayInstrumentor.__name__}"

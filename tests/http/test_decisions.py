@@ -6,7 +6,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from agent_gateway_client import instrument, uninstrument, wrap_httpx
+from agent_gateway_client import instrument, trace_headers, uninstrument, wrap_httpx
 from agent_gateway_client.gateways import Gateways
 from tests.support.client import (
     GATEWAY,
@@ -108,3 +108,16 @@ def test_other_requests_are_nobodys_mistake(stack: Any, gateway: str, url: str, 
         client.get(url)
     assert warnings_in(caplog) == []
     assert url not in Gateways([gateway])
+
+
+def test_trace_headers_say_it_too(caplog: pytest.LogCaptureFixture):
+    """Headers that are asked for by hand are empty for the same mistakes, with the same warnings."""
+    gateway = "http://localhost:5000/gateway"
+    with mlflow.start_span("agent"):
+        assert [trace_headers("ws://127.0.0.1:5000/gateway/realtime", [gateway]) for _ in range(2)] == [{}] * 2
+        assert trace_headers("http://[", [gateway]) == {}
+    assert trace_headers(f"{gateway}/v1?key=secret", [gateway]) == {}
+    near, without = warnings_in(caplog)
+    assert "use one spelling for both" in near
+    assert "no span was active" in without
+    assert "secret" not in without

@@ -266,6 +266,7 @@ async def test_openais_sockets_are_reached(server: HttpServer):
     assert server.sent() == [[named_by(agent)]] * 2
 
 
+@pytest.mark.usefixtures("guards_hold")
 def test_trace_headers_of_a_given_span():
     """span= names a span that is not active, of MLflow or OpenTelemetry; a no-op span gives nothing."""
     url = "http://gw.test/v1"
