@@ -48,9 +48,27 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    from agent_gateway_client.errors import MissingDependencyError
+
+    try:
+        value: object = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except MissingDependencyError as error:
+        return _missing(name, str(error))
     globals()[name] = value
     return value
+
+
+def _missing(name: str, problem: str) -> object:
+    """Return what stands for a name whose package is not installed: ``import *``, help() and hasattr() work."""
+
+    def missing(*args: object, **kwargs: object) -> object:
+        from agent_gateway_client.errors import MissingDependencyError
+
+        raise MissingDependencyError(problem)
+
+    missing.__name__ = missing.__qualname__ = name
+    missing.__doc__ = problem
+    return missing
 
 
 def __dir__() -> list[str]:

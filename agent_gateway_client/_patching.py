@@ -1,12 +1,14 @@
 """Replaces an attribute of somebody else's class or module, and puts it back exactly."""
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 
 _ABSENT = object()
 
@@ -91,36 +93,129 @@ class Patch:
         return None
 
 
-def find_patch(path: str, replace: Replace, consequence: str) -> Patch | None:
+def find_patch(path: str, replace: Replace) -> Patch | None:
     """Return the patch of a function of a library.
 
     Args:
-        path: ``module:class.function``, or ``module:function``.
+        path: ``module:class.function`` or ``module:function``. Several places, for several versions of the library, are
+            separated by ``|``; the first one that exists counts. A ``?`` at the end says that some versions have none.
         replace: Makes the replacement.
-        consequence: What is to be said, once, where the library does not have the function.
 
     Returns:
-        ``None`` where the library is not installed or does not have the function.
+        ``None`` where the library is not installed, or does not have a function that may be missing.
+
+    Raises:
+        ImportError: The library does not have the module.
+        AttributeError: The module does not have the function.
     """
-    module, _, qualified_name = path.partition(":")
-    library = module.partition(".")[0]
-    try:
-        if find_spec(library) is None:
-            return None
-        owner: Any = import_module(module)
-        *classes, name = qualified_name.split(".")
-        for class_name in classes:
-            owner = getattr(owner, class_name)
-        return Patch(owner, name, replace)
-    except Exception as error:  # a library that is broken, or no longer what it was, is no reason to stop the program
-        warn_once(
-            path,
-            "%s %s is not what this version of agent-gateway-client expects (%s: %s): %s. "
-            "Upgrade agent-gateway-client.",
-            library,
-            version_of(library),
-            type(error).__name__,
-            error,
-            consequence,
-        )
+    if find_spec(_library(path)) is None:
         return None
+    is_optional = path.endswith("?")
+    *others, last = path.rstrip("?").split("|")
+    for place in others:
+        with suppress(ImportError, AttributeError):
+            return _patch_at(place, replace)
+    with suppress(*(ImportError, AttributeError) if is_optional else ()):
+        return _patch_at(last, replace)
+    return None
+
+
+def _patch_at(place: str, replace: Replace) -> Patch:
+    module, _, qualified_name = place.partition(":")
+    owner: Any = import_module(module)
+    *classes, name = qualified_name.split(".")
+    for class_name in classes:
+        owner = getattr(owner, class_name)
+    return Patch(owner, name, replace)
+
+
+def _library(path: str) -> str:
+    return path.partition(":")[0].partition(".")[0]
+
+
+class PatchSet:
+    """Patches that are on as long as anything holds them.
+
+    The first handle puts them on, the last one that is removed takes them off. A function that the library no longer
+    has is left out, with one warning.
+
+    Args:
+        replacements: What replaces each function; the keys are as in :func:`find_patch`.
+        consequence: What it means for the user that a function is not replaced; ends the warning.
+        changed: Called with all handles whenever one was added or removed, before the patches are put on or taken off.
+    """
+
+    def __init__(
+        self,
+        replacements: Mapping[str, Replace],
+        consequence: str,
+        changed: Callable[[tuple[Any, ...]], None] = lambda handles: None,
+    ) -> None:
+        self._replacements = replacements
+        self._consequence = consequence
+        self._changed = changed
+        self._handles: dict[Any, None] = {}
+        self._applied: tuple[Any, ...] = ()
+        """The handles that the patches and ``changed`` reflect."""
+        self._patches: dict[str, Patch] = {}
+        self._lock = threading.RLock()
+        self._is_applying = False
+
+    @property
+    def handles(self) -> tuple[Any, ...]:
+        """The handles, in the order in which they were added."""
+        return tuple(self._handles)
+
+    def add(self, handle: object) -> None:
+        """Put the patches on, for this handle; the second time does nothing."""
+        self._handles[handle] = None
+        self._apply()
+
+    def remove(self, handle: object, *, wait: bool = True) -> None:
+        """Take the patches off if this was the last handle; the second time does nothing.
+
+        Args:
+            handle: The handle.
+            wait: Whether to wait for another thread that is adding or removing a handle. If not, that thread takes the
+                patches off; the garbage collector must not wait.
+        """
+        self._handles.pop(handle, None)
+        self._apply(wait=wait)
+
+    def renew(self) -> None:
+        """Put the patches on again where somebody has put back what they had found before."""
+        with self._lock:
+            if self._applied and not self._is_applying:
+                for patch in self._patches.values():
+                    patch.put_on()
+
+    def _apply(self, *, wait: bool = True) -> None:
+        while self._applied != self.handles and self._lock.acquire(blocking=wait):
+            try:
+                if self._is_applying:
+                    return  # The garbage collector interrupted this thread, which looks at the handles again.
+                self._is_applying = True
+                try:
+                    handles = self.handles
+                    self._changed(handles)
+                    if handles:
+                        self._put_on()
+                    else:
+                        self._take_off()
+                    self._applied = handles
+                finally:
+                    self._is_applying = False
+            finally:
+                self._lock.release()
+
+    def _put_on(self) -> None:
+        for path, replace in self._replacements.items():
+            with Guard(f"Could not replace {path}: {self._consequence}", _library(path).replace("_", "-")):
+                patch = self._patches.get(path) or find_patch(path, replace)
+                if patch is not None:
+                    self._patches[path] = patch
+                    patch.put_on()
+
+    def _take_off(self) -> None:
+        for patch in self._patches.values():
+            patch.take_off()

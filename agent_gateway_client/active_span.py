@@ -7,9 +7,13 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.trace import SpanContext
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
+from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
-from agent_gateway_client.w3c import TraceContext
+from agent_gateway_client.names import mlflow_trace_id
+from agent_gateway_client.w3c import TRACEPARENT, TraceContext, extract
+
+_guard = Guard("Could not read MLflow's active span; only OpenTelemetry's current span is sent", "mlflow-tracing")
 
 
 class ModelCall:
@@ -56,6 +60,21 @@ def is_received(traceparent: str | None) -> bool:
     return call is not None and traceparent is not None and traceparent == call.received
 
 
+def is_local_span(traceparent: str) -> bool:
+    """Tell whether a ``traceparent`` names a span that this process made and that has not been exported yet."""
+    named = extract([(TRACEPARENT, traceparent)])
+    if named is None:
+        return False
+    for context in (_active_mlflow_span_context(), trace.get_current_span().get_span_context()):
+        if context is not None and (context.trace_id, context.span_id) == (named.trace_id, named.span_id):
+            return not context.is_remote
+    manager = sys.modules.get("mlflow.tracing.trace_manager")
+    if manager is None:
+        return False
+    known = manager.InMemoryTraceManager.get_instance()
+    return known.get_span_from_id(mlflow_trace_id(named.trace_id), f"{named.span_id:016x}") is not None
+
+
 def current_trace_context() -> TraceContext | None:
     """Return the innermost active MLflow span's context, else OpenTelemetry's current span's, else ``None``.
 
@@ -65,6 +84,19 @@ def current_trace_context() -> TraceContext | None:
     active = active_trace_context()
     call = model_call.get()
     return call.trace_context(active) if call else active
+
+
+def as_span(span: Any) -> trace.Span:
+    """Return OpenTelemetry's span behind a span of MLflow, or the same where it is one of OpenTelemetry's.
+
+    Raises:
+        ConfigurationError: It is not a span.
+    """
+    # MLflow has no public way to it.
+    inner = getattr(span, "_span", span)
+    if not isinstance(inner, trace.Span):
+        raise ConfigurationError(f"span must be a span of MLflow or OpenTelemetry, not {type(span).__qualname__}.")
+    return inner
 
 
 def active_trace_context() -> TraceContext | None:
@@ -102,16 +134,8 @@ def _active_mlflow_span_context() -> SpanContext | None:
     provider = sys.modules.get("mlflow.tracing.provider")
     if provider is None:
         return None
-    try:
+    with _guard:
         # MLflow's own functions ask os.environ first whether it shares OpenTelemetry's context, which takes longer than
         # all else here. Where it does, this context has no span.
         return trace.get_current_span(provider.mlflow_runtime_context.get_current()).get_span_context()
-    except Exception as error:  # whatever MLflow does, the user's call goes on
-        warn_once(
-            "mlflow.tracing.provider",
-            "mlflow-tracing %s does not tell its active span the way this version of agent-gateway-client expects "
-            "(%s); only OpenTelemetry's current span is propagated. Upgrade agent-gateway-client.",
-            version_of("mlflow-tracing"),
-            type(error).__name__,
-        )
-        return None
+    return None

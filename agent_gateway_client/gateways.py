@@ -4,8 +4,10 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from agent_gateway_client._near_miss import LOOPBACK, near_miss
 from agent_gateway_client.errors import ConfigurationError
 
 GATEWAY_URLS_VARIABLE = "AGENT_GATEWAY_URLS"
@@ -44,6 +46,8 @@ _VENDORS = (
 )
 """Hosts of model vendors' public APIs; ``*`` stands for any characters."""
 
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
+
 Origin = tuple[str, str, int]
 """Scheme (http or https), host (see ``_plain_host``) and port."""
 
@@ -55,7 +59,7 @@ class Gateways:
     ``/gateway`` covers ``/gateway/v1`` and not ``/gateway2``.
     """
 
-    __slots__ = ("_prefixes", "urls")
+    __slots__ = ("_near_hosts", "_prefixes", "urls")
 
     def __init__(self, urls: Iterable[str]) -> None:
         """Read the gateways.
@@ -73,7 +77,9 @@ class Gateways:
         kept: dict[str, None] = {}
         for url in urls:
             origin, prefix = _read(url)
-            prefixes = (*self._prefixes.get(origin, ()), prefix)
+            prefixes = self._prefixes.get(origin, ())
+            if prefix not in prefixes:
+                prefixes = (*prefixes, prefix)
             self._prefixes[origin] = prefixes
             scheme, host, port = origin
             if port == _DEFAULT_PORTS[scheme]:
@@ -81,6 +87,8 @@ class Gateways:
                 self._prefixes[scheme, host, None] = prefixes
             kept[url] = None
         self.urls: tuple[str, ...] = tuple(kept)
+        hosts = frozenset(host for _, host, _ in self._prefixes)
+        self._near_hosts = hosts | LOOPBACK if hosts & LOOPBACK else hosts
 
     @classmethod
     def from_environment(cls) -> "Gateways":
@@ -116,10 +124,27 @@ class Gateways:
                 return True
         return False
 
+    def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
+        """Return why a request that is not covered was probably meant to be; ``None`` for most."""
+        if host not in self._near_hosts:
+            return None
+        path = path.partition("?")[0]
+        origins = (
+            (*origin, prefix, _is_below(path, prefix))
+            for origin, prefixes in self._prefixes.items()
+            if origin[2] is not None
+            for prefix in prefixes
+        )
+        return near_miss(origins, _WEBSOCKET_SCHEMES.get(scheme, scheme), host, port, path)  # type: ignore[arg-type]
+
     def __contains__(self, url: object) -> bool:
         """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""
+        text = str(url)
+        if "\\" in text.partition("?")[0]:
+            # Some clients take it for a slash, and so see another host in the same URL.
+            return False
         try:
-            parts = urlsplit(str(url))
+            parts = urlsplit(text)
             return self.covers(parts.scheme, parts.hostname or "", parts.port, parts.path)
         except ValueError:
             return False
@@ -180,7 +205,11 @@ def _read(url: str) -> tuple[Origin, str]:
     shown = _without_credentials(url)
     try:
         parts: SplitResult = urlsplit(url.strip())
+        if "," in parts.netloc.rpartition("@")[2] or ",http" in parts.path:
+            raise ConfigurationError(f"{shown} has a comma (give several gateways as several values): {hint}.")
         host, port = parts.hostname, parts.port
+    except ConfigurationError:
+        raise
     except ValueError as error:
         raise ConfigurationError(f"{shown} is no gateway URL ({error}): {hint}.") from None
     if parts.scheme not in _DEFAULT_PORTS:
@@ -188,6 +217,10 @@ def _read(url: str) -> tuple[Origin, str]:
         raise ConfigurationError(f"{shown} {problem}: {hint}.")
     if not host or not host.strip(".") or any(character.isspace() for character in host):
         raise ConfigurationError(f"{shown} has no host: {hint}.")
+    if "*" in parts.netloc + parts.path:
+        raise ConfigurationError(f"{shown} has a '*', and patterns match nothing: {hint}.")
+    if "\\" in url:
+        raise ConfigurationError(f"{shown} has a backslash: {hint}.")
     if parts.query or parts.fragment:
         raise ConfigurationError(f"{shown} has a query or a fragment: {hint}.")
     if port == 0:
@@ -198,7 +231,9 @@ def _read(url: str) -> tuple[Origin, str]:
     try:
         host = _plain_host(host)
     except UnicodeError:
-        raise ConfigurationError(f"{shown} has a host that is no name or address: {hint}.") from None
+        host = ""
+    if ":" not in host and not _HOST_NAME.match(host):
+        raise ConfigurationError(f"{shown} has a host that is neither a name nor an address: {hint}.")
     return (parts.scheme, host, port or _DEFAULT_PORTS[parts.scheme]), prefix
 
 
@@ -214,17 +249,30 @@ def _plain_host(host: str) -> str:
 
 
 def _is_below(path: str, prefix: str) -> bool:
-    if not prefix:
-        return True
     path = path.partition("?")[0]
     # As nearly all are, and the rest of the rule costs more than the request's other checks together.
-    is_plain = "%" not in path and ".." not in path
+    is_plain = "%" not in path and ".." not in path and "\\" not in path
     if not is_plain:
         path = unquote(path)
+        if "\\" in path:
+            return False
+    if not prefix:
+        return True
     if not path.startswith(prefix) or (len(path) > len(prefix) and path[len(prefix)] != "/"):
         return False
     # A server resolves dot segments, so a path with one may lie anywhere.
     return is_plain or ".." not in unquote(path).replace("\\", "/").split("/")
+
+
+def flatten(urls: Iterable[object]) -> list[Any]:
+    """Return the URLs that a function was given one by one, in lists, or in both."""
+    flat: list[Any] = []
+    for given in urls:
+        if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+            flat.extend(given)
+        else:
+            flat.append(given)
+    return flat
 
 
 def _vendor_host(url: str) -> str | None:

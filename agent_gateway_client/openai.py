@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._install import install_command
-from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.gateways import gateways_for_client
-from agent_gateway_client.http._clients import add_hook
+from agent_gateway_client.http._clients import COPYING, Wrap, wrap
 
 try:
     from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
@@ -16,6 +16,8 @@ except ModuleNotFoundError as error:
     if error.name != "openai":
         raise
     raise MissingDependencyError(f"wrap_openai() needs the package openai: {install_command('openai')}") from None
+
+_guard = Guard("Could not find the HTTP client inside an OpenAI client; it sends no trace context", "openai")
 
 ClientT = TypeVar("ClientT", bound=OpenAI | AsyncOpenAI)
 
@@ -51,14 +53,25 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
         # With azure_deployment only some calls go below the deployment, the others beside it.
         base_url = re.sub(r"/deployments/[^/]+/?$", "/", base_url)
     known = gateways_for_client(base_url, gateways)
-    http_client: Any = getattr(client, "_client", None)
-    if not hasattr(http_client, "event_hooks"):
-        warn_once(
-            "openai._client",
-            "openai %s keeps its HTTP client where this version of agent-gateway-client does not find it; no trace "
-            "context is sent. Upgrade agent-gateway-client.",
-            version_of("openai"),
-        )
-        return client
-    add_hook(http_client, known)
+    with _guard:
+        _let_copies_keep(wrap(client, client._client, known), client)
     return client
+
+
+def _let_copies_keep(wrap: Wrap, client: Any) -> None:
+    """Replace the methods of this client that make a copy: one that is given another HTTP client is covered too."""
+    for name in COPYING:
+        if hasattr(type(client), name):
+            setattr(client, name, _copying(name, wrap, client))
+
+
+def _copying(name: str, wrap: Wrap, client: Any) -> Any:
+    def copy(*args: Any, **kwargs: Any) -> Any:
+        copied = getattr(type(client), name)(client, *args, **kwargs)
+        if wrap.is_on and hasattr(getattr(copied, "_client", None), "event_hooks"):
+            wrap.put_on(copied, copied._client)
+            _let_copies_keep(wrap, copied)
+        return copied
+
+    vars(copy)["copies_wrap"] = True
+    return copy

@@ -187,7 +187,17 @@ BAD = [
     ("http://gw.test/?key=1", r"has a query or a fragment"),
     ("http://gw.test/#top", r"has a query or a fragment"),
     ("http://gw.test/a/../b", r"'http://gw.test/a/../b' "),
-    ("http://\xe9" + "a" * 70, r"has a host that is no name or address"),
+    ("http://\xe9" + "a" * 70, r"has a host that is neither a name nor an address"),
+    ("http://a.test,http://b.test", r"'http://a.test,http://b.test' has a comma \(give several gateways as several"),
+    ("http://a.test:5000,http://b.test:5000", r"has a comma"),
+    ("http://a.test/v1,http://b.test", r"has a comma"),
+    ("http://*", r"'http://\*' has a '\*', and patterns match nothing"),
+    ("https://*.gw.test", r"patterns match nothing"),
+    ("http://gw.test/gateway/*", r"patterns match nothing"),
+    ("http://a..b", r"'http://a..b' has a host that is neither a name nor an address"),
+    ("http://.gw.test", r"neither a name nor an address"),
+    ("http://gw$.test", r"neither a name nor an address"),
+    ("http://gw.test\\gateway", r"has a backslash"),
     (None, r"None is no gateway URL"),
     (5000, r"5000 is no gateway URL"),
     (b"http://gw.test", r"b'http://gw.test' is no gateway URL"),
@@ -335,3 +345,31 @@ def test_a_password_in_a_url_is_not_repeated_in_an_error(url):
 def test_a_gateway_behind_a_load_balancer_of_amazon_is_no_vendor():
     """Hosts that anybody can rent are not taken for a model vendor's API."""
     assert gateways_for_client("http://my-lb-123.eu-west-1.elb.amazonaws.com/v1", None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://gw.test\\@evil.test/gateway",
+        "http://evil.test\\@gw.test/gateway",
+        "http://gw.test/gateway\\x",
+        "http://gw.test/gateway/a\\..\\b",
+        "http://gw.test/gateway/a%5Cb",
+    ],
+)
+@pytest.mark.parametrize("gateway", ["http://gw.test", "http://gw.test/gateway"])
+def test_a_backslash_is_no_gateway(url: str, gateway: str):
+    """Clients disagree on what a backslash in a URL is; in the query it is only a character."""
+    assert url not in Gateways([gateway])
+    assert "http://gw.test/gateway?a=\\b" in Gateways([gateway])
+    path = url.partition("://")[2].partition("/")[2]
+    if path.startswith("gateway") and "@" not in url:
+        assert not Gateways([gateway]).covers("http", "gw.test", None, "/" + path)
+
+
+@pytest.mark.parametrize(
+    "host", ["gw_1", "a-b.test", "10.0.0.1", "[::1]", "[fe80::1%25eth0]", "\xfcber.test", "gw.test."]
+)
+def test_hosts_that_are_names_or_addresses(host: str):
+    """What can be looked up is taken: underscores of containers, addresses, international names."""
+    assert f"http://{host}:5000/gateway/v1" in Gateways([f"http://{host}:5000/gateway"])

@@ -96,11 +96,34 @@ def test_a_public_name_can_be_imported(name):
     """Each public name is there under that name, documented; without its framework, the extra to install is named."""
     if name in NEEDED_BY and importlib.util.find_spec(NEEDED_BY[name]) is None:
         with pytest.raises(MissingDependencyError, match="pip install"):
-            getattr(agent_gateway_client, name)
-        return
+            getattr(agent_gateway_client, name)()
     value = getattr(agent_gateway_client, name)
     assert value.__name__ == name
     assert value.__doc__
+
+
+def test_without_the_frameworks_the_package_can_be_looked_at():
+    """import *, help() and hasattr() work in a base install; the error comes with the first use."""
+    program = (
+        "import pydoc, sys\n"
+        "for name in ('openai', 'litellm', 'langchain_core'):\n"
+        "    sys.modules[name] = None\n"
+        "from agent_gateway_client import *\n"
+        "import agent_gateway_client\n"
+        "assert all(hasattr(agent_gateway_client, name) for name in agent_gateway_client.__all__)\n"
+        "assert 'trace_headers' in pydoc.plain(pydoc.render_doc(agent_gateway_client))\n"
+        "for missing in (wrap_openai, instrument_litellm, GatewayCallbackHandler):\n"
+        "    try:\n"
+        "        missing('http://gw.test')\n"
+        "    except agent_gateway_client.errors.MissingDependencyError as error:\n"
+        "        print(missing.__name__, str(error).rpartition(' ')[2])\n"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert output.splitlines() == [
+        "wrap_openai 'agent-gateway-client[openai]'",
+        "instrument_litellm 'agent-gateway-client[litellm]'",
+        "GatewayCallbackHandler 'agent-gateway-client[langchain]'",
+    ]
 
 
 def test_any_other_name_is_an_attribute_error():

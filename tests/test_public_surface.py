@@ -127,7 +127,7 @@ def test_an_entry_point_is_a_public_name(group: str, value: str):
 
 def test_the_commands():
     """The commands of agent-gateway."""
-    assert sorted(value_of(f"{P}.cli.app", "app").commands) == ["demo", "doctor", "relay", "trace"]
+    assert sorted(value_of(f"{P}.cli.app", "app").commands) == ["demo", "doctor", "relay", "run", "trace"]
 
 
 def named_in(text: str) -> set[str]:

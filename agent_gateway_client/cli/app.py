@@ -6,6 +6,7 @@ from agent_gateway_client._version import __version__
 from agent_gateway_client.cli.demo import demo
 from agent_gateway_client.cli.doctor import doctor
 from agent_gateway_client.cli.relay import relay
+from agent_gateway_client.cli.run import run
 from agent_gateway_client.cli.trace import trace
 
 
@@ -18,4 +19,5 @@ def app() -> None:
 app.add_command(demo)
 app.add_command(doctor)
 app.add_command(relay)
+app.add_command(run)
 app.add_command(trace)

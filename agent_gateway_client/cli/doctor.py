@@ -12,28 +12,45 @@ from rich.text import Text
 from agent_gateway_client.cli._mlflow import tracking_uri_option
 
 
-@click.command(short_help="Send one call, and say which link of the trace is broken.")
-@click.option("--gateway", required=True, help="The gateway's URL, like http://localhost:5000/gateway.")
-@click.option("--model", required=True, help="The endpoint or model to call.")
+@click.command(
+    short_help="Say which link of the trace is broken, or why requests carry no context.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.option("--gateway", help="The gateway's URL, like http://localhost:5000/gateway.")
+@click.option("--model", help="The endpoint or model to call.")
 @tracking_uri_option
 @click.option("--api-key", envvar="AGENT_GATEWAY_API_KEY", help="What the gateway asks for; or $AGENT_GATEWAY_API_KEY.")
 @click.option("--experiment", default="agent-gateway doctor", show_default=True, help="Where the probe's trace goes.")
 @click.option("--wait", default=30.0, show_default=True, type=click.FloatRange(0.1), help="Seconds to wait for spans.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def doctor(
-    gateway: str,
-    model: str,
+    gateway: str | None,
+    model: str | None,
     tracking_uri: str | None,
     api_key: str | None,
     experiment: str,
     wait: float,
     json_output: bool,
+    command: tuple[str, ...],
 ) -> None:
     """Send one call through a gateway, and say which link to its mirror in the trace is broken.
 
     Works with MLflow's gateway, the LiteLLM Proxy and gateways with the middleware. The call is a short chat, and
     its trace stays in MLflow. The exit status is 0 only if all links hold.
+
+    With a COMMAND (agent-gateway doctor -- python my_agent.py) that program is run instead, and each of its requests
+    is listed: where it goes, whether it carries the trace context, why, and which span.
     """
+    if command:
+        from agent_gateway_client.cli._program import examine_program
+
+        raise SystemExit(examine_program(command, gateway, json_output=json_output))
+    for name, value in (("--gateway", gateway), ("--model", model)):
+        if not value:
+            raise click.UsageError(f"Missing option '{name}', or a command to run.")
+    assert gateway
+    assert model
     if not tracking_uri:
         raise click.UsageError("Where do the agent's traces go? Give --tracking-uri or set MLFLOW_TRACKING_URI.")
     from agent_gateway_client.doctor.checks import Check, Settings

@@ -4,19 +4,21 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._known import KnownGateways
-from agent_gateway_client.http._opentelemetry import is_by_aiohttp_instrumentation
-from agent_gateway_client.http._propagate import propagate
+from agent_gateway_client.http._opentelemetry import is_by_instrumentation
+from agent_gateway_client.http._propagate import put_trace_context
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_guard = Guard("Could not add the trace context to a request of aiohttp; it is sent without it", "aiohttp")
 
 _EXTENSIONS = "_agent_gateway_client_extensions"
 
 
 class AiohttpRequest:
-    """What :func:`propagate` reads and writes of a request.
+    """What :func:`put_trace_context` reads and writes of a request.
 
     aiohttp makes a new request for each hop of a redirect, out of the headers that the user gave: a header that is set
     here never goes on to another host.
@@ -41,7 +43,7 @@ class AiohttpRequest:
 class _Headers:
     def __init__(self, headers: Any) -> None:
         self._headers = headers
-        self._makes_room = is_by_aiohttp_instrumentation(headers.get(TRACEPARENT))
+        self._makes_room = is_by_instrumentation(headers.get(TRACEPARENT))
 
     def __contains__(self, name: str) -> bool:
         return name in self._headers and not self._makes_room
@@ -52,6 +54,13 @@ class _Headers:
     def get(self, name: str) -> str | None:
         value: str | None = self._headers.get(name)
         return value
+
+    def __getitem__(self, name: str) -> str:
+        value: str = self._headers[name]
+        return value
+
+    def update(self, headers: dict[str, str]) -> None:
+        self._headers.update(headers)
 
     def __setitem__(self, name: str, value: str) -> None:
         if self._makes_room and name == TRACEPARENT:
@@ -69,17 +78,9 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _propagate(request: Any) -> None:
-    try:
+    with _guard:
         if request.method != "CONNECT":  # which goes to a proxy
-            propagate(AiohttpRequest(request), KnownGateways(model_call.get()))
-    except Exception as error:  # whatever aiohttp does, the user's call goes on
-        warn_once(
-            "instrumentation.aiohttp",
-            "aiohttp %s is not what this version of agent-gateway-client expects (%s); a request was sent without "
-            "trace context. Upgrade agent-gateway-client.",
-            version_of("aiohttp"),
-            type(error).__name__,
-        )
+            put_trace_context(AiohttpRequest(request), KnownGateways(model_call.get()))
 
 
 REPLACEMENTS = {"aiohttp:ClientRequest.send": _send}

@@ -1,10 +1,15 @@
 """httpx and httpx2 clients: wrapped, each puts the trace context on its own requests to gateways."""
 
+import threading
+import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import Gateways, gateways_for_client
+from agent_gateway_client.gateways import NO_GATEWAYS, Gateways, gateways_for_client
+from agent_gateway_client.http import _notes
+from agent_gateway_client.http._opentelemetry import suppress_otel_overwrite
 from agent_gateway_client.http._propagate import propagate
 
 ClientT = TypeVar("ClientT")
@@ -45,57 +50,149 @@ def wrap_httpx(client: HTTPXClientT, gateways: Iterable[str] | None = None) -> H
             "there is wrap_openai(); for anything else, trace_headers(url)."
         )
     base_url = str(getattr(client, "base_url", ""))
-    add_hook(client, gateways_for_client(base_url, gateways))
+    wrap(client, client, gateways_for_client(base_url, gateways))
     return client
 
 
 def unwrap(client: ClientT) -> ClientT:
-    """Take off what :func:`wrap_httpx` or ``wrap_openai`` put on.
+    """Take off what :func:`wrap_httpx` or ``wrap_openai`` put on this client.
 
-    Clients that share one HTTP client (an OpenAI client and its ``with_options()`` copies) are unwrapped together. A
-    client that was never wrapped is left as it is.
+    An OpenAI client and its ``with_options()`` copies are unwrapped together. Another client that shares the HTTP
+    client stays wrapped, and a client that was never wrapped is left as it is.
 
     Returns:
         The same object.
     """
-    http_client: Any = client if _takes_hooks(client) else getattr(client, "_client", None)
-    if _takes_hooks(http_client) and hook_of(http_client) is not None:
-        hooks = http_client.event_hooks
-        kept = [hook for hook in hooks["request"] if not isinstance(hook, _RequestHook)]
-        http_client.event_hooks = {**hooks, "request": kept}
+    found = getattr(client, _ATTRIBUTE, None)
+    if isinstance(found, Wrap):
+        found.take_off()
+        vars(client).pop(_ATTRIBUTE, None)
+        for name in COPYING:
+            if hasattr(vars(client).get(name), "copies_wrap"):
+                delattr(client, name)
     return client
 
 
-def add_hook(client: Any, gateways: Gateways) -> None:
-    """Add the hook to a client that takes event hooks, or the gateways to the hook that it has."""
-    hook = hook_of(client)
-    if hook is not None:
-        hook.gateways |= gateways
-        return
-    is_async = hasattr(client, "__aenter__")
-    hooks = client.event_hooks
-    hook = (_AsyncRequestHook if is_async else _RequestHook)(gateways)
-    # Behind the user's own hooks: a traceparent that one of them sets stays.
-    client.event_hooks = {**hooks, "request": [*hooks["request"], hook]}
+COPYING = ("copy", "with_options")
+"""The methods of an OpenAI client that return a copy; ``wrap_openai`` replaces them on the instance."""
+
+_ATTRIBUTE = "_agent_gateway_wrap"
+_SEND = "_send_single_request"
+
+_lock = threading.RLock()
+
+
+class Wrap:
+    """What a wrapped client and its copies share.
+
+    Attributes:
+        gateways: Those that were named for them.
+        is_on: Whether it has not been taken off yet.
+    """
+
+    def __init__(self) -> None:
+        self.gateways = NO_GATEWAYS
+        self.is_on = True
+        self._hooks: WeakSet[_RequestHook] = WeakSet()
+
+    def put_on(self, client: Any, http_client: Any) -> None:
+        """Cover the requests of an HTTP client, and mark ``client`` as the one to unwrap."""
+        with _lock:
+            hook = hook_of(http_client) or _add_hook(http_client)
+            hook.wraps.add(self)
+            hook.gateways |= self.gateways
+            self._hooks.add(hook)
+            setattr(client, _ATTRIBUTE, self)
+
+    def take_off(self) -> None:
+        """Stop covering every HTTP client that only this wrap covers."""
+        with _lock:
+            self.is_on = False
+            for hook in self._hooks:
+                hook.wraps.discard(self)
+                hook.gateways = Gateways(url for wrap in hook.wraps for url in wrap.gateways)
+                http_client = hook.client()
+                if not hook.wraps and http_client is not None:
+                    _remove_hook(http_client)
+            self._hooks.clear()
+
+
+def wrap(client: Any, http_client: Any, gateways: Gateways) -> Wrap:
+    """Wrap a client that sends through ``http_client``, or add to the gateways where it is wrapped already."""
+    found = getattr(client, _ATTRIBUTE, None)
+    mine = found if isinstance(found, Wrap) and found.is_on else Wrap()
+    mine.gateways |= gateways
+    mine.put_on(client, http_client)
+    return mine
+
+
+def hook_of(client: Any) -> "_RequestHook | None":
+    """Return the hook of a client that takes event hooks; ``None`` where it is not wrapped."""
+    return next((hook for hook in client.event_hooks["request"] if isinstance(hook, _RequestHook)), None)
 
 
 class _RequestHook:
-    def __init__(self, gateways: Gateways) -> None:
-        self.gateways = gateways
+    def __init__(self, client: Any) -> None:
+        self.client = weakref.ref(client)
+        self.gateways = NO_GATEWAYS
+        # A wrap lives as long as one of its clients. The gateways of one that is gone stay until the next unwrap():
+        # the HTTP client may still be in use.
+        self.wraps: WeakSet[Wrap] = WeakSet()
 
     def __call__(self, request: Any) -> Any:
-        propagate(request, self.gateways)
+        self.propagate(request)
+
+    def propagate(self, request: Any) -> None:
+        """Do it, unless the doctor runs the program: then every client is covered, and a request counts once."""
+        if _notes.recorder is None:
+            propagate(request, self.gateways)
 
 
 class _AsyncRequestHook(_RequestHook):
     async def __call__(self, request: Any) -> None:
-        propagate(request, self.gateways)
+        self.propagate(request)
+
+
+def _add_hook(client: Any) -> _RequestHook:
+    hooks = client.event_hooks
+    is_async = hasattr(client, "__aenter__")
+    hook = (_AsyncRequestHook if is_async else _RequestHook)(client)
+    # Behind the user's own hooks: a traceparent that one of them sets stays.
+    client.event_hooks = {**hooks, "request": [*hooks["request"], hook]}
+    if hasattr(type(client), _SEND) and _SEND not in vars(client):
+        setattr(client, _SEND, (_async_send if is_async else _send)(hook.client))
+    return hook
+
+
+def _remove_hook(client: Any) -> None:
+    hooks = client.event_hooks
+    kept = [hook for hook in hooks["request"] if not isinstance(hook, _RequestHook)]
+    client.event_hooks = {**hooks, "request": kept}
+    if hasattr(vars(client).get(_SEND), "keeps_header"):
+        delattr(client, _SEND)
+
+
+def _send(client: "weakref.ref[Any]") -> Any:
+    """Return what keeps OpenTelemetry's instrumentation from overwriting the header that the hook has set."""
+
+    def send(request: Any, *args: Any, **kwargs: Any) -> Any:
+        own: Any = client()
+        with suppress_otel_overwrite(request.headers):
+            return type(own)._send_single_request(own, request, *args, **kwargs)
+
+    vars(send)["keeps_header"] = True
+    return send
+
+
+def _async_send(client: "weakref.ref[Any]") -> Any:
+    async def send(request: Any, *args: Any, **kwargs: Any) -> Any:
+        own: Any = client()
+        with suppress_otel_overwrite(request.headers):
+            return await type(own)._send_single_request(own, request, *args, **kwargs)
+
+    vars(send)["keeps_header"] = True
+    return send
 
 
 def _takes_hooks(client: Any) -> bool:
     return not isinstance(client, type) and hasattr(client, "event_hooks") and hasattr(client, "base_url")
-
-
-def hook_of(client: Any) -> _RequestHook | None:
-    """Return the hook of a client that takes event hooks; ``None`` where it is not wrapped."""
-    return next((hook for hook in client.event_hooks["request"] if isinstance(hook, _RequestHook)), None)

@@ -1,43 +1,64 @@
 """The trace context as headers, for a client that this package does not know."""
 
+import re
 from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlsplit
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import warn_once
-from agent_gateway_client.active_span import current_trace_context, model_call
+from agent_gateway_client.active_span import as_span, as_trace_context, current_trace_context, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
+from agent_gateway_client.http import _notes
 from agent_gateway_client.http._known import instrumented_gateways
+from agent_gateway_client.http._process_wide import keep_from_overwriting
+
+_guard = Guard("trace_headers() could not read the active span; it returns no headers")
 
 
-def trace_headers(url: object, gateways: Iterable[str] | None = None) -> dict[str, str]:
+def trace_headers(url: object, gateways: Iterable[str] | None = None, *, span: Any = None) -> dict[str, str]:
     """Return the headers that a request to ``url`` should carry, for a client that this package does not know.
 
     Args:
         url: Where the request goes; ``ws://`` and ``wss://`` count as the HTTP they start from.
         gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``, and those of every
             ``instrument()`` that is in force, and inside a gateway those behind it.
+        span: The parent, in place of the innermost active span: a span of OpenTelemetry or of MLflow, also one of
+            ``start_span_no_context()``.
 
     Returns:
         ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is no gateway or no span is
         active.
 
     Raises:
-        ConfigurationError: ``gateways`` was given and holds what is no URL.
+        ConfigurationError: ``gateways`` was given and holds what is no URL, or ``span`` is not a span.
     """
+    parent = None if span is None else as_span(span)
     known = Gateways(gateways) if gateways is not None else _known_gateways()
     if url not in known:
+        with _guard:
+            _warn_of_near_miss(str(url), known)
         return {}
+    context = None
+    with _guard:
+        context = as_trace_context(parent.get_span_context()) if parent is not None else current_trace_context()
+        if context is None and parent is None:
+            _notes.warn_without_span(re.sub(r"//[^/@]*@", "//", str(url).partition("?")[0]))
+    if context is None:
+        return {}
+    keep_from_overwriting()
+    return context.to_headers()
+
+
+def _warn_of_near_miss(url: str, known: Gateways) -> None:
     try:
-        context = current_trace_context()
-    except Exception as error:
-        warn_once(
-            "trace_headers",
-            "trace_headers() could not read the active span (%r); no trace context is sent. Upgrade "
-            "agent-gateway-client.",
-            error,
-        )
-        return {}
-    return context.to_headers() if context else {}
+        parts = urlsplit(url)
+        scheme, host, port, path = parts.scheme, parts.hostname or "", parts.port, parts.path
+    except ValueError:
+        return
+    if why := known.near_miss(scheme, host, port, path):
+        _notes.warn_of_near_miss(_notes.shown(scheme, host, port, path), why)
 
 
 def _known_gateways() -> Gateways:

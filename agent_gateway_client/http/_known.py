@@ -38,3 +38,11 @@ class KnownGateways:
             return True
         hook = hook_of(self._client) if self._client is not None else None
         return hook is not None and hook.gateways.covers(scheme, host, port, path)
+
+    def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
+        """Return what :meth:`Gateways.near_miss` does, for the first that has a reason."""
+        hook = hook_of(self._client) if self._client is not None else None
+        for known in (_gateways, self._call and self._call.gateways, hook and hook.gateways):
+            if known and (why := known.near_miss(scheme, host, port, path)):
+                return why
+        return None

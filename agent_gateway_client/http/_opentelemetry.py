@@ -13,11 +13,27 @@ from typing import Any
 
 from opentelemetry import trace
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import as_trace_context
 from agent_gateway_client.w3c import TRACEPARENT
 
-_AIOHTTP_SCOPE = "opentelemetry.instrumentation.aiohttp_client"
+_UTILS = "opentelemetry.instrumentation.utils"
+_SCOPES = (
+    "opentelemetry.instrumentation.aiohttp_client",
+    "opentelemetry.instrumentation.requests",
+    "opentelemetry.instrumentation.urllib3",
+)
+"""The instrumentations whose span is the current one by the time that a request comes to us."""
+
+_guard = Guard(
+    "Could not keep OpenTelemetry's instrumentation from replacing a request's trace context",
+    "opentelemetry-instrumentation",
+)
+
+
+def instrumentation_is_loaded() -> bool:
+    """Tell whether any of OpenTelemetry's instrumentations of HTTP clients is imported."""
+    return _UTILS in sys.modules
 
 
 def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
@@ -25,36 +41,26 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
 
     It leaves a header alone only where it makes no span, for which OpenTelemetry has a switch.
     """
-    utils = sys.modules.get("opentelemetry.instrumentation.utils")
+    utils = sys.modules.get(_UTILS)
     if utils is None:
         return nullcontext()
-    try:
+    with _guard:
         header = headers.get(TRACEPARENT)
         if header is not None and not _is_opentelemetrys(header):
             switched_off: AbstractContextManager[None] = utils.suppress_http_instrumentation()
             return switched_off
-    except Exception as error:  # whatever OpenTelemetry does, the user's call goes on
-        warn_once(
-            "otel_http",
-            "opentelemetry-instrumentation %s cannot be kept from overwriting the trace context (%s). Upgrade "
-            "agent-gateway-client.",
-            version_of("opentelemetry-instrumentation"),
-            type(error).__name__,
-        )
     return nullcontext()
 
 
-def is_by_aiohttp_instrumentation(header: str | None) -> bool:
-    """Tell whether the instrumentation of aiohttp has set a ``traceparent`` that has to make room for another.
+def is_by_instrumentation(header: str | None) -> bool:
+    """Tell whether the instrumentation of aiohttp, requests or urllib3 has set a ``traceparent`` that makes room.
 
-    Unlike that of httpx it sets the header before the request is made, and its span is the current one by then.
+    Unlike that of httpx they set the header before the request is made, and their span is the current one by then.
     """
+    if header is None:
+        return False
     scope = getattr(trace.get_current_span(), "instrumentation_scope", None)
-    return (
-        _names_current_span(header)
-        and getattr(scope, "name", None) == _AIOHTTP_SCOPE
-        and not _is_opentelemetrys(header)
-    )
+    return _names_current_span(header) and getattr(scope, "name", None) in _SCOPES and not _is_opentelemetrys(header)
 
 
 def _names_current_span(header: str | None) -> bool:

@@ -1,56 +1,58 @@
 """Puts the trace context on a request of httpx's kind.
 
 It is called for every request that is sent, for each retry and each hop of a redirect, with the URL as it goes out.
-httpx copies all headers but ``Authorization`` to a redirect's target, so our own headers are taken off again where a
-redirect leaves the gateway.
+httpx copies all headers but ``Authorization`` to a redirect's target. Where a redirect leaves the gateway, the headers
+are taken off again: those that this package set, and those that somebody else in this process set for one of its spans,
+as ``mlflow.openai.autolog()`` does.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
-from agent_gateway_client._log import logger, version_of, warn_once
-from agent_gateway_client.active_span import current_trace_context, is_received
-from agent_gateway_client.w3c import TRACEPARENT
+from agent_gateway_client._guard import Guard
+from agent_gateway_client.active_span import is_local_span
+from agent_gateway_client.http._decide import KnowsGateways, decide
+from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
 
 _SENT_BY_US = "agent_gateway_client.headers"
 """The key in a request's extensions that holds the headers this package has set on it."""
 
-
-class KnowsGateways(Protocol):
-    """One or more sets of gateways."""
-
-    def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
-        """Tell what :meth:`Gateways.covers` does."""
+_LOCAL = "agent_gateway_client.local"
+"""The key for the headers that somebody else has set for a span of this process."""
 
 
 def propagate(request: Any, gateways: KnowsGateways) -> None:
-    """Put the current trace context on an httpx request to a gateway; take ours off one that leaves. Never raises."""
-    try:
-        url = request.url
-        headers = request.headers
-        extensions = request.extensions
-        if _SENT_BY_US in extensions:
-            # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.
-            for name, value in extensions.pop(_SENT_BY_US).items():
-                if headers.get(name) == value:
-                    del headers[name]
-        host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
-        if not gateways.covers(url.scheme, host, url.port, path):
-            return
-        if TRACEPARENT in headers and not is_received(headers.get(TRACEPARENT)):
-            return
-        context = current_trace_context()
-        if context is not None:
-            sent = context.to_headers()
-            # httpx's update() takes four times as long.
-            for name, value in sent.items():
-                headers[name] = value
-            extensions[_SENT_BY_US] = sent
-    except Exception:
-        logger.debug("The trace context was not put on a request", exc_info=True)
-        warn_once(
-            "http.propagate",
-            "The trace context could not be put on a request (httpx %s, httpx2 %s); the request was sent without it. "
-            "Details are logged at level DEBUG.",
-            version_of("httpx"),
-            version_of("httpx2"),
-        )
+    """Put the current trace context on an httpx request to a gateway; take it off one that leaves. Never raises."""
+    with _guard:
+        put_trace_context(request, gateways)
+
+
+def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
+    """Do what :func:`propagate` does; may raise."""
+    url, headers, extensions = request.url, request.headers, request.extensions
+    if _SENT_BY_US in extensions:
+        # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.
+        _take_off(headers, extensions.pop(_SENT_BY_US))
+    if _LOCAL in extensions and TRACEPARENT not in headers:
+        # For a redirect that comes back; it is taken off again below where this one does not.
+        headers.update(extensions[_LOCAL])
+    host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
+    outcome, context = decide(url.scheme, host, url.port, path, headers, gateways)
+    if context is not None:
+        sent = context.to_headers()
+        # httpx's update() takes four times as long.
+        for name, value in sent.items():
+            headers[name] = value
+        extensions[_SENT_BY_US] = sent
+    elif outcome == "kept":
+        if is_local_span(headers[TRACEPARENT]):
+            extensions[_LOCAL] = {name: headers[name] for name in (TRACEPARENT, TRACESTATE) if name in headers}
+    elif outcome == "not a gateway" and _LOCAL in extensions:
+        _take_off(headers, extensions[_LOCAL])
+
+
+def _take_off(headers: Any, ours: dict[str, str]) -> None:
+    for name, value in ours.items():
+        if headers.get(name) == value:
+            del headers[name]

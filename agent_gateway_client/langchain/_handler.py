@@ -1,20 +1,25 @@
 """The callback handler, and the patches that are on while one is open."""
 
-import threading
+from collections.abc import Iterable
 from types import TracebackType
-from weakref import WeakSet
+from weakref import finalize
 
-from agent_gateway_client._patching import Patch
-from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways
-from agent_gateway_client.http._process_wide import Instrumentation
+from agent_gateway_client.gateways import NO_GATEWAYS
+from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
 from agent_gateway_client.langchain._calls import GatewaysHandler
 from agent_gateway_client.langchain._methods import patches
 
-_lock = threading.Lock()
-_open: WeakSet["GatewayCallbackHandler"] = WeakSet()
-_patches: list[Patch] = []
-_http: Instrumentation | None = None
+
+class _LangChainInstrumentation(Instrumentation):
+    """The patches that one handler holds. It names no gateways: a run takes those of its handlers."""
+
+    def __init__(self) -> None:
+        super().__init__(NO_GATEWAYS, for_adapter=True)
+        patches.add(self)
+
+    def uninstrument(self, *, wait: bool = True) -> None:
+        patches.remove(self, wait=wait)
+        super().uninstrument(wait=wait)
 
 
 class GatewayCallbackHandler(GatewaysHandler):
@@ -27,42 +32,35 @@ class GatewayCallbackHandler(GatewaysHandler):
 
     Embedding models have no callbacks; for them there is :func:`agent_gateway_client.instrument`.
 
-    The first handler replaces methods of LangChain's base classes and of httpx, httpx2 and aiohttp, which do nothing
-    for any run without a handler. They are put back when the last handler is closed. A handler that is never closed
-    costs nothing more than that, so there is no need to close it.
+    The first handler replaces methods of LangChain's base classes and of the HTTP clients. They are restored when the
+    last handler is closed or no longer used by anything, so there is no need to close one.
 
     Example:
         handler = GatewayCallbackHandler("http://localhost:5000/gateway")
         agent.invoke({"messages": [("user", "Hello")]}, config={"callbacks": [handler]})
     """
 
-    def __init__(self, *gateways: str) -> None:
+    def __init__(self, *urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> None:
         """Make a handler.
 
         Args:
-            *gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+            *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
+                ``AGENT_GATEWAY_URLS``.
+            gateways: More of them, as the other functions take them.
 
         Raises:
             ConfigurationError: No gateway is named, or a name is no URL.
         """
         super().__init__()
-        self.gateways = Gateways(gateways) if gateways else Gateways.from_environment()
-        if not self.gateways:
-            raise ConfigurationError(
-                "No gateway is named: a handler is not told the URLs of the models whose runs it is given to. Write "
-                f"GatewayCallbackHandler('http://localhost:5000/gateway'), or set {GATEWAY_URLS_VARIABLE}."
-            )
-        with _lock:
-            _open.add(self)
-            _put_on()
+        self.gateways = gateways_for_process(urls, "GatewayCallbackHandler", gateways)
+        self._instrumentation = _LangChainInstrumentation()
+        # The garbage collector must not wait for a lock.
+        finalize(self, self._instrumentation.uninstrument, wait=False).atexit = False
 
     def close(self) -> None:
-        """Do nothing any more. The last handler to be closed puts back every method that was replaced."""
+        """Stop adding headers. Closing the last handler restores all patched methods."""
         self.gateways = NO_GATEWAYS
-        with _lock:
-            _open.discard(self)
-            if not _open:
-                _take_off()
+        self._instrumentation.uninstrument()
 
     def __enter__(self) -> "GatewayCallbackHandler":
         return self
@@ -71,22 +69,3 @@ class GatewayCallbackHandler(GatewaysHandler):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _put_on() -> None:
-    global _http
-    if _http is None:
-        # It names no gateways: those of a run's handlers come with the run.
-        _http = Instrumentation(NO_GATEWAYS, for_adapter=True)
-        _patches.extend(patches())
-    for patch in _patches:
-        patch.put_on()
-
-
-def _take_off() -> None:
-    global _http
-    while _patches:
-        _patches.pop().take_off()
-    if _http is not None:
-        _http.uninstrument()
-        _http = None

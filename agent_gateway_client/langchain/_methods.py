@@ -8,64 +8,22 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
-from langchain_core.language_models import BaseChatModel, BaseLLM
-
-from agent_gateway_client._log import logger, version_of, warn_once
-from agent_gateway_client._patching import Patch
+from agent_gateway_client._guard import Guard
+from agent_gateway_client._patching import PatchSet, Replace, Switch
 from agent_gateway_client.active_span import active_trace_context, model_call
 from agent_gateway_client.langchain._calls import LangChainCall
 
 Method = Callable[..., Any]
-Wrapper = Callable[[Method], Method]
+
+_guard = Guard("Could not follow a LangChain run; its requests carry a less specific parent span", "langchain-core")
 
 
-def patches() -> list[Patch]:
-    """Return a patch of every method; what this version of LangChain does not have is left out, with one warning."""
-    return [patch for owner, name, wrapper in _methods() if (patch := _patch(owner, name, wrapper))]
-
-
-def _methods() -> Iterator[tuple[type, str, Wrapper]]:
-    for model in (BaseChatModel, BaseLLM):
-        yield model, "generate", _call
-        yield model, "agenerate", _async_call
-        yield model, "stream", _steps
-        yield model, "astream", _async_steps
-    for manager, start in ((CallbackManager, _start), (AsyncCallbackManager, _async_start)):
-        yield manager, "on_chat_model_start", start
-        yield manager, "on_llm_start", start
-    # One prompt each, where generate() may have several.
-    yield BaseChatModel, "_generate_with_cache", _call
-    yield BaseChatModel, "_agenerate_with_cache", _async_call
-    yield BaseLLM, "_generate_helper", _call
-    yield BaseLLM, "_agenerate_helper", _async_call
-    # stream_events(version="v3"), which is newer than the lowest version supported.
-    if hasattr(BaseChatModel, "_iter_v2_events"):
-        yield BaseChatModel, "_iter_v2_events", _steps
-        yield BaseChatModel, "_aiter_v2_events", _async_steps
-
-
-def _patch(owner: type, name: str, wrapper: Wrapper) -> Patch | None:
-    try:
-        patch = Patch(owner, name, lambda original, patch: wrapper(original))
-        if name.startswith("_") and not _manager_parameter(getattr(owner, name)):
-            raise AttributeError(f"{owner.__name__}.{name} takes no run_manager")
-    except (AttributeError, ValueError) as error:
-        warn_once(
-            "langchain.methods",
-            "langchain-core %s is not what this version of agent-gateway-client expects (%s); requests of some calls "
-            "name a coarser span, or none. Upgrade agent-gateway-client.",
-            version_of("langchain-core"),
-            error,
-        )
-        return None
-    return patch
-
-
-def _call(original: Method) -> Method:
+def _call(original: Method, switch: Switch) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return original(*args, **kwargs)
         call = new_call(args, kwargs)
         try:
             with call:
@@ -77,8 +35,10 @@ def _call(original: Method) -> Method:
     return replacement
 
 
-def _async_call(original: Method) -> Method:
+def _async_call(original: Method, switch: Switch) -> Method:
     async def replacement(*args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return await original(*args, **kwargs)
         call = new_call(args, kwargs)
         try:
             with call:
@@ -90,8 +50,11 @@ def _async_call(original: Method) -> Method:
     return replacement
 
 
-def _steps(original: Method) -> Method:
+def _steps(original: Method, switch: Switch) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
+
+    def steps_of(args: Any, kwargs: Any) -> Iterator[Any]:
         call = new_call(args, kwargs)
         try:
             with call:
@@ -120,8 +83,11 @@ def _steps(original: Method) -> Method:
     return replacement
 
 
-def _async_steps(original: Method) -> Method:
-    async def replacement(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+def _async_steps(original: Method, switch: Switch) -> Method:
+    def replacement(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
+
+    async def steps_of(args: Any, kwargs: Any) -> AsyncIterator[Any]:
         call = new_call(args, kwargs)
         try:
             with call:
@@ -150,73 +116,99 @@ def _async_steps(original: Method) -> Method:
     return replacement
 
 
-def _start(original: Method) -> Method:
+def _start(original: Method, switch: Switch) -> Method:
     def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return original(manager, *args, **kwargs)
         call, place = _starting(manager)
         with place:
             managers = original(manager, *args, **kwargs)
-        _seen(lambda: call.belongs_to(managers))
+        with _guard:
+            call.belongs_to(managers)
         return managers
 
     return replacement
 
 
-def _async_start(original: Method) -> Method:
+def _async_start(original: Method, switch: Switch) -> Method:
     async def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return await original(manager, *args, **kwargs)
         call, place = _starting(manager)
         with place:
             managers = await original(manager, *args, **kwargs)
-        _seen(lambda: call.belongs_to(managers))
+        with _guard:
+            call.belongs_to(managers)
         return managers
 
     return replacement
 
 
 def _starting(manager: Any) -> tuple[LangChainCall, AbstractContextManager[Any]]:
-    """Return the call whose run starts now, and what its start has to be done in."""
+    """Return the call that the run belongs to, and the context manager to start the run in."""
     current = model_call.get()
-    if isinstance(current, LangChainCall) and not current.has_begun:
-        _seen(lambda: current.begin(manager.handlers, active_trace_context()))
-        return current, nullcontext()
-    # stream_events(version="v3") starts the run in its reader's code, and reads on in a call of its own.
-    call = LangChainCall()
-    _seen(lambda: call.begin(manager.handlers, active_trace_context()))
-    return call, call
+    # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+    is_new = not isinstance(current, LangChainCall) or current.has_begun
+    call = LangChainCall() if is_new else cast(LangChainCall, current)
+    with _guard:
+        call.begin(manager.handlers, active_trace_context())
+    return call, call if is_new else nullcontext()
 
 
 def _maker(original: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], LangChainCall]:
-    """Return what makes a call out of a method's arguments; it has begun where they hold the run's manager."""
-    name = _manager_parameter(original)
-    position = list(inspect.signature(original).parameters).index(name) if name else 0
+    """Return a function that makes a call from a method's arguments; it has begun if they include the run's manager.
+
+    Raises:
+        AttributeError: The method is private and takes no manager.
+    """
+    parameters = list(inspect.signature(original).parameters)
+    name = next((name for name in ("run_manager", "run_managers") if name in parameters), "")
+    if not name and original.__name__.startswith("_"):
+        raise AttributeError(f"{original.__qualname__} takes no run_manager")
+    position = parameters.index(name) if name else 0
 
     def make(args: tuple[Any, ...], kwargs: dict[str, Any]) -> LangChainCall:
         call = LangChainCall()
-        given = (args[position] if len(args) > position else kwargs.get(name)) if name else None
-        if given:
-            # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
-            manager = given[0] if isinstance(given, list) else given
-            _seen(lambda: call.begin(manager.handlers, active_trace_context()))
-            _seen(lambda: call.belongs_to([manager]))
+        with _guard:
+            given = (args[position] if len(args) > position else kwargs.get(name)) if name else None
+            if given:
+                # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
+                manager = given[0] if isinstance(given, list) else given
+                call.begin(manager.handlers, active_trace_context())
+                call.belongs_to([manager])
         return call
 
     return make
 
 
-def _manager_parameter(method: Method) -> str:
-    """Return the name of the parameter that holds the run's manager, or of several prompts' runs; else ``""``."""
-    parameters = inspect.signature(method).parameters
-    return next((name for name in ("run_manager", "run_managers") if name in parameters), "")
+_MODELS = "langchain_core.language_models"
+_CALLBACKS = "langchain_core.callbacks"
 
-
-def _seen(see: Callable[[], None]) -> None:
-    """Learn something of a call, which goes on whatever happens."""
-    try:
-        see()
-    except Exception:
-        logger.debug("A LangChain run was not seen", exc_info=True)
-        warn_once(
-            "langchain.run",
-            "A run of langchain-core %s could not be seen; its requests name a coarser span, or none. Details are "
-            "logged at level DEBUG.",
-            version_of("langchain-core"),
+_REPLACEMENTS: dict[str, Replace] = {
+    **{
+        f"{_MODELS}:{model}.{name}": replace
+        for model in ("BaseChatModel", "BaseLLM")
+        for name, replace in (
+            ("generate", _call),
+            ("agenerate", _async_call),
+            ("stream", _steps),
+            ("astream", _async_steps),
         )
+    },
+    **{
+        f"{_CALLBACKS}:{manager}.{name}": replace
+        for manager, replace in (("CallbackManager", _start), ("AsyncCallbackManager", _async_start))
+        for name in ("on_chat_model_start", "on_llm_start")
+    },
+    # One prompt each, where generate() may have several.
+    f"{_MODELS}:BaseChatModel._generate_with_cache": _call,
+    f"{_MODELS}:BaseChatModel._agenerate_with_cache": _async_call,
+    f"{_MODELS}:BaseLLM._generate_helper": _call,
+    f"{_MODELS}:BaseLLM._agenerate_helper": _async_call,
+    # stream_events(version="v3"), which is newer than the lowest version supported.
+    f"{_MODELS}:BaseChatModel._iter_v2_events?": _steps,
+    f"{_MODELS}:BaseChatModel._aiter_v2_events?": _async_steps,
+}
+
+patches = PatchSet(_REPLACEMENTS, "requests of some LangChain calls carry a less specific parent span, or none")
+"""Held by every open handler."""

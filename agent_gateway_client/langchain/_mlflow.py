@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import as_trace_context
 from agent_gateway_client.w3c import TraceContext
 
@@ -45,15 +45,9 @@ def _guarded(use: Callable[[Any], T], module: str = "mlflow.tracing.provider") -
     loaded = sys.modules.get(module)
     if loaded is None:
         return None
-    try:
+    with Guard(
+        f"Could not read the span of a LangChain run ({module}); its requests carry a less specific parent span",
+        "mlflow-tracing",
+    ):
         return use(loaded)
-    except Exception as error:  # whatever MLflow does, the user's call goes on
-        warn_once(
-            f"langchain.{module}",
-            "mlflow-tracing %s does not tell the spans of LangChain's runs the way this version of "
-            "agent-gateway-client expects (%s in %s); requests may name a coarser span. Upgrade agent-gateway-client.",
-            version_of("mlflow-tracing"),
-            type(error).__name__,
-            module,
-        )
-        return None
+    return None

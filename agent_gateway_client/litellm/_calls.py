@@ -8,20 +8,26 @@ the requests name, and is handed to autolog's own code to be filled in and ended
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
-from importlib.util import find_spec
 from typing import Any
 
 import litellm
 import mlflow.tracking
 from litellm.integrations.mlflow import MlflowLogger
 
-from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import ModelCall, active_trace_context, as_trace_context, model_call
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
 from agent_gateway_client.litellm._logger import LiveLogger
 from agent_gateway_client.w3c import TraceContext
+
+_guard = Guard("Could not follow a call of LiteLLM; its requests carry the active span", "litellm")
+
+_begin_guard = Guard(
+    "Could not begin the span of a LiteLLM call before its request; the mirror is beside the span of "
+    "mlflow.litellm.autolog(), not below it",
+    "litellm",
+)
 
 _CALLBACKS = ("callbacks", "success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback")
 
@@ -41,28 +47,10 @@ def is_autolog(callback: Any) -> bool:
     return callback == "mlflow" or isinstance(callback, MlflowLogger)
 
 
-def first_module(*modules: str) -> str:
-    """Return the first of a thing's modules, newest first, that this version of LiteLLM has."""
-    for module in modules:
-        with suppress(ModuleNotFoundError):
-            if find_spec(module):
-                return module
-    return modules[-1]
-
-
 def guarded(function: Callable[..., None], *args: Any) -> None:
     """Call a function of ours; whatever goes wrong in it, the user's call goes on."""
-    try:
+    with _guard:
         function(*args)
-    except Exception as error:
-        logger.debug("A call of LiteLLM was not followed", exc_info=True)
-        warn_once(
-            "litellm.calls",
-            "A call of litellm %s could not be followed (%s); its requests name the active span. Details are logged at "
-            "level DEBUG. Upgrade agent-gateway-client.",
-            version_of("litellm"),
-            type(error).__name__,
-        )
 
 
 class LiteLLMCall(ModelCall):
@@ -108,14 +96,14 @@ class LiteLLMCall(ModelCall):
             span = self._open_span()
         return (as_trace_context(span._span.get_span_context()) if span else None) or parent
 
-    def stop_offering_span(self) -> None:
+    def named_once(self) -> None:
         """No request after this one names the span."""
         self._is_named = False
 
     def answered(self, response: Any) -> None:
         """Take note of the response to a request that was sent within this call."""
         if self._span is not None and response.status_code < 300:
-            self.stop_offering_span()
+            self.named_once()
 
     def returned(self, result: Any) -> None:
         """Take note of what LiteLLM returns. It does not log a stream that is not read to its end."""
@@ -145,12 +133,10 @@ class LiteLLMCall(ModelCall):
             if self._logging is None:
                 return
             if span := self._open_span():
-                try:
+                with _guard:
                     self.logger.fill_in(self._logging, result, error)
                     if span.end_time_ns is None:
                         span.end(status="ERROR" if error else "OK")
-                except Exception:
-                    logger.debug("The span of a LiteLLM call was not filled in", exc_info=True)
             self._span = self._logging = None
             self._is_named = False
             self._has_failed = error is not None
@@ -167,15 +153,6 @@ class LiteLLMCall(ModelCall):
         return self._span if self._span is not None and self._span.end_time_ns is None else None
 
     def _begin(self, parent: TraceContext | None) -> Any:
-        try:
+        with _begin_guard:
             return self.logger.begin(self._logging, parent, self._start_time)
-        except Exception as error:  # whatever MLflow and LiteLLM do, the user's call goes on
-            logger.debug("The span of a LiteLLM call could not be begun", exc_info=True)
-            warn_once(
-                "litellm.begin",
-                "The span of a call of litellm %s could not be begun before its request (%s); the mirror will be "
-                "beside the span of mlflow.litellm.autolog(), not below it. Upgrade agent-gateway-client.",
-                version_of("litellm"),
-                type(error).__name__,
-            )
-            return None
+        return None

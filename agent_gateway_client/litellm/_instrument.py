@@ -2,23 +2,18 @@
 
 import asyncio
 import inspect
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from typing import Any
 
 import litellm
 
-from agent_gateway_client._patching import Patch, Replace, Switch, find_patch
+from agent_gateway_client._patching import PatchSet, Replace, Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
-from agent_gateway_client.litellm._calls import LiteLLMCall, first_module, guarded, is_autolog, is_autologged
-from agent_gateway_client.litellm._rust import rust_replacements
-
-_lock = threading.RLock()
-_handles: list["LiteLLMInstrumentation"] = []
-_patches: dict[str, Patch] = {}
+from agent_gateway_client.litellm._calls import LiteLLMCall, guarded, is_autolog, is_autologged
+from agent_gateway_client.litellm._rust import RUST_REPLACEMENTS
 
 
 class LiteLLMInstrumentation(Instrumentation):
@@ -26,26 +21,15 @@ class LiteLLMInstrumentation(Instrumentation):
 
     def __init__(self, gateways: Gateways) -> None:
         super().__init__(gateways, for_adapter=True)
-        with _lock:
-            _handles.append(self)
-            for path, replace in _replacements().items():
-                patch = _patches.get(path) or find_patch(path, replace, _CONSEQUENCE)
-                if patch is not None:
-                    _patches[path] = patch
-                    patch.put_on()
+        _patches.add(self)
 
-    def uninstrument(self) -> None:
+    def uninstrument(self, *, wait: bool = True) -> None:
         """Switch this one off; others stay in force. The second time does nothing."""
-        super().uninstrument()
-        with _lock:
-            if self in _handles:
-                _handles.remove(self)
-            if not _handles:
-                for patch in _patches.values():
-                    patch.take_off()
+        super().uninstrument(wait=wait)
+        _patches.remove(self, wait=wait)
 
 
-def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
+def instrument_litellm(*urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> LiteLLMInstrumentation:
     """Make LiteLLM put the trace context on every request that it sends to a gateway.
 
     Every kind of call is covered, sync, async and streamed, with the router's retries and fallbacks, on each of
@@ -56,7 +40,9 @@ def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
     with :func:`agent_gateway_client.instrument`.
 
     Args:
-        *gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
+        *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
+            ``AGENT_GATEWAY_URLS``.
+        gateways: More of them, as the other functions take them.
 
     Returns:
         A handle that undoes this call, and a context manager that does so at its end.
@@ -69,7 +55,7 @@ def instrument_litellm(*gateways: str) -> LiteLLMInstrumentation:
         >>> with instrument_litellm("http://localhost:5000/gateway"):
         ...     pass  # litellm.completion(..., api_base="http://localhost:5000/gateway/openai/v1")
     """
-    return LiteLLMInstrumentation(gateways_for_process(gateways, "instrument_litellm"))
+    return LiteLLMInstrumentation(gateways_for_process(urls, "instrument_litellm", gateways))
 
 
 def _begins(original: Callable[..., Any], switch: Switch) -> Any:
@@ -184,32 +170,29 @@ def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
 
 _LOGGING = "litellm.litellm_core_utils.litellm_logging:Logging"
 _STREAM = "litellm.litellm_core_utils.streaming_handler:CustomStreamWrapper"
-_CONSEQUENCE = "with mlflow.litellm.autolog() on, tokens of some calls may be counted twice"
 
+_REPLACEMENTS: dict[str, Replace] = {
+    f"{_LOGGING}.__init__": _begins,
+    f"{_LOGGING}.update_environment_variables": _begins_again,
+    f"{_LOGGING}.success_handler": _ends_after,
+    f"{_LOGGING}.failure_handler": _ends_after,
+    f"{_LOGGING}.async_success_handler": _ends_before,
+    f"{_LOGGING}.async_failure_handler": _ends_before,
+    f"{_LOGGING}.handle_sync_success_callbacks_for_async_calls": _ends_before,
+    f"{_LOGGING}.dispatch_success_handlers?": _ends_before,
+    f"{_LOGGING}.dispatch_failure_handlers?": _ends_before,
+    f"{_LOGGING}.get_combined_callback_list": _calls_back,
+    "litellm.utils:update_response_metadata": _returns,
+    "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
+    # Newer versions make no calls of the router in a thread.
+    "litellm.router_python_core:run_async_function|litellm.router:run_async_function?": _keeps_context,
+    f"{_STREAM}.__next__": _streams,
+    f"{_STREAM}.__anext__": _async_streams,
+    **RUST_REPLACEMENTS,
+}
+"""In LiteLLM: the object that every call has, and that knows when it begins and ends."""
 
-def _replacements() -> dict[str, Replace]:
-    """Return what is replaced: in LiteLLM, the object that every call has, and that knows when it begins and ends."""
-    replacements: dict[str, Replace] = {
-        f"{_LOGGING}.__init__": _begins,
-        f"{_LOGGING}.update_environment_variables": _begins_again,
-        f"{_LOGGING}.success_handler": _ends_after,
-        f"{_LOGGING}.failure_handler": _ends_after,
-        f"{_LOGGING}.async_success_handler": _ends_before,
-        f"{_LOGGING}.async_failure_handler": _ends_before,
-        f"{_LOGGING}.handle_sync_success_callbacks_for_async_calls": _ends_before,
-        f"{_LOGGING}.get_combined_callback_list": _calls_back,
-        "litellm.utils:update_response_metadata": _returns,
-        "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
-        f"{first_module('litellm.router_python_core', 'litellm.router')}:run_async_function": _keeps_context,
-        f"{_STREAM}.__next__": _streams,
-        f"{_STREAM}.__anext__": _async_streams,
-    }
-    logging = litellm.litellm_core_utils.litellm_logging.Logging
-    # What only newer versions have.
-    for name in ("dispatch_success_handlers", "dispatch_failure_handlers"):
-        if hasattr(logging, name):
-            replacements[f"{_LOGGING}.{name}"] = _ends_before
-    return replacements | rust_replacements()
+_patches = PatchSet(_REPLACEMENTS, "with mlflow.litellm.autolog() on, tokens of some calls may be counted twice")
 
 
 def _begin(logging: Any) -> None:

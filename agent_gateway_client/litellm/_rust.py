@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,23 +11,8 @@ from agent_gateway_client._patching import Replace, Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http import trace_headers
 from agent_gateway_client.http._known import instrumented_gateways
-from agent_gateway_client.litellm._calls import LiteLLMCall, first_module, guarded
+from agent_gateway_client.litellm._calls import LiteLLMCall, guarded
 from agent_gateway_client.w3c import TRACEPARENT
-
-_RUST = "litellm.rust_bridge"
-
-
-def rust_replacements() -> dict[str, Replace]:
-    """Return what is replaced where this version of LiteLLM has Rust code: where it takes a call's arguments."""
-    if find_spec(_RUST) is None:
-        return {}
-    setup = first_module(f"{_RUST}.host.callbacks_legacy_python", f"{_RUST}.callbacks_legacy_python")
-    streams = first_module(f"{_RUST}.execution", f"{_RUST}.streams")
-    classes = [name for name in ("Stream", "AsyncStream", "SyncStream") if hasattr(import_module(streams), name)]
-    return {
-        f"{setup}:setup": _goes_round_python,
-        **{f"{streams}:{name}.__init__": _streams_round_python for name in classes},
-    }
 
 
 def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
@@ -66,4 +50,20 @@ def _add_headers(kwargs: dict[str, Any]) -> None:
     kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
     call = model_call.get()
     if isinstance(call, LiteLLMCall):
-        call.stop_offering_span()
+        call.named_once()
+
+
+_RUST = "litellm.rust_bridge"
+
+RUST_REPLACEMENTS: dict[str, Replace] = (
+    {
+        f"{_RUST}.host.callbacks_legacy_python:setup|{_RUST}.callbacks_legacy_python:setup": _goes_round_python,
+        **{
+            f"{_RUST}.execution:{name}.__init__|{_RUST}.streams:{name}.__init__?": _streams_round_python
+            for name in ("Stream", "AsyncStream", "SyncStream")
+        },
+    }
+    if find_spec(_RUST)
+    else {}
+)
+"""Where LiteLLM's Rust code takes a call's arguments, in the versions that have Rust code."""

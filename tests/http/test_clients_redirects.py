@@ -58,7 +58,9 @@ async def test_each_hop_of_a_redirect_is_looked_at(
     assert len(wire.requests) == len(urls)
     assert wire.sent() == [[value] * count for count in expected]
     assert wire.sent("tracestate") == [["vendor=1"] * count for count in expected]
-    assert warnings_in(caplog) == []
+    # The gateway's own host with another scheme is told from a host that has nothing to do with it.
+    near = [url for url in urls if url.startswith("https://gw.test")]
+    assert len(warnings_in(caplog)) == len(near)
 
 
 @each_stack

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agent_gateway_client import instrument, uninstrument
+from agent_gateway_client import instrument, trace_headers, uninstrument, unwrap, wrap_httpx, wrap_openai
 from tests.support.client import (
     STACKS,
     TRACEPARENT,
@@ -85,11 +85,15 @@ class Otel:
         """Switch on instrument() and all instrumentations, in this order or the other."""
         if first == "instrument":
             instrument(gateway)
+        self.instrumentations()
+        if first != "instrument":
+            instrument(gateway)
+
+    def instrumentations(self) -> None:
+        """Switch on all instrumentations."""
         for make in filter(None, INSTRUMENTORS.values()):
             make().instrument(tracer_provider=self.provider)
             self._stack.callback(make().uninstrument)
-        if first != "instrument":
-            instrument(gateway)
 
     def span(self, name: str) -> Any:
         return self.provider.get_tracer("tests").start_as_current_span(name)
@@ -205,3 +209,55 @@ async def test_where_mlflows_spans_are_opentelemetrys(
     assert sent.startswith(named(request))
     assert f"{request.parent.span_id:016x}" == agent.span_id
     assert f"tr-{request.context.trace_id:032x}" == agent.trace_id
+
+
+def wrapped_client(stack: Any, kind: str, gateway: str) -> Any:
+    return wrap_httpx(getattr(stack, kind)(trust_env=False, follow_redirects=True), [gateway])
+
+
+@pytest.mark.parametrize("stack", [stack for stack in STACKS if INSTRUMENTORS[stack.__name__]])
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+@pytest.mark.parametrize("first", ["wrap", "opentelemetry"])
+async def test_a_wrapped_client_follows_the_same_rule(
+    stack: Any, kind: str, first: str, server: HttpServer, otel: Otel
+):
+    """wrap_httpx() names MLflow's span as instrument() does; elsewhere OpenTelemetry's header goes as ever."""
+    client = wrapped_client(stack, kind, server.gateway) if first == "wrap" else None
+    otel.instrumentations()
+    client = client or wrapped_client(stack, kind, server.gateway)
+    with mlflow.start_span("agent") as agent, otel.span("web request"):
+        await value_of(client.get(server.gateway))
+        assert otel.requests == []
+        await value_of(client.get(via(server.gateway, server.other)))
+        unwrap(client)
+        await value_of(client.get(server.gateway))
+    await value_of(client.close() if kind == "Client" else client.aclose())
+    sent = one_each(server)
+    assert sent[:2] == [named_by(agent)] * 2
+    assert [value[:-3] for value in sent[2:]] == [named(request) for request in otel.requests]
+
+
+async def test_an_openai_client_follows_the_same_rule(server: HttpServer, otel: Otel):
+    """wrap_openai() names MLflow's span, whichever of httpx and httpx2 the SDK has."""
+    openai = pytest.importorskip("openai")
+    otel.instrumentations()
+    client = wrap_openai(openai.OpenAI(api_key="key", base_url=server.gateway, max_retries=0))
+    with mlflow.start_span("agent") as agent:
+        client.get("/models", cast_to=object)
+    client.close()
+    assert one_each(server) == [named_by(agent)]
+
+
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "aiohttp"])
+async def test_trace_headers_are_not_overwritten(client: str, server: HttpServer, otel: Otel):
+    """A header of trace_headers() is what arrives, until uninstrument() gives OpenTelemetry its way."""
+    otel.instrumentations()
+    with mlflow.start_span("agent") as agent:
+        headers = trace_headers(server.gateway, [server.gateway])
+        await CLIENTS[client](server.gateway, **headers)
+        uninstrument()
+        await CLIENTS[client](server.gateway, **headers)
+    (request,) = otel.requests
+    kept, overwritten = one_each(server)
+    assert kept == named_by(agent)
+    assert overwritten.startswith(named(request))

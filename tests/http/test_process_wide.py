@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from agent_gateway_client.active_span import ModelCall, model_call
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http import _process_wide as instrumentation
+from agent_gateway_client.http._known import instrumented_gateways
 from tests.support.client import (
     GATEWAY,
     OTHER,
@@ -47,8 +49,10 @@ CHOKE_POINTS = [
         ("httpx", ["Client", "AsyncClient"], "_send_single_request"),
         ("httpx2", ["Client", "AsyncClient"], "_send_single_request"),
         ("aiohttp", ["ClientRequest"], "send"),
+        ("urllib3.connectionpool", ["HTTPConnectionPool"], "_make_request"),
+        ("websockets.client", ["ClientProtocol"], "send_request"),
     )
-    if find_spec(module)
+    if find_spec(module.partition(".")[0])
     for kind in kinds
 ]
 
@@ -289,6 +293,7 @@ def test_a_request_is_told_of_once(stack: Any):
     assert are_original()
 
 
+@pytest.mark.usefixtures("guards_hold")
 @each_stack
 @pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
 async def test_nothing_inside_fails_a_request(stack: Any, kind: str, caplog: pytest.LogCaptureFixture):
@@ -300,7 +305,7 @@ async def test_nothing_inside_fails_a_request(stack: Any, kind: str, caplog: pyt
             await value_of(client.get(A))
     assert wire.sent() == [[], []]
     (warning,) = warnings_in(caplog)
-    assert "The trace context could not be put on a request" in warning
+    assert "Could not add the trace context to a request" in warning
 
 
 @each_stack
@@ -316,10 +321,11 @@ async def test_the_users_errors_come_through(stack: Any):
                 await value_of(Wire(fail).client(stack, kind).get(A))
 
 
+@pytest.mark.usefixtures("guards_hold")
 def test_a_choke_point_that_has_moved_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """Where a library no longer has the function, one warning names its version, and the others are reached."""
     stack = STACKS[0]
-    monkeypatch.setattr(instrumentation, "_patches", {})
+    monkeypatch.setattr(instrumentation._patches, "_patches", {})
     monkeypatch.delattr(stack.AsyncClient, "_send_single_request")
     wire = Wire()
     with mlflow.start_span("agent") as agent:
@@ -328,15 +334,15 @@ def test_a_choke_point_that_has_moved_is_said_once(monkeypatch: pytest.MonkeyPat
                 wire.client(stack).get(A)
     assert wire.sent() == [[named_by(agent)]] * 2
     (warning,) = warnings_in(caplog)
-    assert f"{stack.__name__} {stack.__version__} is not what" in warning
-    assert "AsyncClient has no function _send_single_request" in warning
+    assert f"{stack.__name__} {stack.__version__}" in warning
+    assert f"Could not replace {stack.__name__}:AsyncClient._send_single_request" in warning
     monkeypatch.undo()
 
 
 @pytest.mark.parametrize("missing", [["aiohttp"], ["httpx"], ["httpx2"], ["aiohttp", "httpx", "httpx2"]])
 def test_a_library_that_is_not_installed_costs_nothing(missing: list[str], monkeypatch: pytest.MonkeyPatch, caplog):
     """Any of the three may be missing: no import, no warning, no error; the others are reached."""
-    monkeypatch.setattr(instrumentation, "_patches", {})
+    monkeypatch.setattr(instrumentation._patches, "_patches", {})
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
     with instrument(GATEWAY):
@@ -410,3 +416,68 @@ def test_it_may_be_switched_on_and_off_in_many_threads(stack: Any):
         thread.join()
     assert failures == []
     assert are_original()
+
+
+@each_stack
+def test_repeating_it_keeps_nothing(stack: Any):
+    """The same URL again and again, as a notebook's cell gives it: nothing accumulates, and each is undone once."""
+    wire = Wire()
+    client = wire.client(stack)
+    first = instrument(GATEWAY)
+    gateways = instrumented_gateways()
+    forgotten = [weakref.ref(instrument(GATEWAY)) for _ in range(100)]
+    second = instrument(GATEWAY)
+    assert [ref() for ref in forgotten] == [None] * 100
+    assert instrumented_gateways() is gateways
+    assert list(gateways) == [GATEWAY]
+    first.uninstrument()
+    first.uninstrument()
+    second.uninstrument()
+    with mlflow.start_span("agent") as agent:
+        client.get(A)
+        uninstrument()
+        third = instrument(GATEWAY)
+        second.uninstrument()
+        client.get(A)
+        third.uninstrument()
+        client.get(A)
+    assert wire.sent() == [[named_by(agent)], [named_by(agent)], []]
+
+
+def test_gateways_that_are_named_twice_are_looked_at_once():
+    """Each prefix of a host is kept once, whatever it is named for."""
+    assert Gateways([A, A, B, A + "/"])._prefixes == Gateways([A, B])._prefixes
+
+
+@each_stack
+def test_what_somebody_else_put_back_is_replaced_again(stack: Any):
+    """Calling it again repairs the replaced function where somebody restored what they had found before."""
+    wire = Wire()
+    client = wire.client(stack)
+    instrument(GATEWAY)
+    for (owner, name), original in zip(CHOKE_POINTS, ORIGINALS, strict=True):
+        setattr(owner, name, original)
+    instrument(GATEWAY)
+    with mlflow.start_span("agent") as agent:
+        client.get(A)
+    assert wire.sent() == [[named_by(agent)]]
+
+
+@pytest.mark.parametrize(
+    ("urls", "gateways"),
+    [([[A, B]], None), ([(A,), B], None), ([], [A, B]), ([A], [B]), ([Gateways([A])], {B}), ([[A]], (B,))],
+)
+def test_gateways_are_named_one_by_one_or_in_lists(urls: list[Any], gateways: Any):
+    """URLs, lists of them and gateways= are all taken, by every process-wide function alike."""
+    with instrument(*urls, gateways=gateways) as handle:
+        assert list(handle.gateways) == [A, B]
+    if find_spec("litellm"):
+        from agent_gateway_client import instrument_litellm
+
+        with instrument_litellm(*urls, gateways=gateways) as handle:
+            assert list(handle.gateways) == [A, B]
+    if find_spec("langchain_core"):
+        from agent_gateway_client import GatewayCallbackHandler
+
+        with GatewayCallbackHandler(*urls, gateways=gateways) as handler:
+            assert list(handler.gateways) == [A, B]

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from typing import Any
 
 import mlflow
@@ -10,7 +11,7 @@ import mlflow.litellm
 import pytest
 
 from agent_gateway_client import instrument, instrument_litellm, trace_headers, uninstrument
-from agent_gateway_client._install import install_command
+from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.http import _process_wide as instrumentation
@@ -43,7 +44,7 @@ pytestmark = in_one_loop
 
 def replaced() -> dict[str, Any]:
     """Return what is now at each place that instrument_litellm() or instrument() replaces."""
-    places = [*adapter._patches.values(), *instrumentation._patches.values()]
+    places = [*adapter._patches._patches.values(), *instrumentation._patches._patches.values()]
     return {f"{place._owner}.{place._name}": vars(place._owner).get(place._name) for place in places}
 
 
@@ -115,25 +116,25 @@ def test_the_gateways_are_those_of_the_environment_by_default(monkeypatch: pytes
         assert list(handle.gateways) == [GATEWAY]
 
 
+@pytest.mark.usefixtures("guards_hold")
 @each_way
 async def test_what_litellm_no_longer_has_is_said_once(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Where LiteLLM has changed one warning names its version, calls work, and the header is there."""
-    monkeypatch.setattr(adapter, "_patches", {})
+    patches = PatchSet(adapter._REPLACEMENTS, "it does not matter here")
+    monkeypatch.setattr(adapter, "_patches", patches)
     monkeypatch.delattr(litellm.litellm_core_utils.streaming_handler.CustomStreamWrapper, "__next__")
     with instrument_litellm(provider.url), mlflow.start_span("agent"):
         await make_call("completion", provider, is_async=is_async)
     assert sent(provider) == [[named_by_otel(*ended())]]
     (warning,) = warnings_in(caplog)
-    assert warning.startswith("litellm 1.")
-    assert "has no function __next__" in warning
-    # Those of the fixture are below, and still in force.
-    for patch in adapter._patches.values():
-        patch.take_off()
+    assert "CustomStreamWrapper.__next__" in warning
+    assert f"litellm {metadata.version('litellm')}" in warning
     monkeypatch.undo()
 
 
+@pytest.mark.usefixtures("guards_hold")
 @each_way
 async def test_nothing_inside_fails_a_call(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -150,7 +151,7 @@ async def test_nothing_inside_fails_a_call(
             await make_call("completion", provider, is_async=is_async)
     assert sent(provider) == [[named_by(agent)]] * 2
     (warning,) = [text for text in warnings_in(caplog) if "agent-gateway-client" in text]
-    assert "could not be begun" in warning
+    assert "Could not begin the span" in warning
 
 
 def test_without_litellm_the_error_says_what_to_install():
@@ -159,7 +160,7 @@ def test_without_litellm_the_error_says_what_to_install():
         "import sys\n"
         "sys.modules[sys.argv[1]] = None\n"
         "try:\n"
-        "    from agent_gateway_client import instrument_litellm\n"
+        "    from agent_gateway_client.litellm import instrument_litellm\n"
         "except ImportError as error:\n"
         "    print(type(error).__name__, error)\n"
     )
@@ -169,7 +170,8 @@ def test_without_litellm_the_error_says_what_to_install():
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     assert output("litellm") == (
-        f"MissingDependencyError instrument_litellm() needs the package litellm: {install_command('litellm')}\n"
+        "MissingDependencyError instrument_litellm() needs the package litellm: "
+        "pip install 'agent-gateway-client[litellm]'\n"
     )
     assert output("dotenv").startswith("ModuleNotFoundError ")
 

@@ -6,13 +6,15 @@ import mlflow
 import mlflow.openai
 import pytest
 
-from agent_gateway_client import wrap_openai
+from agent_gateway_client import instrument, wrap_openai
 from tests.support.client import (
+    OTHER,
     MemoryExporter,
     Wire,
     isolated,  # noqa: F401
     named_by,
     named_by_otel,
+    redirects,
 )
 from tests.support.openai import CALLS, CLIENTS, answer, make_client
 
@@ -93,3 +95,30 @@ async def test_autolog_alone_is_enough_of_a_span(kind: str):
     await CALLS["chat"](wrap_openai(make_client(kind, wire)))
     (own,) = ended()
     assert wire.sent() == [[named_by_otel(own)]] * 2
+
+
+@each_client
+@pytest.mark.parametrize("how", ["wrap", "instrument", "both"])
+@pytest.mark.parametrize("name", ["chat", "chat, streamed", "responses", "embeddings"])
+async def test_autologs_header_stays_behind_where_a_redirect_leaves(kind: str, how: str, name: str):
+    """The header that autolog set does not go along to another host, and is there again where the way comes back."""
+    probe = Wire(answer)
+    await CALLS[name](make_client(kind, probe))
+    (url,) = probe.urls
+    hops = redirects({url: OTHER, OTHER: url + "/2"})
+    wire = Wire(lambda request: hops(request) or answer(probe_request(request, url)))
+    mlflow.openai.autolog()
+    client = make_client(kind, wire)
+    if how != "instrument":
+        wrap_openai(client)
+    with instrument(url.partition("?")[0] if how != "wrap" else "http://unused.test"), mlflow.start_span("agent"):
+        await CALLS[name](client)
+    (own,) = ended("agent")
+    assert wire.urls == [url, OTHER, url + "/2"]
+    assert wire.sent() == [[named_by_otel(own)], [], [named_by_otel(own)]]
+
+
+def probe_request(request: Any, url: str) -> Any:
+    """Return the request as if it had gone to the URL at the start of the redirects."""
+    request.url = type(request.url)(url)
+    return request

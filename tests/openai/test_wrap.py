@@ -265,6 +265,7 @@ def test_what_is_no_openai_client_is_one_clear_error(what: str, gateways: list[s
         wrap_openai(value, gateways=gateways)
 
 
+@pytest.mark.usefixtures("guards_hold")
 def test_an_sdk_that_moved_its_http_client_is_one_warning(caplog: pytest.LogCaptureFixture):
     """Should the SDK keep its HTTP client elsewhere, wrap_openai() says so once, with the version, and goes on."""
     client = make_client("OpenAI", Wire(answer))
@@ -277,3 +278,41 @@ def test_an_sdk_that_moved_its_http_client_is_one_warning(caplog: pytest.LogCapt
         client._client = http_client
     (message,) = caplog.messages
     assert f"openai {openai.__version__}" in message
+
+
+@each_client
+@pytest.mark.parametrize("how", ["with_options", "copy"])
+async def test_a_copy_with_another_http_client_keeps_it(kind: str, how: str):
+    """A copy over an HTTP client that nobody wrapped sends it too, and so does a copy of the copy."""
+    first, second, third = Wire(answer), Wire(answer), Wire(answer)
+    client = wrap_openai(make_client(kind, first))
+    copied = getattr(client, how)(http_client=make_client(kind, second)._client)
+    again = copied.with_options(timeout=5).copy(http_client=make_client(kind, third)._client)
+    with mlflow.start_span("agent") as span:
+        for one in (client, copied, again):
+            await chat(one)
+        unwrap(client)
+        for one in (client, copied, again, client.with_options(http_client=copied._client)):
+            await chat(one)
+    assert first.sent() == [[named_by(span)], []]
+    assert second.sent() == [[named_by(span)], [], []]
+    assert third.sent() == [[named_by(span)], []]
+    assert "copy" not in vars(client)
+
+
+@each_client
+async def test_clients_that_share_an_http_client_are_unwrapped_separately(kind: str):
+    """unwrap() takes away what wrapping that client has added, and nothing of another client."""
+    wire = Wire(answer)
+    first = make_client(kind, wire)
+    hooks = first._client.event_hooks
+    second, never = (make_client(kind, wire, http_client=first._client) for _ in range(2))
+    wrap_openai(first)
+    wrap_openai(second)
+    with mlflow.start_span("agent") as span:
+        for one, expected in ((never, 1), (first._client, 1), (first, 1), (first, 1), (second, 0)):
+            unwrap(one)
+            await chat(second)
+            assert wire.sent()[-1] == [named_by(span)] * expected
+    assert first._client.event_hooks == hooks
+    assert "_send_single_request" not in vars(first._client)

@@ -10,6 +10,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 class HttpServer:
     """The server, as a context manager. It answers 200, or redirects to the URL in the query parameter ``to``.
 
+    With the query parameter ``fail`` it answers 503 that many times first.
+
     Below the gateway's ``/away`` everything is redirected to the other host.
 
     One server is two hosts: a gateway at the address, and somebody else at the name ``localhost``. As a proxy it lets
@@ -17,10 +19,14 @@ class HttpServer:
 
     Attributes:
         requests: The URL that each request was sent to, as its Host header and its path have it, and its header lines.
+        bodies: The body of each.
+        failed: How often each path with a query parameter ``fail`` has been answered with 503.
     """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, list[tuple[str, str]]]] = []
+        self.bodies: list[bytes] = []
+        self.failed: dict[str, int] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -62,12 +68,15 @@ def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length") or 0))
+            server.bodies.append(self.rfile.read(int(self.headers.get("content-length") or 0)))
             server.requests.append((f"http://{self.headers['host']}{self.path}", self.headers.items()))
-            to = parse_qs(urlsplit(self.path).query).get("to")
+            query = parse_qs(urlsplit(self.path).query)
+            to = query.get("to")
+            fails = server.failed.get(self.path, 0) < int(query.get("fail", ["0"])[0])
+            server.failed[self.path] = server.failed.get(self.path, 0) + fails
             if self.path.startswith("/gateway/away"):
                 to = [f"{server.other}/elsewhere"]
-            self.send_response(307 if to else 200)
+            self.send_response(503 if fails else 307 if to else 200)
             if to:
                 self.send_header("location", to[0])
             self.send_header("content-length", "0")

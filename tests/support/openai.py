@@ -25,7 +25,8 @@ def make_client(kind: str, wire: Wire, **options: Any) -> Any:
         options = {"base_url": "http://gw.test:5000/gateway/openai/v1", **options}
     # As the SDK's own default: follows redirects.
     http_class = STACK.AsyncClient if kind.startswith("Async") else STACK.Client
-    http_client = http_class(transport=STACK.MockTransport(wire), follow_redirects=True)
+    http_client = options.pop("http_client", None)
+    http_client = http_client or http_class(transport=STACK.MockTransport(wire), follow_redirects=True)
     return getattr(openai, kind)(api_key="key", http_client=http_client, **options)
 
 

@@ -1,0 +1,45 @@
+"""The rule for code of ours that runs inside a user's call: ours may fail, the user's call goes on."""
+
+import os
+from types import TracebackType
+
+from agent_gateway_client._log import logger, version_of, warn_once
+
+reraises = "AGENT_GATEWAY_RAISE_INTERNAL_ERRORS" in os.environ
+"""Whether a guard lets errors through. The tests set the variable, so that a bug that a guard hides fails a test."""
+
+
+class Guard:
+    """A context manager that stops errors, logs them at level DEBUG and warns of the first one.
+
+    It has no state: one guard can be entered many times, from many threads, and within itself.
+
+    Args:
+        failure: The first part of the warning: what did not work and what that means for the user.
+        *distributions: The distributions whose internals the code relies on. The warning gives their versions.
+    """
+
+    __slots__ = ("_distributions", "_failure")
+
+    def __init__(self, failure: str, *distributions: str) -> None:
+        self._failure = failure
+        self._distributions = distributions
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None or reraises or not isinstance(error, Exception):
+            return False
+        logger.debug(self._failure, exc_info=error)
+        versions = ", ".join(f"{name} {version_of(name)}" for name in self._distributions)
+        warn_once(
+            self._failure,
+            "%s (%s%s). Upgrade agent-gateway-client if there is a newer version; details are logged at level DEBUG.",
+            self._failure,
+            type(error).__name__,
+            f" with {versions}" if versions else "",
+        )
+        return True

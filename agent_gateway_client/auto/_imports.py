@@ -1,0 +1,74 @@
+"""Runs a function when the program has imported a package, so that nothing is imported which it does not use."""
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+
+class AfterImport(MetaPathFinder):
+    """Calls functions after packages are imported, or at once for those that are. Is undone with :meth:`stop`.
+
+    Args:
+        actions: What to call, by the name of a top-level package. None of the functions may raise.
+    """
+
+    def __init__(self, actions: dict[str, Callable[[], None]]) -> None:
+        self._actions = dict(actions)
+        self._here = threading.local()
+        for name in [name for name in actions if name in sys.modules]:
+            self.imported(name)
+        sys.meta_path.insert(0, self)
+
+    def stop(self) -> None:
+        """Call nothing from now on."""
+        self._actions.clear()
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find a package as Python would, and take note of when its code has run."""
+        if fullname not in self._actions or getattr(self._here, "name", None) == fullname:
+            return None
+        self._here.name = fullname
+        try:
+            spec = find_spec(fullname)
+        finally:
+            self._here.name = None
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self)
+        return spec
+
+    def imported(self, name: str) -> None:
+        """Call what is to be called after this package."""
+        action = self._actions.pop(name, None)
+        if action is not None:
+            action()
+
+
+class _Loader(Loader):
+    """The package's own loader, with all that it offers."""
+
+    def __init__(self, inner: Any, watcher: AfterImport) -> None:
+        self._inner = inner
+        self._watcher = watcher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        created: ModuleType | None = self._inner.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._inner
+        module.__loader__ = self._inner
+        self._inner.exec_module(module)
+        self._watcher.imported(module.__name__)

@@ -1,0 +1,126 @@
+"""What is instrumented before the program starts."""
+
+import json
+import os
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
+from typing import Any
+
+from agent_gateway_client._log import logger
+from agent_gateway_client.auto._imports import AfterImport
+from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.gateways import Gateways
+
+RECORD_VARIABLE = "AGENT_GATEWAY_RECORD"
+"""Names the file that ``agent-gateway doctor -- COMMAND`` has its program write a line to for each request."""
+
+_HTTP = ("httpx", "httpx2", "aiohttp", "urllib3", "websockets")
+
+_watcher: AfterImport | None = None
+_undo: list[Callable[[], None]] = []
+
+
+def start() -> None:
+    """Instrument what the program imports, for the gateways in ``AGENT_GATEWAY_URLS``. Never raises.
+
+    The HTTP libraries when the first of them is imported, and LiteLLM and LangChain when they are. The second time does
+    nothing.
+    """
+    global _watcher
+    if _watcher is not None:
+        return
+    try:
+        gateways = Gateways.from_environment()
+    except ConfigurationError as error:
+        logger.warning("Nothing is instrumented: %s", error)
+        return
+    if gateways:
+        actions = {**dict.fromkeys(_HTTP, _http), "litellm": _litellm, "langchain_core": _langchain}
+        _watcher = AfterImport({name: _guarded(name, action) for name, action in actions.items()})
+
+
+def stop() -> None:
+    """Undo :func:`start`, as far as the program can still be as it was."""
+    global _watcher
+    if _watcher is not None:
+        _watcher.stop()
+        _watcher = None
+    while _undo:
+        _undo.pop()()
+
+
+class AgentGatewayInstrumentor:
+    """What ``opentelemetry-instrument`` finds; the same as :func:`start`."""
+
+    def instrumentation_dependencies(self) -> Collection[str]:
+        """Return no package: each that is there is instrumented, and none has to be."""
+        return []
+
+    def instrument(self, **options: Any) -> None:
+        """Instrument what the program imports; without ``AGENT_GATEWAY_URLS`` do nothing."""
+        start()
+
+    def uninstrument(self, **options: Any) -> None:
+        """Undo it."""
+        stop()
+
+
+def _guarded(name: str, action: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        try:
+            action()
+        except Exception as error:  # whatever is installed, the program starts
+            logger.warning("%s is not instrumented (%s: %s)", name, type(error).__name__, error)
+
+    return run
+
+
+def _http() -> None:
+    from agent_gateway_client.http import instrument
+
+    if any(undo.__name__ == "uninstrument" for undo in _undo):
+        return
+    if path := os.environ.get(RECORD_VARIABLE):
+        _record(path)
+    _undo.append(instrument().uninstrument)
+
+
+def _litellm() -> None:
+    from agent_gateway_client.litellm import instrument_litellm
+
+    handle = instrument_litellm()
+    _undo.append(lambda: handle.uninstrument())
+
+
+def _langchain() -> None:
+    from langchain_core.tracers.context import register_configure_hook
+
+    from agent_gateway_client.langchain import GatewayCallbackHandler
+
+    handler = GatewayCallbackHandler()
+    # LangChain's own way to give a handler to every run.
+    hooked: ContextVar[Any] = ContextVar("agent_gateway_client.handler", default=handler)
+    register_configure_hook(hooked, inheritable=True)
+    _undo.append(lambda: handler.close())
+
+
+def _record(path: str) -> None:
+    from agent_gateway_client.http import _notes
+
+    def write(note: _notes.Note) -> None:
+        context = note.context
+        line = {
+            "url": note.url,
+            "outcome": note.outcome,
+            "reason": note.reason,
+            "trace_id": f"{context.trace_id:032x}" if context else None,
+            "span_id": f"{context.span_id:016x}" if context else None,
+            "traceparent": context.traceparent if context else note.kept,
+            "pid": os.getpid(),
+            "near_miss": note.near_miss,
+        }
+        # One write to the end of the file, as child processes write to it too.
+        with open(path, "ab", buffering=0) as file:
+            file.write(json.dumps(line).encode() + b"\n")
+
+    _notes.recorder = write

@@ -1,0 +1,69 @@
+"""``agent-gateway doctor -- COMMAND``: what is printed of a program's requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from agent_gateway_client.cli.run import environment_for
+from agent_gateway_client.doctor.program import Request, Run, run_recorded
+from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE
+
+
+def examine_program(command: Sequence[str], gateway: str | None, *, json_output: bool) -> int:
+    """Run a program, and print each of its requests and what to do.
+
+    Returns:
+        The exit status: the program's where that is not 0, else 1 where a request lost its context or none went to a
+        gateway, else 0.
+    """
+    environment = environment_for([gateway] if gateway else [])
+    try:
+        run = run_recorded(command, environment, stdout_to_stderr=json_output)
+    except OSError as error:
+        click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    gateways = environment[GATEWAY_URLS_VARIABLE]
+    if json_output:
+        click.echo(json.dumps(_as_json(run, gateways), indent=2))
+    else:
+        _show(run, gateways)
+    if run.exit_status:
+        return run.exit_status if run.exit_status > 0 else 128 - run.exit_status
+    return 0 if run.ok else 1
+
+
+def _as_json(run: Run, gateways: str) -> dict[str, object]:
+    return {
+        "ok": run.ok,
+        "exit_status": run.exit_status,
+        "gateways": gateways.split(","),
+        "requests": [request._asdict() for request in run.requests],
+        "advice": run.advice(gateways),
+    }
+
+
+def _show(run: Run, gateways: str) -> None:
+    console = Console()
+    for request in run.requests:
+        mark, style = _mark(request)
+        carried = f" [span {request.span_id}]" if request.span_id else ""
+        console.print(
+            Text.assemble((f"{mark:>7}", style), f"  {request.url}: {request.reason}{carried}"), soft_wrap=True
+        )
+    for advice in run.advice(gateways):
+        console.print(Text.assemble("What to do: ", (advice, "bold")), soft_wrap=True)
+    if run.ok:
+        console.print(Text("Every request to a gateway carries its span.", style="bold green"))
+
+
+def _mark(request: Request) -> tuple[str, str]:
+    if request.is_broken:
+        return "BROKEN", "bold red"
+    if request.outcome == "not a gateway":
+        return "-", "dim"
+    return request.outcome, "green"

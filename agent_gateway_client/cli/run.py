@@ -1,0 +1,62 @@
+"""``agent-gateway run``: a program with trace context on its requests to gateways, without a change to its code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways
+
+_SITE = Path(__file__).parents[1] / "auto" / "site"
+
+gateway_option = click.option(
+    "--gateway",
+    "gateways",
+    multiple=True,
+    help=f"A gateway's URL, like http://localhost:5000/gateway; may be repeated. Default: ${GATEWAY_URLS_VARIABLE}.",
+)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@gateway_option
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(gateways: tuple[str, ...], command: tuple[str, ...]) -> None:
+    """Run COMMAND, and put the trace context on what it and its child processes send to the gateways.
+
+    For programs whose code is not to be changed: agent-gateway run -- python my_agent.py. The HTTP libraries, LiteLLM
+    and LangChain are instrumented when the program imports them. The exit status is the program's.
+    """
+    environment = environment_for(gateways)
+    if sys.platform == "win32":
+        raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
+    replace_process(command, environment)
+
+
+def environment_for(gateways: Sequence[str]) -> dict[str, str]:
+    """Return the environment in which Python instruments itself when it starts.
+
+    Raises:
+        ConfigurationError: A gateway is not a URL.
+        click.UsageError: No gateway is named.
+    """
+    known = Gateways(gateways) or Gateways.from_environment()
+    if not known:
+        raise click.UsageError(f"Which URLs are gateways? Give --gateway or set {GATEWAY_URLS_VARIABLE}.")
+    path = os.pathsep.join(filter(None, [str(_SITE), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, GATEWAY_URLS_VARIABLE: ",".join(known), "PYTHONPATH": path}
+
+
+def replace_process(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Become the command: signals, terminal and exit status are its own."""
+    try:
+        os.execvpe(command[0], list(command), environment)
+    except OSError as error:
+        click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
+        # As shells do.
+        raise SystemExit(127 if isinstance(error, FileNotFoundError) else 126) from None

@@ -1,0 +1,121 @@
+"""Runs a program with a recorder, and says for each of its requests whether it carries the trace context, and why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agent_gateway_client.auto import RECORD_VARIABLE
+
+
+class Request(NamedTuple):
+    """A request of the program.
+
+    Attributes:
+        url: Where it went, without credentials and query.
+        outcome: ``"sent"``, ``"kept"``, ``"no span"`` or ``"not a gateway"``.
+        reason: Why, in a sentence.
+        trace_id: Of the span that it carries, if this package set it.
+        span_id: Likewise.
+        traceparent: What it carried.
+        pid: The process that sent it.
+        near_miss: Whether it was probably meant to go to a gateway.
+    """
+
+    url: str
+    outcome: str
+    reason: str
+    trace_id: str | None
+    span_id: str | None
+    traceparent: str | None
+    pid: int
+    near_miss: bool
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it should carry the trace context and does not."""
+        return self.outcome == "no span" or self.near_miss
+
+
+class Run(NamedTuple):
+    """What was seen of the program.
+
+    Attributes:
+        exit_status: The program's; negative for a signal, as in :mod:`subprocess`.
+        requests: All its requests through instrumented libraries, in the order in which they were sent.
+    """
+
+    exit_status: int
+    requests: list[Request]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the program ended well, called a gateway, and lost no context on the way."""
+        reached = any(request.outcome in ("sent", "kept") for request in self.requests)
+        return self.exit_status == 0 and reached and not any(request.is_broken for request in self.requests)
+
+    def advice(self, gateways: str) -> list[str]:
+        """Return what to do, one sentence or two for each kind of mistake."""
+        found = [
+            f"{request.url}: {request.reason}. Give the program and the gateway's URL the same spelling."
+            for request in self.requests
+            if request.near_miss
+        ]
+        if any(request.outcome == "no span" for request in self.requests):
+            found.append(
+                "A gateway was called while no span was active. Make the call inside mlflow.start_span(), a function "
+                "with @mlflow.trace, or under autolog. Where there is a span, MLflow could not record it: call "
+                "mlflow.set_tracking_uri() and mlflow.set_experiment() first."
+            )
+        if not self.requests:
+            found.append(
+                "No request was seen. Is the program Python, without -I, -E and -S, in an environment with "
+                "agent-gateway-client? Other HTTP libraries than those of instrument() need trace_headers(url)."
+            )
+        elif not found and not any(request.outcome in ("sent", "kept") for request in self.requests):
+            found.append(f"Nothing was sent to a gateway ({gateways}). Is the model's base URL one of them?")
+        if self.exit_status:
+            found.append(f"The program ended with status {self.exit_status}; see its own messages.")
+        return list(dict.fromkeys(found))
+
+
+def run_recorded(command: Sequence[str], environment: Mapping[str, str], *, stdout_to_stderr: bool = False) -> Run:
+    """Run a command, whose child processes are recorded too.
+
+    Args:
+        command: The program and its arguments.
+        environment: What ``agent-gateway run`` would run it with.
+        stdout_to_stderr: Whether its output goes to standard error.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    with tempfile.TemporaryDirectory(prefix="agent-gateway-") as directory:
+        record = Path(directory, "requests")
+        record.touch()
+        process = subprocess.Popen(
+            command,
+            env={**environment, RECORD_VARIABLE: str(record)},
+            stdout=sys.stderr.fileno() if stdout_to_stderr else None,
+        )
+        status = _wait(process)
+        lines = record.read_text().splitlines()
+    return Run(status, [_request(json.loads(line)) for line in lines])
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # The program got it as well, from the terminal, and decides what to do.
+            continue
+
+
+def _request(line: dict[str, Any]) -> Request:
+    return Request(**line)

@@ -1,0 +1,45 @@
+"""websockets: the request that opens a connection, sync or async.
+
+OpenAI's realtime and responses sockets are opened with it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from agent_gateway_client._guard import Guard
+from agent_gateway_client._patching import Switch
+from agent_gateway_client.active_span import model_call
+from agent_gateway_client.http._decide import decide
+from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
+
+_guard = Guard("Could not add the trace context to a websocket; it is opened without it", "websockets")
+
+
+def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
+    # Each hop of a redirect is a protocol and a request of its own, with the headers that the caller gave.
+    def send_request(protocol: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if switch.is_on:
+            _add_headers(protocol, request)
+        return original(protocol, request, *args, **kwargs)
+
+    return send_request
+
+
+def _add_headers(protocol: Any, request: Any) -> None:
+    with _guard:
+        uri, headers = protocol.uri, request.headers
+        seen = {TRACEPARENT: ",".join(headers.get_all(TRACEPARENT))} if TRACEPARENT in headers else {}
+        scheme = "https" if uri.secure else "http"
+        context = decide(scheme, uri.host, uri.port, request.path, seen, KnownGateways(model_call.get())).context
+        if context is not None:
+            for name, value in context.to_headers().items():
+                # Setting a header adds a line.
+                for old in (TRACEPARENT, TRACESTATE) if name == TRACEPARENT else ():
+                    if old in headers:
+                        del headers[old]
+                headers[name] = value
+
+
+REPLACEMENTS = {"websockets.client:ClientProtocol.send_request": _send_request}
+"""The method, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""

@@ -1,0 +1,83 @@
+"""``agent-gateway doctor -- COMMAND``: a healthy program, and broken ones, with what is said of each."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from tests.cli.test_run import TRACEPARENT, agent_gateway, server, write  # noqa: F401
+from tests.support.http_server import HttpServer
+
+GET = "import requests\nrequests.get(url)\n"
+NO_SPAN = "import requests\ncontext.attach(context.Context())\nrequests.get(url)\n"
+
+
+def doctor(program: str, gateway: str, url: str, *options: str) -> Any:
+    return agent_gateway("doctor", "--gateway", gateway, *options, "--", sys.executable, program, url)
+
+
+def test_a_healthy_program(server: HttpServer, write: Any):  # noqa: F811
+    """Each request is listed once, with its span, and other hosts without blame."""
+    program = write(
+        "import httpx, requests\nfrom agent_gateway_client import wrap_httpx\n"
+        "requests.get(url + '/a?key=secret')\n"
+        "wrap_httpx(httpx.Client(trust_env=False), [url]).get(url + '/b')\n"
+        f"requests.get({server.other.replace('/gateway', '/elsewhere')!r})\nprint('the program')\n"
+    )
+    ended = doctor(program, server.gateway, server.gateway, "--json")
+    assert ended.returncode == 0, ended.stderr
+    seen = json.loads(ended.stdout)
+    assert "the program" in ended.stderr
+    assert (seen["ok"], seen["exit_status"], seen["advice"]) == (True, 0, [])
+    assert seen["gateways"] == [server.gateway]
+    assert [(request["url"], request["outcome"]) for request in seen["requests"]] == [
+        (f"{server.gateway}/a", "sent"),
+        (f"{server.gateway}/b", "sent"),
+        (server.other.replace("/gateway", "/elsewhere"), "not a gateway"),
+    ]
+    assert [request["traceparent"] for request in seen["requests"]] == [TRACEPARENT, TRACEPARENT, None]
+    assert seen["requests"][0]["span_id"] == f"{0xB:016x}"
+    assert server.sent() == [[TRACEPARENT], [TRACEPARENT], []]
+
+
+@pytest.mark.parametrize(
+    ("body", "change", "said"),
+    [
+        (NO_SPAN, "", "mlflow.set_experiment() first"),
+        (GET, "host", "use one spelling for both"),
+        (GET, "path", "does not begin with it"),
+        (GET, "port", "Is the model's base URL one of them?"),
+        ("", "", "No request was seen"),
+        ("import urllib.request\nurllib.request.urlopen(url)\n", "", "need trace_headers(url)"),
+    ],
+    ids=["no span", "other spelling", "wrong path", "other port", "no request", "unknown library"],
+)
+def test_broken_programs(body: str, change: str, said: str, server: HttpServer, write: Any):  # noqa: F811
+    """The exit status is 1, and the last line says what to do."""
+    url = server.gateway
+    gateway = {
+        "host": server.other,
+        "path": url.replace("/gateway", "/gw"),
+        "port": "http://127.0.0.1:1/gateway",
+    }.get(change, url)
+    ended = doctor(write(body), gateway, f"{url}/v1/chat/completions")
+    assert ended.returncode == 1, ended.stderr
+    last = ended.stdout.splitlines()[-1]
+    assert last.startswith("What to do: ")
+    assert said in last
+
+
+def test_a_program_that_fails(server: HttpServer, write: Any):  # noqa: F811
+    """Its status is passed on, and what it sent before is listed."""
+    ended = doctor(write(GET + "sys.exit(7)\n"), server.gateway, server.gateway)
+    assert ended.returncode == 7
+    assert f"sent  {server.gateway}: it goes to a gateway, and a span is active [span" in ended.stdout
+    assert "The program ended with status 7" in ended.stdout
+    assert doctor("no-such-program.py", server.gateway, "").returncode == 2
+
+
+def test_without_a_command_the_gateway_and_the_model_are_needed():
+    """The doctor of one call asks for them as ever."""
+    ended = agent_gateway("doctor", "--gateway", "http://gw.test")
+    assert (ended.returncode, "Missing option '--model'" in ended.stderr) == (2, True)

@@ -1,0 +1,322 @@
+"""instrument(): each HTTP stack, to a gateway and elsewhere, redirected, retried, with a header, and undone."""
+
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import mlflow
+import pytest
+
+from agent_gateway_client import instrument, trace_headers, uninstrument
+from tests.support.client import (
+    STACKS,
+    TRACEPARENT,
+    BrokenSpan,
+    isolated,  # noqa: F401
+    named_by,
+    named_by_otel,
+    remote_span,
+    value_of,
+)
+from tests.support.http_server import HttpServer, via
+
+Get = Callable[..., Awaitable[None]]
+
+
+def httpx_get(stack: Any, kind: str) -> Get:
+    async def get(url: str, attempts: int = 1, **headers: str) -> None:
+        client = getattr(stack, kind)(trust_env=False, follow_redirects=True)
+        for _ in range(attempts):
+            await value_of(client.get(url, headers=headers))
+        await value_of(client.close() if kind == "Client" else client.aclose())
+
+    return get
+
+
+async def aiohttp_get(url: str, attempts: int = 1, **headers: str) -> None:
+    import aiohttp
+
+    async with aiohttp.ClientSession() as session:
+        for _ in range(attempts):
+            async with session.get(url, headers=headers) as response:
+                await response.read()
+
+
+async def urllib3_get(url: str, attempts: int = 1, **headers: str) -> None:
+    import urllib3
+
+    retry = urllib3.Retry(attempts + 5, status=attempts, status_forcelist=[503], backoff_factor=0)
+    with urllib3.PoolManager(retries=retry) as pool:
+        pool.request("GET", failing(url, attempts), headers=headers or None)
+
+
+async def requests_get(url: str, attempts: int = 1, **headers: str) -> None:
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False
+        retry = requests.adapters.Retry(attempts, status_forcelist=[503], backoff_factor=0)
+        session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
+        session.get(failing(url, attempts), headers=headers)
+
+
+async def websockets_get(url: str, attempts: int = 1, **headers: str) -> None:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import InvalidStatus
+
+    for _ in range(attempts):
+        with pytest.raises(InvalidStatus, match="200"):
+            await connect(url.replace("http", "ws"), additional_headers=headers, proxy=None)
+
+
+async def websockets_sync_get(url: str, attempts: int = 1, **headers: str) -> None:
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    for _ in range(attempts):
+        with pytest.raises(InvalidStatus, match="200"):
+            connect(url.replace("http", "ws"), additional_headers=headers, proxy=None)
+
+
+async def botocore_get(url: str, attempts: int = 1, **headers: str) -> None:
+    from botocore.awsrequest import AWSRequest
+    from botocore.httpsession import URLLib3Session
+
+    # What a client of boto3 sends with; its own redirects are S3's alone.
+    session = URLLib3Session()
+    for _ in range(attempts):
+        session.send(AWSRequest("GET", url, headers).prepare())
+    session.close()
+
+
+def failing(url: str, attempts: int) -> str:
+    """Return a URL that fails for all attempts but the last."""
+    return url if attempts == 1 else f"{url}?fail={attempts - 1}"
+
+
+CLIENTS: dict[str, Get] = {
+    f"{stack.__name__}.{kind}": httpx_get(stack, kind) for stack in STACKS for kind in ("Client", "AsyncClient")
+}
+CLIENTS |= {
+    name: get
+    for name, get in {
+        "aiohttp": aiohttp_get,
+        "urllib3": urllib3_get,
+        "requests": requests_get,
+        "botocore": botocore_get,
+        "websockets": websockets_get,
+        "websockets.sync": websockets_sync_get,
+    }.items()
+    if find_spec(name.partition(".")[0])
+}
+NO_REDIRECTS = ("botocore", "websockets.sync")
+"""What does not follow a redirect, or (the sync websockets before 16) not everywhere."""
+
+each_client = pytest.mark.parametrize("client", CLIENTS)
+each_redirecting = pytest.mark.parametrize("client", [name for name in CLIENTS if name not in NO_REDIRECTS])
+
+
+@pytest.fixture
+def server() -> Iterator[HttpServer]:
+    with HttpServer() as server:
+        yield server
+    uninstrument()
+
+
+@each_client
+async def test_gateways_only_and_undone(client: str, server: HttpServer):
+    """The active span is named to a gateway, nothing to another host or path, and nothing after the undo."""
+    get = CLIENTS[client]
+    handle = instrument(server.gateway)
+    with mlflow.start_span("agent") as agent:
+        await get(server.gateway)
+        await get(server.other)
+        await get(server.gateway + "2")
+        handle.uninstrument()
+        await get(server.gateway)
+    assert server.sent() == [[named_by(agent)], [], [], []]
+    with instrument(server.gateway), remote_span() as value:
+        await get(server.gateway)
+    assert (server.sent()[-1], server.sent("tracestate")[-1]) == ([value], ["vendor=1"])
+
+
+@each_client
+@pytest.mark.parametrize("name", ["traceparent", "TraceParent"])
+async def test_an_existing_header_stays(client: str, name: str, server: HttpServer):
+    """A traceparent that the caller gives, in any case, is the only one."""
+    with instrument(server.gateway), mlflow.start_span("agent"):
+        await CLIENTS[client](server.gateway, **{name: TRACEPARENT})
+        await CLIENTS[client](server.other, **{name: TRACEPARENT})
+    assert server.sent() == [[TRACEPARENT]] * 2
+
+
+@each_client
+async def test_each_attempt_is_named_once(client: str, server: HttpServer):
+    """Each retry carries the header, once."""
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        await CLIENTS[client](server.gateway, attempts=3)
+    assert server.sent() == [[named_by(agent)]] * 3
+
+
+@each_redirecting
+async def test_each_hop_of_a_redirect(client: str, server: HttpServer):
+    """The header is on the hops to gateways and on no other."""
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        await CLIENTS[client](via(server.gateway, server.gateway + "/2", server.other, server.gateway + "/3"))
+    ours = [named_by(agent)]
+    assert server.sent() == [ours, ours, [], ours]
+
+
+@each_client
+@pytest.mark.usefixtures("guards_hold")
+async def test_without_a_span_or_with_a_broken_one(client: str, server: HttpServer):
+    """Without a span, or where reading it fails, the request goes out as it was made."""
+    from opentelemetry import trace
+
+    await CLIENTS[client](server.gateway)
+    with instrument(server.gateway):
+        await CLIENTS[client](server.gateway)
+        with trace.use_span(BrokenSpan()):
+            await CLIENTS[client](server.gateway)
+
+    def names(headers: list[tuple[str, str]]) -> list[str]:
+        return sorted(name.lower() for name, _ in headers)
+
+    plain, without, broken = (names(headers) for _, headers in server.requests)
+    assert plain == without == broken
+
+
+@pytest.mark.parametrize("is_pool_managers", [True, False])
+def test_the_callers_own_headers_are_not_changed(is_pool_managers: bool, server: HttpServer):
+    """A dictionary of the caller's, given to each request or to the pool, is as it was, of whatever type."""
+    urllib3 = pytest.importorskip("urllib3")
+    given = urllib3.HTTPHeaderDict({"x-one": "1"})
+    given.add("x-one", "2")
+    before = list(given.iteritems())
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        if is_pool_managers:
+            urllib3.PoolManager(headers=given).request("GET", server.gateway)
+        else:
+            urllib3.PoolManager().request("GET", server.gateway, headers=given)
+    assert list(given.iteritems()) == before
+    assert server.sent() == [[named_by(agent)]]
+    assert ", ".join(server.sent("x-one")[0]) == "1, 2"
+
+
+def test_a_proxy_is_not_the_gateway(server: HttpServer):
+    """Through a proxy it is the request's own URL that counts."""
+    urllib3 = pytest.importorskip("urllib3")
+    with urllib3.ProxyManager(server.gateway.removesuffix("/gateway")) as proxy:
+        with instrument("http://gw.test/v1"), mlflow.start_span("agent") as agent:
+            proxy.request("GET", "http://gw.test/v1/models")
+            proxy.request("GET", "http://other.test/v1/models")
+        with instrument(server.gateway.removesuffix("/gateway")), mlflow.start_span("agent"):
+            proxy.request("GET", "http://other.test/v1/models")
+    assert server.sent() == [[named_by(agent)], [], []]
+
+
+def test_the_signature_of_boto3_stays_valid(server: HttpServer):
+    """The header is added after signing and is not among the signed headers: the server computes the same signature."""
+    botocore = pytest.importorskip("botocore")
+    import_module("botocore.session")
+    from botocore.auth import SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.config import Config
+    from botocore.credentials import Credentials
+
+    session = botocore.session.Session()
+    session.set_credentials("id", "secret")
+    client = session.create_client(
+        "bedrock-runtime",
+        region_name="us-east-1",
+        endpoint_url=server.gateway,
+        config=Config(retries={"max_attempts": 0}, proxies={}),
+    )
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        client.converse(modelId="m", messages=[{"role": "user", "content": [{"text": "hi"}]}])
+    assert server.sent() == [[named_by(agent)]]
+    ((url, lines),) = server.requests
+    received = {name.lower(): value for name, value in lines}
+    signed = received["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    assert "traceparent" not in signed
+    request = AWSRequest("POST", url, {name: received[name] for name in signed}, server.bodies[0])
+    request.context["timestamp"] = received["x-amz-date"]
+    auth = SigV4Auth(Credentials("id", "secret"), "bedrock", "us-east-1")
+    canonical = auth.canonical_request(request)
+    assert received["authorization"].endswith(auth.signature(auth.string_to_sign(request, canonical), request))
+
+
+async def test_openais_sockets_are_reached(server: HttpServer):
+    """client.realtime.connect() of the SDK, sync and async, opens its socket with the active span's header."""
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("websockets")
+    from websockets.exceptions import InvalidStatus
+
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        with (
+            pytest.raises(InvalidStatus),
+            openai.OpenAI(api_key="key", base_url=server.gateway).realtime.connect(model="m"),
+        ):
+            pass
+        with pytest.raises(InvalidStatus):
+            async with openai.AsyncOpenAI(api_key="key", base_url=server.gateway).realtime.connect(model="m"):
+                pass
+    assert server.sent() == [[named_by(agent)]] * 2
+
+
+@pytest.mark.usefixtures("guards_hold")
+def test_trace_headers_of_a_given_span():
+    """span= names a span that is not active, of MLflow or OpenTelemetry; a no-op span gives nothing."""
+    url = "http://gw.test/v1"
+    detached = mlflow.start_span_no_context("detached")
+    with mlflow.start_span("agent"):
+        assert trace_headers(url, [url], span=detached) == {"traceparent": named_by(detached)}
+        with remote_span() as value:
+            from opentelemetry import trace
+
+            remote = trace.get_current_span()
+        assert trace_headers(url, [url], span=remote) == {"traceparent": value, "tracestate": "vendor=1"}
+        assert trace_headers(url, [url], span=mlflow.entities.span.NoOpSpan()) == {}
+        assert trace_headers("http://other.test", [url], span=detached) == {}
+        with pytest.raises(ValueError, match="span must be a span of MLflow or OpenTelemetry, not str"):
+            trace_headers(url, [url], span="agent")
+    detached.end()
+
+
+@pytest.mark.parametrize("client", [name for name in ("requests", "urllib3") if find_spec(name)])
+async def test_opentelemetrys_own_header_makes_room(client: str, server: HttpServer):
+    """A header that OpenTelemetry's instrumentation of requests or urllib3 has set gives way to MLflow's span."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    tracer = TracerProvider().get_tracer(f"opentelemetry.instrumentation.{client}")
+    with (
+        instrument(server.gateway),
+        mlflow.start_span("agent") as agent,
+        tracer.start_as_current_span("GET") as span,
+    ):
+        own = named_by_otel(span)
+        await CLIENTS[client](server.gateway, Traceparent=own)
+        await CLIENTS[client](server.other, Traceparent=own)
+    assert server.sent() == [[named_by(agent)], [own]]
+
+
+def test_threads_do_not_mix(server: HttpServer):
+    """Requests of many threads over one urllib3 pool name each its own thread's span."""
+    urllib3 = pytest.importorskip("urllib3")
+    expected: dict[str, list[str]] = {}
+
+    def work(pool: Any, number: int) -> None:
+        with mlflow.start_span("thread") as span:
+            url = f"{server.gateway}/{number}"
+            expected[url] = [named_by(span)]
+            pool.request("GET", url)
+
+    with instrument(server.gateway), urllib3.PoolManager(maxsize=4) as pool:
+        threads = [threading.Thread(target=work, args=(pool, number)) for number in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert dict(zip((url for url, _ in server.requests), server.sent(), strict=True)) == expected
