@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from datetime import datetime
+from types import FrameType
 from typing import Any
 
 import litellm
@@ -91,6 +92,7 @@ class LiteLLMCall(ModelCall):
         self._lock = threading.RLock()
         self._logging: weakref.ref[Any] = weakref.ref(logging)
         self._start_time: datetime = logging.start_time
+        self._is_stream = bool(logging.stream)
         self._span: Any = None
         self._has_ended = False
         self._has_failed = False
@@ -119,7 +121,7 @@ class LiteLLMCall(ModelCall):
         if _is_on_stack(logging):
             return True
         # The reader of a stream comes back. Another task or thread may still be at it.
-        if not logging.stream and self._place == _place():
+        if not self._is_stream and self._place == _place():
             self.end(error=asyncio.CancelledError())
         return False
 
@@ -131,7 +133,7 @@ class LiteLLMCall(ModelCall):
     def returned(self, result: Any) -> None:
         """Take note of what LiteLLM returns. It does not log a stream that is not read to its end."""
         logging = self._logging()
-        if logging is None or not logging.stream:
+        if logging is None or not self._is_stream:
             return
         # LiteLLM notes the stream, in a circle and, in older versions, for as long as there is no other call: one that
         # nobody has any more would be kept, and with it the span, and with that MLflow's whole trace.
@@ -213,7 +215,7 @@ def _place() -> tuple[int, int]:
 
 def _is_on_stack(logging: Any) -> bool:
     """Tell whether a function of LiteLLM that runs now works with this ``Logging`` object."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name == "litellm" or name.startswith("litellm."):
@@ -222,5 +224,5 @@ def _is_on_stack(logging: Any) -> bool:
                 return True
             if getattr(values.get("self"), "logging_obj", None) is logging:
                 return True
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
