@@ -81,6 +81,7 @@ class LiteLLMCall(ModelCall):
 
     Attributes:
         logger: Takes the place of autolog's logger for this call; ``None`` if it never had a span.
+        is_called_from_rust: Whether LiteLLM's Rust code for this call runs now, which the stack does not show.
     """
 
     def __init__(self, logging: Any, forgotten: Callable[["LiteLLMCall"], None]) -> None:
@@ -96,6 +97,7 @@ class LiteLLMCall(ModelCall):
         self._span: Any = None
         self._has_ended = False
         self._has_failed = False
+        self.is_called_from_rust = False
 
     @property
     def gateways(self) -> Gateways:
@@ -118,7 +120,7 @@ class LiteLLMCall(ModelCall):
         logging = self._logging()
         if self._has_ended or logging is None:
             return False
-        if _is_on_stack(logging):
+        if self.is_called_from_rust or _is_on_stack(logging):
             return True
         # The reader of a stream comes back. Another task or thread may still be at it.
         if not self._is_stream and self._place == _place():
@@ -190,6 +192,10 @@ class LiteLLMCall(ModelCall):
             self._span = live.begin(logging, parent, self._start_time)
             self.logger = live
             open_calls.add(self)
+            # Older versions keep the object of the latest call here, and would keep its span open with it.
+            for notes in getattr(litellm, "error_logs", {}).values():
+                if notes.get("self") is logging:
+                    del notes["self"]
             weakref.finalize(logging, self._forget)
 
     def _forget(self) -> None:

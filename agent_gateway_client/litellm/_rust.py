@@ -49,7 +49,14 @@ def _add_headers(kwargs: dict[str, Any]) -> None:
     given = kwargs.get("extra_headers") or {}
     if any(name.lower() == TRACEPARENT for name in given):
         return
-    kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
+    call = model_call.get()
+    if isinstance(call, LiteLLMCall):
+        call.is_called_from_rust = True
+    try:
+        kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
+    finally:
+        if isinstance(call, LiteLLMCall):
+            call.is_called_from_rust = False
 
 
 _RUST = "litellm.rust_bridge"
