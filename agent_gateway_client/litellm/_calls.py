@@ -135,7 +135,8 @@ class LiteLLMCall(ModelCall):
     def returned(self, result: Any) -> None:
         """Take note of what LiteLLM returns. It does not log a stream that is not read to its end."""
         logging = self._logging()
-        if logging is None or not self._is_stream:
+        # A coroutine that returns the stream is over before the stream is read.
+        if logging is None or not self._is_stream or not (hasattr(result, "__next__") or hasattr(result, "__anext__")):
             return
         # LiteLLM notes the stream, in a circle and, in older versions, for as long as there is no other call: one that
         # nobody has any more would be kept, and with it the span, and with that MLflow's whole trace.

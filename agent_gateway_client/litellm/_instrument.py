@@ -235,5 +235,8 @@ def _call_of(logging: Any, switch: Switch) -> LiteLLMCall | None:
 def _end(call: LiteLLMCall, logged: dict[str, Any]) -> None:
     if "exception" in logged:
         call.end(error=logged["exception"])
-    elif not isinstance(logged.get("result"), litellm.ModelResponseStream):
-        call.end(logged.get("result"))
+        return
+    result = logged.get("result")
+    # Neither a part of a stream nor the stream itself, which some versions log before it is read, is the end.
+    if not isinstance(result, litellm.ModelResponseStream) and not hasattr(result, "__anext__"):
+        call.end(result)
