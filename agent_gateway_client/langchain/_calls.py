@@ -11,8 +11,9 @@ from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 
-from agent_gateway_client.active_span import ModelCall, model_call
+from agent_gateway_client.active_span import ModelCall, active_trace_context, model_call
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
+from agent_gateway_client.http._known import instrumented_gateways
 from agent_gateway_client.langchain._mlflow import activate, active_context, span_of_run
 from agent_gateway_client.w3c import TraceContext
 
@@ -65,19 +66,19 @@ class LangChainCall(ModelCall):
         self._outside: Any = None
         self._token: Token[ModelCall | None] | None = None
 
-    def begin(self, handlers: Sequence[Any], outer: TraceContext | None) -> None:
-        """Say which handlers the call's run has. The first to say so is right; what begins later is somebody else's.
+    def begin(self, handlers: Sequence[Any]) -> None:
+        """Set the call's gateways, before its run begins. Only the first run that begins in a call is the call's.
 
         Args:
-            handlers: LangChain's callback handlers.
-            outer: The active span before the run began. One that is active later is the run's own, or one that the user
-                opened.
+            handlers: LangChain's callback handlers of the run.
         """
         self.has_begun = True
-        self._outer = outer
         for handler in handlers:
             if isinstance(handler, GatewaysHandler):
                 self.gateways = self.gateways | handler.gateways if self.gateways else handler.gateways
+        if self.gateways or instrumented_gateways():
+            # A span that is active later is the run's own, or one that the user opened.
+            self._outer = active_trace_context()
 
     def belongs_to(self, managers: Sequence[Any]) -> None:
         """Say which run it is.
@@ -101,9 +102,11 @@ class LangChainCall(ModelCall):
 
     def __enter__(self) -> "LangChainCall":
         self._token = model_call.set(self)
-        self._outside = active_context()
-        if self._inside is not None:
-            activate(self._inside)
+        # Of a run that has none of our handlers no more is looked at.
+        if self.gateways or not self.has_begun:
+            self._outside = active_context()
+            if self._inside is not None:
+                activate(self._inside)
         return self
 
     def __exit__(
@@ -116,7 +119,8 @@ class LangChainCall(ModelCall):
         except ValueError:
             # Left by the garbage collector, which closes what nobody finished, in a context that never entered.
             return
-        inside = active_context()
-        if self.gateways and self._outside is not None and inside is not self._outside:
-            self._inside = inside
-            activate(self._outside)
+        if self.gateways and self._outside is not None:
+            inside = active_context()
+            if inside is not self._outside:
+                self._inside = inside
+                activate(self._outside)

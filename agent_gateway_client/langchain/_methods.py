@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import PatchSet, Replace, Switch
-from agent_gateway_client.active_span import active_trace_context, model_call
+from agent_gateway_client.active_span import model_call
 from agent_gateway_client.langchain._calls import LangChainCall
 
 Method = Callable[..., Any]
@@ -151,7 +151,7 @@ def _starting(manager: Any) -> tuple[LangChainCall, AbstractContextManager[Any]]
     is_new = not isinstance(current, LangChainCall) or current.has_begun
     call = LangChainCall() if is_new else cast(LangChainCall, current)
     with _guard:
-        call.begin(manager.handlers, active_trace_context())
+        call.begin(manager.handlers)
     return call, call if is_new else nullcontext()
 
 
@@ -174,7 +174,7 @@ def _maker(original: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Lang
             if given:
                 # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
                 manager = given[0] if isinstance(given, list) else given
-                call.begin(manager.handlers, active_trace_context())
+                call.begin(manager.handlers)
                 call.belongs_to([manager])
         return call
 

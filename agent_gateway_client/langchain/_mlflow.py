@@ -10,6 +10,16 @@ from agent_gateway_client.w3c import TraceContext
 
 T = TypeVar("T")
 
+_PROVIDER, _TRACER = "mlflow.tracing.provider", "mlflow.langchain.langchain_tracer"
+
+_GUARDS = {
+    module: Guard(
+        f"Could not read the span of a LangChain run ({module}); its requests carry a less specific parent span",
+        "mlflow-tracing",
+    )
+    for module in (_PROVIDER, _TRACER)
+}
+
 
 def span_of_run(manager: Any) -> TraceContext | None:
     """Return the span that MLflow's autolog keeps for a run; ``None`` where it keeps none.
@@ -27,12 +37,16 @@ def span_of_run(manager: Any) -> TraceContext | None:
                 return as_trace_context(handler._get_span_by_run_id(manager.run_id)._span.get_span_context())
         return None
 
-    return _guarded(look_up, "mlflow.langchain.langchain_tracer")
+    return _guarded(look_up, _TRACER)
 
 
 def active_context() -> Any:
     """Return MLflow's current context, of which the active span is a part; ``None`` without MLflow."""
-    return _guarded(lambda provider: provider.get_context_api().get_current())
+    return _guarded(_current)
+
+
+def _current(provider: Any) -> Any:
+    return provider.get_context_api().get_current()
 
 
 def activate(context: Any) -> None:
@@ -40,14 +54,10 @@ def activate(context: Any) -> None:
     _guarded(lambda provider: provider.get_context_api().attach(context))
 
 
-def _guarded(use: Callable[[Any], T], module: str = "mlflow.tracing.provider") -> T | None:
+def _guarded(use: Callable[[Any], T], module: str = _PROVIDER) -> T | None:
     """Use a module of MLflow's; ``None`` where it is not loaded, or is not what it was."""
     loaded = sys.modules.get(module)
-    if loaded is None:
-        return None
-    with Guard(
-        f"Could not read the span of a LangChain run ({module}); its requests carry a less specific parent span",
-        "mlflow-tracing",
-    ):
-        return use(loaded)
+    if loaded is not None:
+        with _GUARDS[module]:
+            return use(loaded)
     return None

@@ -12,7 +12,7 @@ from agent_gateway_client._patching import PatchSet, Replace, Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
-from agent_gateway_client.litellm._calls import LiteLLMCall, guarded, is_autolog, is_autologged
+from agent_gateway_client.litellm._calls import LiteLLMCall, guard, is_autolog, is_autologged, open_calls
 from agent_gateway_client.litellm._rust import RUST_REPLACEMENTS
 
 
@@ -26,6 +26,11 @@ class LiteLLMInstrumentation(Instrumentation):
     def uninstrument(self, *, wait: bool = True) -> None:
         """Switch this one off; others stay in force. The second time does nothing."""
         super().uninstrument(wait=wait)
+        # A call whose span is open is followed until LiteLLM has logged it.
+        for call in list(open_calls):
+            _patches.add(call)
+            if call.is_forgotten:
+                _patches.remove(call)
         _patches.remove(self, wait=wait)
 
 
@@ -61,8 +66,9 @@ def instrument_litellm(*urls: str | Iterable[str], gateways: Iterable[str] | Non
 def _begins(original: Callable[..., Any], switch: Switch) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if switch.is_on:
-            guarded(_begin, self)
+        if switch.is_on and _is_instrumented:
+            with guard:
+                _begin(self)
 
     return __init__
 
@@ -70,7 +76,7 @@ def _begins(original: Callable[..., Any], switch: Switch) -> Any:
 def _begins_again(original: Callable[..., Any], switch: Switch) -> Any:
     def update_environment_variables(self: Any, *args: Any, **kwargs: Any) -> Any:
         if call := _call_of(self, switch):
-            call.begin_again(self)
+            call.begin_again()
         return original(self, *args, **kwargs)
 
     return update_environment_variables
@@ -81,7 +87,8 @@ def _ends_before(original: Callable[..., Any], switch: Switch) -> Any:
 
     def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
         if call := _call_of(self, switch):
-            guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+            with guard:
+                _end(call, signature.bind(self, *args, **kwargs).arguments)
         return original(self, *args, **kwargs)
 
     signature = inspect.signature(original)
@@ -96,7 +103,8 @@ def _ends_after(original: Callable[..., Any], switch: Switch) -> Any:
             return original(self, *args, **kwargs)
         finally:
             if call := _call_of(self, switch):
-                guarded(_end, call, signature.bind(self, *args, **kwargs).arguments)
+                with guard:
+                    _end(call, signature.bind(self, *args, **kwargs).arguments)
 
     signature = inspect.signature(original)
     return handler
@@ -106,7 +114,7 @@ def _calls_back(original: Callable[..., Any], switch: Switch) -> Any:
     def get_combined_callback_list(self: Any, *args: Any, **kwargs: Any) -> Any:
         callbacks = original(self, *args, **kwargs)
         call = _call_of(self, switch)
-        if call is None or not call.has_span:
+        if call is None or call.logger is None:
             return callbacks
         return [call.logger if is_autolog(callback) else callback for callback in callbacks]
 
@@ -145,7 +153,8 @@ def _returns(original: Callable[..., Any], switch: Switch) -> Any:
     def update_response_metadata(*args: Any, **kwargs: Any) -> Any:
         arguments = signature.bind(*args, **kwargs).arguments
         if call := _call_of(arguments.get("logging_obj"), switch):
-            guarded(call.returned, arguments.get("result"))
+            with guard:
+                call.returned(arguments.get("result"))
         return original(*args, **kwargs)
 
     signature = inspect.signature(original)
@@ -169,6 +178,7 @@ def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 _LOGGING = "litellm.litellm_core_utils.litellm_logging:Logging"
+_RESPONSES = "litellm.responses.streaming_iterator"
 _STREAM = "litellm.litellm_core_utils.streaming_handler:CustomStreamWrapper"
 
 _REPLACEMENTS: dict[str, Replace] = {
@@ -188,16 +198,34 @@ _REPLACEMENTS: dict[str, Replace] = {
     "litellm.router_python_core:run_async_function|litellm.router:run_async_function?": _keeps_context,
     f"{_STREAM}.__next__": _streams,
     f"{_STREAM}.__anext__": _async_streams,
+    f"{_RESPONSES}:SyncResponsesAPIStreamingIterator.__next__": _streams,
+    f"{_RESPONSES}:ResponsesAPIStreamingIterator.__anext__": _async_streams,
     **RUST_REPLACEMENTS,
 }
 """In LiteLLM: the object that every call has, and that knows when it begins and ends."""
 
-_patches = PatchSet(_REPLACEMENTS, "with mlflow.litellm.autolog() on, tokens of some calls may be counted twice")
+_is_instrumented = False
+"""Whether new calls are followed. If not, those that have begun may still be."""
+
+
+def _changed(handles: tuple[Any, ...]) -> None:
+    global _is_instrumented
+    _is_instrumented = any(isinstance(handle, LiteLLMInstrumentation) for handle in handles)
+
+
+_patches = PatchSet(
+    _REPLACEMENTS, "with mlflow.litellm.autolog() on, tokens of some calls may be counted twice", _changed
+)
+
+
+def _let_go(call: LiteLLMCall) -> None:
+    # The garbage collector may have ended the call.
+    _patches.remove(call, wait=False)
 
 
 def _begin(logging: Any) -> None:
     if is_autologged():
-        call = LiteLLMCall(logging)
+        call = LiteLLMCall(logging, _let_go)
         logging._agent_gateway_call = call
         model_call.set(call)
 
@@ -209,5 +237,8 @@ def _call_of(logging: Any, switch: Switch) -> LiteLLMCall | None:
 def _end(call: LiteLLMCall, logged: dict[str, Any]) -> None:
     if "exception" in logged:
         call.end(error=logged["exception"])
-    elif not isinstance(logged.get("result"), litellm.ModelResponseStream):
-        call.end(logged.get("result"))
+        return
+    result = logged.get("result")
+    # Neither a part of a stream nor the stream itself, which some versions log before it is read, is the end.
+    if not isinstance(result, litellm.ModelResponseStream) and not hasattr(result, "__anext__"):
+        call.end(result)

@@ -2,11 +2,16 @@
 # LiteLLM's logger has no types.
 """Autolog's own logger for LiteLLM, for a call whose span is open already."""
 
+import threading
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
+import mlflow
+from litellm.integrations.custom_logger import CustomLogger
 from litellm.integrations.mlflow import MlflowLogger
+from mlflow.tracking import MlflowClient
 
 from agent_gateway_client._log import logger
 from agent_gateway_client.names import mlflow_trace_id
@@ -22,6 +27,11 @@ _NAMES = {
 """MLflow's name of a number, and the names that the APIs have for it."""
 
 
+@lru_cache(maxsize=1)
+def _client(tracking_uri: str) -> Any:
+    return MlflowClient(tracking_uri)
+
+
 class LiveLogger(MlflowLogger):
     """Begins one call's span as autolog would, and later fills it in and ends it with autolog's own code.
 
@@ -30,7 +40,11 @@ class LiveLogger(MlflowLogger):
     """
 
     def __init__(self, open_span: Callable[[], Any]) -> None:
-        super().__init__()
+        # MlflowLogger's own constructor makes a client for every call, which takes longer than the rest of ours.
+        CustomLogger.__init__(self)
+        self._client = _client(mlflow.get_tracking_uri())
+        self._stream_id_to_span: dict[str, Any] = {}
+        self._lock = threading.Lock()
         self._open_span = open_span
         self._usage: dict[str, int] = {}
 

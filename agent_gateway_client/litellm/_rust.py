@@ -11,7 +11,7 @@ from agent_gateway_client._patching import Replace, Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http import trace_headers
 from agent_gateway_client.http._known import instrumented_gateways
-from agent_gateway_client.litellm._calls import LiteLLMCall, guarded
+from agent_gateway_client.litellm._calls import LiteLLMCall, guard
 from agent_gateway_client.w3c import TRACEPARENT
 
 
@@ -19,7 +19,8 @@ def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
     def setup(*args: Any, **kwargs: Any) -> Any:
         prepared = original(*args, **kwargs)
         if switch.is_on:
-            guarded(_add_headers, prepared.kwargs)
+            with guard:
+                _add_headers(prepared.kwargs)
         return prepared
 
     return setup
@@ -30,7 +31,8 @@ def _streams_round_python(original: Callable[..., Any], switch: Switch) -> Any:
         original(self, *args, **kwargs)
         call = model_call.get()
         if switch.is_on and isinstance(call, LiteLLMCall):
-            guarded(call.returned, self)
+            with guard:
+                call.returned(self)
 
     return __init__
 
@@ -47,10 +49,14 @@ def _add_headers(kwargs: dict[str, Any]) -> None:
     given = kwargs.get("extra_headers") or {}
     if any(name.lower() == TRACEPARENT for name in given):
         return
-    kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
     call = model_call.get()
     if isinstance(call, LiteLLMCall):
-        call.named_once()
+        call.is_called_from_rust = True
+    try:
+        kwargs["extra_headers"] = {**given, **trace_headers(url, instrumented_gateways())}
+    finally:
+        if isinstance(call, LiteLLMCall):
+            call.is_called_from_rust = False
 
 
 _RUST = "litellm.rust_bridge"
