@@ -9,7 +9,7 @@ from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
+from agent_gateway_client.server.call import GatewayCall, current_call
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.probe import answer, looked_for, without_probe
@@ -160,8 +160,7 @@ class GatewayTracingMiddleware:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
             if not exchange.is_over():
-                # Some servers tell a client that has gone by an OSError from send().
-                call.end(CLIENT_DISCONNECT if isinstance(error, OSError) and call.http_status else error)
+                call.end(error)
             raise
         finally:
             current_call.reset(token)
