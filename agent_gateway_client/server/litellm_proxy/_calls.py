@@ -29,8 +29,12 @@ there is over when nothing more is heard for so long after its success or its fa
 _MID_STREAM_FALLBACK = "MidStreamFallbackError"
 """LiteLLM's own class for a stream that broke off and is carried on by another deployment."""
 
-Key = tuple[str | None, str]
-"""LiteLLM's id of a call, which its caller may choose, and the caller's own ``traceparent``."""
+Key = tuple[float | str | None, str]
+"""When an HTTP request arrived, and its ``traceparent``.
+
+LiteLLM's id of a call does not identify a request: its caller may choose it and send it with every retry, and some
+routes are served by a call within a call that has another one. It is used where the arrival is unknown (pass-through).
+"""
 
 
 class _Try(NamedTuple):
@@ -250,7 +254,10 @@ class OpenCalls:
         headers = request.get("headers")
         if not headers or (traceparent := headers.get(TRACEPARENT)) is None:
             return None
-        key = (facts.get("litellm_call_id"), traceparent)
+        if request.get("method", "POST") != "POST":
+            # It lists or reads what is stored, such as batches; no model is called.
+            return None
+        key = (request.get("arrival_time") or facts.get("litellm_call_id"), traceparent)
         with self._lock:
             found = self._open.get(key)
             if found is not None or not begin or key in self._closed:
@@ -258,7 +265,8 @@ class OpenCalls:
             parent = extract(headers, strict=True)
             if parent is None or not parent.sampled:
                 return None
-            call = GatewayCall(parent, server_address=read.address(request.get("url")))
+            # LiteLLM's URL of a request is made of its Host header, which its caller wrote: no address is taken from it.
+            call = GatewayCall(parent)
             call.start_time_ns = read.nanoseconds(request.get("arrival_time")) or call.start_time_ns
             self._forget_old()
             self._open[key] = found = OpenCall(key, call, request.get("url"), headers)

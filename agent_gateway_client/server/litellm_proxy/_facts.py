@@ -6,7 +6,6 @@ sets, and names that the proxy's configuration knows; the rest may be a caller's
 
 import sys
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -105,19 +104,6 @@ def scope(url: Any, headers: Mapping[str, str], user: Any) -> dict[str, Any]:
         for name, value in headers.items()
     ]
     return {"type": "http", "path": urlsplit(str(url)).path, "headers": lines, "user": user}
-
-
-def address(url: Any) -> str | None:
-    """Return ``host:port`` of a URL whose host is an IP address.
-
-    LiteLLM's URL of a request is made of its ``Host`` header, and a name in there is what its caller wrote.
-    """
-    try:
-        parts = urlsplit(str(url))
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return f"{ip_address(parts.hostname or '')}:{port}"
-    except ValueError:
-        return None
 
 
 def token_usage(payload: Facts) -> TokenUsage | None:
