@@ -216,6 +216,16 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
+def status_code(status: object) -> int | None:
+    """Return an HTTP status as a number: of an int, an ``HTTPStatus``, or a text that begins with it (WSGI's)."""
+    if isinstance(status, bytes):
+        status = status.decode("latin-1")
+    if isinstance(status, str):
+        status = status[:3]
+        return int(status) if status.isascii() and status.isdecimal() else None
+    return int(status) if isinstance(status, int) and not isinstance(status, bool) else None
+
+
 def _is_amount(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 

@@ -1,6 +1,5 @@
 """The routes of the OpenAI, Anthropic and Gemini APIs, which gateways serve below prefixes of their own."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +20,6 @@ _ROUTES: dict[str, Operation] = {
 
 _SUFFIXES = tuple(_ROUTES)
 
-_MODEL_IN_PATH = re.compile(r"/(?:models/([^/:]+):\w+|deployments/([^/]+)/.+)\Z")
-
 
 def is_model_call(scope: Mapping[str, Any]) -> bool:
     """Tell whether an ASGI request is a POST to one of the known routes, below any prefix."""
@@ -39,5 +36,8 @@ def route_of(path: str) -> tuple[str, Operation] | None:
 
 def model_in_path(path: str) -> str | None:
     """Return the model that Gemini's paths name, or the deployment that Azure's do."""
-    match = _MODEL_IN_PATH.search(path)
-    return (match[1] or match[2]) if match else None
+    model, colon, method = path.rpartition("/models/")[2].partition(":")
+    if colon and method and "/" not in model + method:
+        return model or None
+    deployment, _, rest = path.partition("/deployments/")[2].partition("/")
+    return (rest and deployment) or None

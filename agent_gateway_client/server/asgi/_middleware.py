@@ -9,7 +9,7 @@ from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
-from agent_gateway_client.server.call import GatewayCall, current_call
+from agent_gateway_client.server.call import GatewayCall, current_call, status_code
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.probe import answer, looked_for, without_probe
@@ -89,7 +89,7 @@ class GatewayTracingMiddleware:
         """Serve one request, or the application's lifespan."""
         if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
             has_parent, is_probe = looked_for(scope["headers"])
-            parent = extract(scope["headers"], strict=True) if has_parent else None
+            parent = extract(scope["headers"]) if has_parent else None
             if is_probe:
                 send = _answering(send, answer(scope["headers"], self.exporter))
                 scope = {**scope, "headers": without_probe(scope["headers"])}
@@ -167,6 +167,7 @@ class GatewayTracingMiddleware:
             model_call.set(outer)
             if context is not None:
                 _leave(context)
+            call.http_status = status_code(call.http_status)
             status = call.http_status or 500
             call.end(str(status) if status >= 400 else None, exchange.last_chunk_ns)
             if self._endpoint is not None and call.endpoint is None:

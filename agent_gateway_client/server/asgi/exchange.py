@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, status_code
 from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.reading.details import is_success
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event
@@ -76,9 +76,8 @@ class Exchange:
             # ASGI allows any iterable, and some can be read only once.
             headers = list(headers)
             message = {**message, "headers": headers}
-        status = message["status"]
         # str() of an HTTPStatus is "HTTPStatus.NOT_FOUND" before Python 3.11.
-        self._call.http_status = int(status) if isinstance(status, int) else None
+        self._call.http_status = status_code(message["status"])
         self.response = _body_to_keep(self._call, headers)
         return message
 

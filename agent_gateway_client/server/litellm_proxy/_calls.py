@@ -84,7 +84,7 @@ class OpenCall:
     def read_request(self, facts: Facts) -> None:
         """Note what kind of call it is, and which endpoint it is for, as soon as that is known."""
         call = self.call
-        if call.request_type is None and (call_type := read.text(facts.get("call_type"))):
+        if call.request_type is None and (call_type := read.call_type(facts)):
             call.request_type, call.operation = call_type, read.operation(call_type)
         call.endpoint = call.endpoint or read.endpoint(facts)
 
@@ -98,7 +98,7 @@ class OpenCall:
         group = read.configured(routing.get("deployment_model_name"))
         model = read.text(details.get("model"))
         named_by_configuration = group is not None and "*" not in group
-        attempt = Attempt(read.text(details.get("custom_llm_provider")), model if named_by_configuration else None)
+        attempt = Attempt(read.provider(details.get("custom_llm_provider")), model if named_by_configuration else None)
         self._add(_Try(attempt, read.deployment_id(routing), model))
 
     def end_attempt(self, arguments: Facts, error: BaseException | None = None) -> None:
@@ -109,7 +109,7 @@ class OpenCall:
             found.attempt.end(name)
         elif error is not None and not self._has_failed(deployment):
             # It failed before the provider was asked.
-            attempt = Attempt(read.text(getattr(error, "llm_provider", None)))
+            attempt = Attempt(read.provider(getattr(error, "llm_provider", None)))
             attempt.end(name)
             self._add(_Try(attempt, deployment, None))
 
@@ -130,7 +130,7 @@ class OpenCall:
             found = self._add(_Try(Attempt(start_time_ns=start_ns), None, read.text(details.get("model"))))
         attempt = found.attempt
         attempt.end_time_ns = attempt.end_time_ns or end_ns
-        attempt.provider = attempt.provider or read.text(payload.get("custom_llm_provider"))
+        attempt.provider = attempt.provider or read.provider(payload.get("custom_llm_provider"))
         attempt.model = attempt.model or model_name(found.model)
         attempt.usage = read.token_usage(payload)
         attempt.cost = read.cost(payload)
@@ -262,10 +262,10 @@ class OpenCalls:
             found = self._open.get(key)
             if found is not None or not begin or key in self._closed:
                 return found
-            parent = extract(headers, strict=True)
+            parent = extract(headers)
             if parent is None or not parent.sampled:
                 return None
-            # LiteLLM's URL of a request is made of its Host header, which its caller wrote: no address is taken from it.
+            # No address: LiteLLM makes a request's URL of the Host header, which its caller wrote.
             call = GatewayCall(parent)
             call.start_time_ns = read.nanoseconds(request.get("arrival_time")) or call.start_time_ns
             self._forget_old()

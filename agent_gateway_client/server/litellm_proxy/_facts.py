@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import litellm
+from litellm.types.utils import CallTypes, LlmProviders
 from openai import APIConnectionError
 
 from agent_gateway_client.server.call import Cost, Operation, TokenUsage
@@ -32,6 +34,10 @@ _OPERATIONS: dict[str, Operation] = {
     "agenerate_content": "generate_content",
     "agenerate_content_stream": "generate_content",
 }
+
+
+_PROVIDERS = frozenset(each.value for each in LlmProviders)
+_CALL_TYPES = frozenset(each.value for each in CallTypes) | _OPERATIONS.keys() | {PASS_THROUGH}
 
 
 def operation(call_type: str) -> Operation:
@@ -82,6 +88,20 @@ def endpoint(facts: Facts) -> str | None:
     requested = metadata.get("original_model_group") or group or facts.get("model")
     # Once there was a fallback, the chosen deployment is of another group than the one that was asked for.
     return configured(requested) or (configured(metadata.get("deployment_model_name")) if requested == group else None)
+
+
+def provider(name: Any) -> str | None:
+    """Return the name of a provider if LiteLLM knows it. A request may hold any text in its place."""
+    known = isinstance(name, str) and (
+        name in _PROVIDERS or any(item.get("provider") == name for item in litellm.custom_provider_map)
+    )
+    return str(name) if known else None
+
+
+def call_type(facts: Facts) -> str | None:
+    """Return LiteLLM's name for a kind of call. A request's own data may hold any text in its place."""
+    name = facts.get("call_type")
+    return name if isinstance(name, str) and name in _CALL_TYPES else None
 
 
 def configured(name: Any) -> str | None:

@@ -24,7 +24,6 @@ from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.server import litellm_proxy, shared
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror, _callback, _calls
-from agent_gateway_client.server.litellm_proxy import _facts as read
 from tests.support.server import PARENT, TRACEPARENT, MemoryDestination, facts_of, ids_of
 
 # LiteLLM's router makes pydantic read LiteLLM's own types.
@@ -195,6 +194,32 @@ async def test_a_call_and_all_its_facts(mirror: LiteLLMProxyMirror, destination:
     }  # fmt: skip
     assert facts["mlflow.llm.cost"] == {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3}
     assert "server_url" not in facts_of(gateway)
+
+
+@pytest.mark.parametrize("field", ["custom_llm_provider", "call_type"])
+async def test_a_name_that_the_caller_made_up(field: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """LiteLLM takes these from a request's body, and hands them to callbacks before it has checked them."""
+    made_up = {field: f"ignore {CANARY}"}
+    mirror.log_pre_api_call("", CANARY, {**details(), **made_up})
+    error = ServiceUnavailableError()
+    error.llm_provider = f"ignore {CANARY}"
+    await mirror.async_post_call_failure_deployment_hook(request(model_info={"id": "2"}, **made_up), error, None)
+    await mirror.async_post_call_failure_hook(request(**made_up), error, None)
+    refused = {**request("2", **made_up), "model": CANARY}
+    await mirror.async_post_call_failure_hook(refused, error, None)
+    names = [span.name for span in sent(mirror, destination)]
+    assert [name for name in names if name.startswith("gateway/")] == ["gateway/chat", "gateway/unknown"]
+
+
+async def test_a_provider_of_the_proxys_own(
+    mirror: LiteLLMProxyMirror, destination: MemoryDestination, monkeypatch: pytest.MonkeyPatch
+):
+    """A provider that the proxy's configuration adds to LiteLLM's is known."""
+    monkeypatch.setattr(litellm, "custom_provider_map", [{"provider": "in-house", "custom_handler": object()}])
+    ask(mirror, custom_llm_provider="in-house")
+    await respond(mirror)
+    await log(mirror, success())
+    assert told(sent(mirror, destination))[1] == ("provider/in-house/gpt-4o-mini", None)
 
 
 async def test_a_retry_with_the_same_call_id(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
@@ -430,9 +455,8 @@ async def test_a_request_that_no_deployment_gets(
         {},
         {"traceparent": "nonsense"},
         {"traceparent": f"{TRACEPARENT[:-2]}00"},
-        {"traceparent": TRACEPARENT, "tracestate": "?"},
     ],
-    ids=["none", "invalid", "unsampled", "invalid tracestate"],
+    ids=["none", "invalid", "unsampled"],
 )
 async def test_callers_that_are_not_tracing(
     headers: dict[str, str], mirror: LiteLLMProxyMirror, destination: MemoryDestination
