@@ -9,20 +9,17 @@ from typing import Any
 
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import ModelCall, model_call
-from agent_gateway_client.server.call import GatewayCall, Operation, current_call, status_code
+from agent_gateway_client.server.call import NOBODY, GatewayCall, Operation, current_call, status_code
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.reading.bodies import KeptBody
 from agent_gateway_client.server.reading.details import add_facts
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event, read_response
 from agent_gateway_client.server.shared import submit_to_shared
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways_at_request_time
-from agent_gateway_client.w3c import TraceContext, extract
+from agent_gateway_client.w3c import extract
 
 Headers = Mapping[str, Any] | Iterable[tuple[str | bytes, Any]] | Message | None
 """A mapping, pairs of name and value, or an ``http.client.HTTPMessage``. A value may be a list of values."""
-
-_NOBODY = TraceContext(0, 0, 0)
-"""The parent of a call whose caller is not tracing."""
 
 
 class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextManager[GatewayCall]):
@@ -72,7 +69,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
         self._token: Token[GatewayCall | None] | None = None
         self._outer: ModelCall | None = None
         self._call = GatewayCall(
-            parent or _NOBODY,
+            parent or NOBODY,
             endpoint=endpoint,
             operation=operation,
             request_type=request_type,

@@ -30,6 +30,9 @@ CLIENT_DISCONNECT = "client_disconnect"
 Operation = Literal["chat", "text_completion", "embeddings", "generate_content", "other"]
 """What was asked of the model, in the words of OpenTelemetry's ``gen_ai.operation.name``, and ``other``."""
 
+NOBODY = TraceContext(0, 0, 0)
+"""The parent of a call whose caller is not tracing."""
+
 new_span_id = RandomIdGenerator().generate_span_id
 
 
@@ -134,6 +137,8 @@ class GatewayCall:
         span_id: 64 bits; the gateway's own where it has a span for the call.
         workspace: The MLflow workspace that the gateway served the call in; ``None`` where there are no workspaces. It
             says where the caller's trace is looked for and is not in the mirror.
+        caller_is_known: Whether the gateway has let the caller in. A gateway sets it once it has checked the caller's
+            key; what it refuses after that is mirrored too. It is not in the mirror.
     """
 
     parent: TraceContext
@@ -153,6 +158,16 @@ class GatewayCall:
     attempts: list[Attempt] = field(default_factory=list)
     span_id: int = field(default_factory=new_span_id)
     workspace: str | None = None
+    caller_is_known: bool = False
+
+    def is_refused(self) -> bool:
+        """Tell whether the caller was turned away, as far as is known, before the gateway had let it in.
+
+        Who may not call may not write into a trace either. An application may answer 404, 405, 413, 415 or 422 before
+        it looks at a key, so any 4xx counts, unless a provider was asked or the application says that it knows the
+        caller.
+        """
+        return 400 <= (self.http_status or 0) < 500 and not self.attempts and not self.caller_is_known
 
     def add(self, attempt: Attempt) -> None:
         """Add an attempt; beyond ``MAX_ATTEMPTS`` it is left out, and that is said once."""

@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 import requests
 
-from agent_gateway_client.server import GatewayTracingMiddleware
+from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call
 from agent_gateway_client.server.mirror import Convention
 from tests.support.asgi import EVENTS, Client, Mirrors, answering, body, http_scope, start
 
@@ -26,6 +26,18 @@ async def serve(mirrors: Mirrors, app: Any, client: Client) -> None:
     await GatewayTracingMiddleware(app, mirrors.exporter)(http_scope(), client.receive, client.send)
 
 
+def knowing_its_caller(app: Any) -> Any:
+    """Return an application that has checked its caller's key."""
+
+    async def checked(scope: Any, receive: Any, send: Any) -> None:
+        call = current_gateway_call()
+        assert call is not None
+        call.caller_is_known = True
+        await app(scope, receive, send)
+
+    return checked
+
+
 def stream(*events: bytes) -> list[Any]:
     """Return the messages of a streamed answer."""
     return [start(200, EVENTS), *(body(b"data: " + event + b"\n\n", True) for event in events), body(b"")]
@@ -36,7 +48,7 @@ def stream(*events: bytes) -> list[Any]:
 )
 async def test_the_status_tells_success(status: int, error: str | None, mirrors: Mirrors):
     """A status of 400 or more is the call's failure, and its number the type of the failure."""
-    await serve(mirrors, answering(start(status), body(b"canary")), Client())
+    await serve(mirrors, knowing_its_caller(answering(start(status), body(b"canary"))), Client())
     assert mirrors.error_type == error
     assert mirrors.only["http.response.status_code"] == status
 
@@ -249,7 +261,7 @@ class _Status(int, enum.Enum):
 
 async def test_a_status_that_is_an_enumeration(mirrors: Mirrors):
     """Its number is the type of the failure."""
-    await serve(mirrors, answering(start(_Status.NOT_FOUND), body(b"")), Client())
+    await serve(mirrors, knowing_its_caller(answering(start(_Status.NOT_FOUND), body(b""))), Client())
     assert mirrors.error_type == "404"
 
 

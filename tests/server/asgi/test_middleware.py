@@ -111,6 +111,7 @@ async def test_a_failed_call(status: int, mirrors: Mirrors):
     """A failed call is known by its status; neither its body nor the model that was asked for is believed."""
 
     async def serve(request: Any) -> Response:
+        current_gateway_call().caller_is_known = True  # type: ignore[union-attr]
         return JSONResponse({"error": {"message": TEXT}, "model": CANARY, "usage": {"prompt_tokens": 1}}, status)
 
     app = Starlette(routes=[Route(CHAT, serve, methods=["POST"])])
