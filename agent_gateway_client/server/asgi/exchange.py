@@ -78,7 +78,7 @@ class Exchange:
             message = {**message, "headers": headers}
         # str() of an HTTPStatus is "HTTPStatus.NOT_FOUND" before Python 3.11.
         self._call.http_status = status_code(message["status"])
-        self.response = _body_to_keep(self._call, headers)
+        self.response = body_to_keep(self._call, headers)
         return message
 
     def _add_body(self, message: Message) -> None:
@@ -107,7 +107,7 @@ _BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "htt
 """The messages that carry the response's body. ``pathsend`` carries all of it; the others may be followed by more."""
 
 
-def _body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
+def body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
     """Note whether the response is a stream, and make what is to keep its body, if that can be read later."""
     content_type = encoding = b""
     for name, value in headers:
