@@ -98,6 +98,7 @@ class LiteLLMProxyMirror(CustomLogger):
         with _harmless:
             if open_call := self._calls.find(data):
                 open_call.user = user_api_key_dict
+                open_call.read_request(data)
                 open_call.call.streaming = False
                 self._end(open_call)
 
@@ -119,6 +120,7 @@ class LiteLLMProxyMirror(CustomLogger):
         with _harmless:
             if open_call := self._calls.find(request_data):
                 open_call.user = user_api_key_dict
+                open_call.read_request(request_data)
                 open_call.iterating = True
         now_ns: int | None = None
         last_chunks: deque[Any] = deque(maxlen=2)

@@ -234,8 +234,10 @@ async def test_a_retry_with_the_same_call_id(mirror: LiteLLMProxyMirror, destina
 
 async def test_a_call_within_a_call(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
     """LiteLLM serves Gemini's route by a chat completion with another call id: it is one request, with one mirror."""
-    ask(mirror, call_id="inner", arrival_time=NOW_S)
-    await mirror.async_post_call_success_hook(request("outer", arrival_time=NOW_S), None, None)
+    inner = details(call_id="inner", arrival_time=NOW_S)
+    inner["litellm_params"]["metadata"] = {}
+    mirror.log_pre_api_call("", CANARY, inner)
+    await mirror.async_post_call_success_hook(request("outer", arrival_time=NOW_S, model="chat"), None, None)
     await log(mirror, success(call_id="inner", arrival_time=NOW_S))
     await log(mirror, success(call_id="outer", arrival_time=NOW_S))
     mirror.shutdown()
