@@ -109,7 +109,12 @@ def configured(name: Any) -> str | None:
     router = getattr(sys.modules.get("litellm.proxy.proxy_server"), "llm_router", None)
     if router is None or not isinstance(name, str):
         return None
-    return name if name in router.model_names or name in (router.model_group_alias or {}) else None
+    if registry := getattr(router, "registry", None):
+        # LiteLLM 1.110 warns of the attributes.
+        known = name in registry().names(kind="group_set") or name in registry().aliases()
+    else:
+        known = name in router.model_names or name in (router.model_group_alias or {})
+    return name if known else None
 
 
 def deployment_id(facts: Facts) -> str | None:
