@@ -66,16 +66,14 @@ def _traceparent(trace_id: int, span_id: int, flags: int) -> str:
     return f"00-{trace_id.to_bytes(16, 'big').hex()}-{span_id.to_bytes(8, 'big').hex()}-{_FLAGS[flags]}"
 
 
-def extract(
-    headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]], *, strict: bool = False
-) -> TraceContext | None:
+def extract(headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]) -> TraceContext | None:
     """Read the remote parent out of request headers.
+
+    A ``tracestate`` that is malformed or too long is dropped; it does not affect the ``traceparent`` (W3C, 3.3).
 
     Args:
         headers: A mapping, or pairs of name and value, one for each header line (ASGI's ``scope["headers"]`` as it is).
             Names are compared without regard to case.
-        strict: Whether a malformed, duplicated or oversized ``tracestate`` makes the whole context invalid. W3C lets a
-            participant drop just the ``tracestate`` then, or the duplicates, which is what is done otherwise.
 
     Returns:
         The remote parent, or ``None`` where there is no ``traceparent``, more than one, or an invalid one.
@@ -100,29 +98,25 @@ def extract(
     trace_id, span_id = int(match[1], 16), int(match[2], 16)
     if not trace_id or not span_id:
         return None
-    tracestate = _valid_tracestate(list(map(_text, states)), strict) if states else ""
-    if tracestate is None:
-        if strict:
-            return None
-        tracestate = ""
+    tracestate = _valid_tracestate(list(map(_text, states))) if states else ""
     return TraceContext(trace_id, span_id, int(match[3], 16), tracestate)
 
 
-def _valid_tracestate(lines: list[str], strict: bool) -> str | None:
-    """Join the lines of a ``tracestate`` header into one value, or return ``None`` where they are invalid.
+def _valid_tracestate(lines: list[str]) -> str:
+    """Join the lines of a ``tracestate`` header into one value, or return ``""`` where they are invalid.
 
-    Of members with the same key the first is kept, which W3C allows (3.5), or with ``strict`` none.
+    Of members with the same key the first is kept, which W3C allows (3.5).
     """
     if sum(map(len, lines)) > MAX_TRACESTATE_LENGTH:
-        return None
+        return ""
     members = [member for line in lines for part in line.split(",") if (member := part.strip(" \t"))]
     if len(members) > MAX_TRACESTATE_MEMBERS:
-        return None
+        return ""
     by_key: dict[str, str] = {}
     for member in members:
         match = _TRACESTATE_MEMBER.match(member)
-        if match is None or (strict and match[1] in by_key):
-            return None
+        if match is None:
+            return ""
         by_key.setdefault(match[1], member)
     return ",".join(by_key.values())
 

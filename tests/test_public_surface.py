@@ -51,6 +51,7 @@ PUBLIC = {
     f"{P}.openai": ["wrap_openai"],
     f"{P}.server": [
         "GatewayTracingMiddleware",
+        "GatewayTracingWSGIMiddleware",
         "current_gateway_call",
         "flush",
         "gateway_attempt",
@@ -65,6 +66,7 @@ PUBLIC = {
     f"{P}.server.mlflow_gateway": ["create_app"],
     f"{P}.server.routes": ["is_model_call"],
     f"{P}.server.shared": ["shared_exporter"],
+    f"{P}.server.wsgi": ["GatewayTracingWSGIMiddleware"],
     f"{P}.traces.notebook": ["show_trace"],
     f"{P}.traces": ["joined_calls"],
     f"{P}.traces.read": ["read_joined"],

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from agent_gateway_client.server.asgi import GatewayTracingMiddleware
     from agent_gateway_client.server.call import current_gateway_call, gateway_attempt
     from agent_gateway_client.server.shared import flush
+    from agent_gateway_client.server.wsgi import GatewayTracingWSGIMiddleware
 
 __all__ = [
     "GatewayTracingMiddleware",
+    "GatewayTracingWSGIMiddleware",
     "current_gateway_call",
     "flush",
     "gateway_attempt",
@@ -24,6 +26,7 @@ __all__ = [
 
 _HOME = {
     "GatewayTracingMiddleware": "asgi",
+    "GatewayTracingWSGIMiddleware": "wsgi",
     "current_gateway_call": "call",
     "flush": "shared",
     "gateway_attempt": "call",

@@ -4,23 +4,22 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Token
+from email.message import Message
 from typing import Any
 
-from agent_gateway_client._log import logger
+from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import ModelCall, model_call
-from agent_gateway_client.server.call import GatewayCall, Operation, current_call
+from agent_gateway_client.server.call import NOBODY, GatewayCall, Operation, current_call, status_code
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.reading.bodies import KeptBody
 from agent_gateway_client.server.reading.details import add_facts
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event, read_response
 from agent_gateway_client.server.shared import submit_to_shared
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways_at_request_time
-from agent_gateway_client.w3c import TraceContext, extract
+from agent_gateway_client.w3c import extract
 
-Headers = Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]
-
-_NOBODY = TraceContext(0, 0, 0)
-"""The parent of a call whose caller is not tracing."""
+Headers = Mapping[str, Any] | Iterable[tuple[str | bytes, Any]] | Message | None
+"""A mapping, pairs of name and value, or an ``http.client.HTTPMessage``. A value may be a list of values."""
 
 
 class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextManager[GatewayCall]):
@@ -40,7 +39,9 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
                 attempt.usage = TokenUsage(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
 
     Args:
-        headers: The request's headers: a mapping, or pairs of name and value, one for each header line.
+        headers: The request's headers: a mapping, whose values may be lists, pairs of name and value, one for each
+            header line, or what a framework calls its headers (Flask, Django, ``http.server``). What cannot be read
+            is logged once, and the call is served as one whose caller is not tracing.
         endpoint: The endpoint's name in the gateway's configuration. Do not use what the caller says unchecked.
         operation: What is asked of the model.
         request_type: The gateway's own name for the route.
@@ -62,13 +63,13 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
         may_join: bool = True,
         exporter: Exporter | None = None,
     ) -> None:
-        parent = extract(headers, strict=True)
+        parent = extract(_header_lines(headers))
         self._traced = may_join and parent is not None and parent.sampled
         self._exporter = exporter
         self._token: Token[GatewayCall | None] | None = None
         self._outer: ModelCall | None = None
         self._call = GatewayCall(
-            parent or _NOBODY,
+            parent or NOBODY,
             endpoint=endpoint,
             operation=operation,
             request_type=request_type,
@@ -90,7 +91,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
         except ValueError:
             # A generator that streams a response may be ended in another context than it began in.
             logger.debug("A gateway call ended in another context than it began in")
-        status = self._call.http_status
+        status = self._call.http_status = status_code(self._call.http_status)
         self._call.end(error or (str(status) if status and status >= 400 else None))
         if not self._traced:
             return
@@ -104,6 +105,29 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self.__exit__(kind, error, trace)
+
+
+def _header_lines(headers: Any) -> list[tuple[str | bytes, str | bytes]]:
+    """Return a request's header lines, whatever holds them. Never raises: the request has to be served."""
+    try:
+        # Werkzeug's headers and HTTPMessage have items() and are no mappings.
+        pairs = headers.items() if hasattr(headers, "items") else headers or ()
+        return [
+            (name, line)
+            for name, value in pairs
+            for line in (value if isinstance(value, (list, tuple)) else [value])
+            if isinstance(name, (str, bytes)) and isinstance(line, (str, bytes))
+        ]
+    except Exception as error:
+        logger.debug("The headers that gateway_call() was given cannot be read", exc_info=True)
+        warn_once(
+            "gateway_call.headers",
+            "gateway_call() was given headers of the type %s, which cannot be read (%s); such calls are not mirrored. "
+            "Give it a mapping, or pairs of name and value.",
+            type(headers).__name__,
+            type(error).__name__,
+        )
+        return []
 
 
 def add_response(call: GatewayCall, body: bytes | Iterable[bytes], *, streaming: bool = False) -> None:

@@ -30,6 +30,9 @@ CLIENT_DISCONNECT = "client_disconnect"
 Operation = Literal["chat", "text_completion", "embeddings", "generate_content", "other"]
 """What was asked of the model, in the words of OpenTelemetry's ``gen_ai.operation.name``, and ``other``."""
 
+NOBODY = TraceContext(0, 0, 0)
+"""The parent of a call whose caller is not tracing."""
+
 new_span_id = RandomIdGenerator().generate_span_id
 
 
@@ -168,6 +171,8 @@ class GatewayCall:
         engine_runs: What model servers did for the attempts, as far as it is known.
         mirrored_elsewhere: Whether another process writes the call's own mirror, and only what is below it is known
             here. ``span_id`` is that mirror's.
+        caller_is_known: Whether the gateway has let the caller in. A gateway sets it once it has checked the caller's
+            key; what it refuses after that is mirrored too. It is not in the mirror.
     """
 
     parent: TraceContext
@@ -189,6 +194,16 @@ class GatewayCall:
     workspace: str | None = None
     engine_runs: list[EngineRun] = field(default_factory=list)
     mirrored_elsewhere: bool = False
+    caller_is_known: bool = False
+
+    def is_refused(self) -> bool:
+        """Tell whether the caller was turned away, as far as is known, before the gateway had let it in.
+
+        Who may not call may not write into a trace either. An application may answer 404, 405, 413, 415 or 422 before
+        it looks at a key, so any 4xx counts, unless a provider was asked or the application says that it knows the
+        caller.
+        """
+        return 400 <= (self.http_status or 0) < 500 and not self.attempts and not self.caller_is_known
 
     def add(self, attempt: Attempt) -> None:
         """Add an attempt; beyond ``MAX_ATTEMPTS`` it is left out, and that is said once."""
@@ -250,6 +265,16 @@ _NANOSECONDS = "nanoseconds since the epoch as an int"
 def is_count(value: object) -> bool:
     """Tell whether a value is an integer that a store can keep and that is not negative."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
+
+
+def status_code(status: object) -> int | None:
+    """Return an HTTP status as a number: of an int, an ``HTTPStatus``, or a text that begins with it (WSGI's)."""
+    if isinstance(status, bytes):
+        status = status.decode("latin-1")
+    if isinstance(status, str):
+        status = status[:3]
+        return int(status) if status.isascii() and status.isdecimal() else None
+    return int(status) if isinstance(status, int) and not isinstance(status, bool) else None
 
 
 def _is_amount(value: object) -> bool:

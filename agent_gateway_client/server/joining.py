@@ -4,6 +4,7 @@ A ``traceparent`` is a claim that anybody can make who knows a trace's id. Who m
 add mirrors to any trace of the store; a predicate on the request narrows that down.
 """
 
+import asyncio
 import os
 import pkgutil
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -20,15 +21,26 @@ MayJoin = Callable[[MutableMapping[str, Any]], bool | Awaitable[bool]]
 """Tells by the ASGI scope of a request whether its caller may join the trace that it names; sync or async.
 
 It is asked when the request has been served, so the scope holds what the application's authentication has noted. It
-runs in the event loop: a sync one must not block.
+runs in the event loop: a sync one must not block. An async one that has not answered after ``MAX_SECONDS`` is given up.
 """
 
 
+MAX_SECONDS = 5.0
+"""How long an async predicate may take; who has got no answer by then may not join."""
+
+
 async def joins(may_join: MayJoin, scope: MutableMapping[str, Any]) -> bool:
-    """Ask the predicate. One that fails has not allowed it."""
+    """Call the predicate. If it raises, or has not answered after ``MAX_SECONDS``, the request may not join."""
     try:
         answer = may_join(scope)
-        return bool(await answer if isawaitable(answer) else answer)
+        return bool(await _answer_in_time(answer) if isawaitable(answer) else answer)
+    except TimeoutError:
+        warn_once(
+            "joining.time",
+            "may_join() did not answer within %.0f s; such requests are served and not mirrored.",
+            MAX_SECONDS,
+        )
+        return False
     except Exception as error:
         logger.debug("may_join() failed", exc_info=True)
         warn_once(
@@ -37,6 +49,32 @@ async def joins(may_join: MayJoin, scope: MutableMapping[str, Any]) -> bool:
             type(error).__name__,
         )
         return False
+
+
+def unanswered() -> int:
+    """Return how many requests of this process were not mirrored because ``may_join`` did not answer in time."""
+    return _unanswered
+
+
+_unanswered = 0
+
+
+async def _answer_in_time(answer: Awaitable[bool]) -> bool:
+    global _unanswered
+    try:
+        task = asyncio.ensure_future(answer)
+    except RuntimeError:
+        # Another event loop than asyncio's, which has other ways to limit time.
+        return await answer
+    try:
+        await asyncio.wait({task}, timeout=MAX_SECONDS)
+        if task.done():
+            return task.result()
+        _unanswered += 1
+        raise TimeoutError
+    finally:
+        # Not awaited: what ignores its cancellation must not keep the request, or the server, from ending.
+        task.cancel()
 
 
 def may_join_from_environment() -> MayJoin | None:

@@ -6,6 +6,7 @@ text is cut to a bounded, printable name.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from enum import Enum
@@ -17,6 +18,7 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from agent_gateway_client._log import warn_once
 from agent_gateway_client._version import __version__
 from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, PROVIDER_SPAN_PREFIX, mlflow_trace_id
 from agent_gateway_client.server.call import Attempt, EngineRun, GatewayCall, TokenUsage, new_span_id
@@ -172,8 +174,19 @@ _WELL_KNOWN_PROVIDERS = {
 """What OpenTelemetry calls the providers for which MLflow and LiteLLM have names of their own."""
 
 
+USAGE_VARIABLE = "AGENT_GATEWAY_USAGE"
+"""``false`` leaves tokens and cost off the mirrors, for back ends that also get them from the agent's own spans."""
+
+
+def _reports_usage() -> bool:
+    value = os.environ.get(USAGE_VARIABLE, "").strip().lower()
+    if value not in ("", "true", "false"):
+        warn_once("mirror.usage", "%s is %r and is taken for true; set true or false.", USAGE_VARIABLE, value)
+    return value != "false"
+
+
 def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
-    usage, cost = attempt.usage, attempt.cost
+    usage, cost = (attempt.usage, attempt.cost) if _reports_usage() else (None, None)
     finish_reason = _name(attempt.finish_reason)
     provider = _name(attempt.provider)
     yield "mlflow.llm.provider", None, provider

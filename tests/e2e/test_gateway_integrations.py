@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import mlflow
 from mlflow.entities import Span
 
+from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import (
     USER,
@@ -31,6 +33,7 @@ from tests.support.server import assert_told
 
 ROOT = Path(__file__).parents[2]
 MLFLOW_GATEWAY = ROOT / "integrations" / "mlflow-gateway"
+FLASK_GATEWAY = ROOT / "integrations" / "flask-gateway"
 FASTAPI_GATEWAY = ROOT / "integrations" / "fastapi-gateway"
 LITELLM_PROXY = ROOT / "integrations" / "litellm-proxy"
 MINI = ("openai/gpt-4o-mini", "OK")
@@ -94,6 +97,36 @@ def test_fastapi_gateway(gateway: DemoGateway, fastapi_url: str, tracing: str):
     """The folder's gateway, in which two lines are about tracing, serves its agent."""
     told = run(FASTAPI_GATEWAY, "agent.py", gateway, GATEWAY_URL=fastapi_url)
     assert_all_is_there(told, ask="chat", stream="fallback", embed="embeddings")
+
+
+def test_a_flask_gateway(gateway: DemoGateway, tracing: str, tmp_path: Path):
+    """The folder's gateway serves its agent from gunicorn's threads."""
+    reserved = Reservation()
+    url = f"http://127.0.0.1:{reserved.port}"
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": gateway.tracking_uri,
+        "PROVIDER_URL": f"{gateway.provider.url}/v1",
+    }
+    command = [sys.executable, "-m", "gunicorn", "--threads", "8", "--reuse-port", "--bind", url[7:], "gateway:app"]
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=FLASK_GATEWAY, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for("gunicorn", lambda: server.poll() is not None or answers(url))
+        told = run(FLASK_GATEWAY, "agent.py", gateway, GATEWAY_URL=url)
+        assert_all_is_there(told, ask="chat", stream="fallback", embed="embeddings")
+    finally:
+        server.terminate()
+        server.wait(DEADLINE_S)
+        reserved.release()
+
+
+def answers(url: str) -> bool:
+    """Tell whether a server is there, whatever it answers."""
+    try:
+        return bool(httpx.get(url, timeout=5).status_code)
+    except httpx.HTTPError:
+        return False
 
 
 class Relay(socketserver.ThreadingTCPServer):

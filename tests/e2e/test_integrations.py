@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = {path.parent.name: path.parent for path in ROOT.glob("integrations/*/README.md")}
 RUN_ELSEWHERE = {
     "fastapi-gateway": "test_gateway_integrations.py",
+    "flask-gateway": "test_gateway_integrations.py",
     "litellm-otel": "test_relay.py",
     "litellm-proxy": "test_gateway_integrations.py",
     "mlflow-gateway": "test_gateway_integrations.py",

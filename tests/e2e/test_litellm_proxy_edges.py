@@ -153,3 +153,16 @@ def test_a_caller_with_a_wrong_key(proxy: LiteLLMProxy, database: Database):
         client.post("/v1/chat/completions", json=body).raise_for_status()
     mirrored(known)
     assert [row["name"] for row in database.spans(stranger.trace_id)] == ["turned away"]
+
+
+def test_one_mirror_per_request(proxy: LiteLLMProxy):
+    """Gemini's route is one request; a retry with the same x-litellm-call-id is a second one; a list is no call."""
+    gemini = {"contents": [{"role": "user", "parts": [{"text": "one two"}]}]}
+    chosen = {"x-litellm-call-id": "chosen-by-the-caller"}
+    with proxy.httpx_client() as client, mlflow.start_span("step") as step:
+        assert client.post("/v1beta/models/chat:generateContent", json=gemini).status_code == 200
+        assert client.post("/v1/chat/completions", json={"model": "failing", **CHAT}, headers=chosen).status_code == 500
+        assert client.post("/v1/chat/completions", json={"model": "chat", **CHAT}, headers=chosen).status_code == 200
+        client.get("/v1/batches", params={"model": "chat"})
+    names = sorted((mirror.name, mirror.status.status_code) for mirror in mirrors_in(mirrored(step, 3)))
+    assert names == [("gateway/chat", "OK"), ("gateway/chat", "OK"), ("gateway/failing", "ERROR")]

@@ -6,9 +6,14 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from http.client import HTTPMessage
 from typing import Any
 
+import httpx
 import pytest
+import starlette.datastructures
+import werkzeug.datastructures
 
 from agent_gateway_client.server import current_gateway_call, gateway_attempt, gateway_call, relayed
 from agent_gateway_client.server._gateway_call import add_response
@@ -58,6 +63,70 @@ def test_a_call_and_its_attempts(mirrors: Mirrors):
     assert answered["gen_ai.response.finish_reasons"] == ["length"]
     assert next(span.parent.span_id for span in mirrors.spans) == SPAN_ID
     assert {span.context.trace_id for span in mirrors.spans} == {TRACE_ID}
+
+
+def _http_message() -> HTTPMessage:
+    message = HTTPMessage()
+    message["Traceparent"] = TRACEPARENT
+    return message
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"traceparent": [TRACEPARENT]},
+        {"Traceparent": (TRACEPARENT,), "accept": None},
+        _http_message(),
+        werkzeug.datastructures.Headers([("Traceparent", TRACEPARENT)]),
+        werkzeug.datastructures.EnvironHeaders({"HTTP_TRACEPARENT": TRACEPARENT}),
+        starlette.datastructures.Headers({"traceparent": TRACEPARENT}),
+        httpx.Headers({"traceparent": TRACEPARENT}),
+        iter([("traceparent", TRACEPARENT)]),
+    ],
+    ids=lambda headers: type(headers).__name__,
+)
+def test_whatever_holds_the_headers(headers: Any, mirrors: Mirrors):
+    """The headers of other frameworks, and lists of values as an AWS load balancer hands them over, are read."""
+    with gateway_call(headers, endpoint="chat", exporter=mirrors.exporter):
+        pass
+    assert [span.name for span in mirrors.spans] == ["gateway/chat"]
+
+
+class _Broken:
+    def items(self) -> Any:
+        raise RuntimeError(CANARY)
+
+
+@pytest.mark.parametrize(
+    "headers", [None, 7, "traceparent", [1], [("a", "b", "c")], {1: 2}, {"traceparent": None}, _Broken()]
+)
+def test_headers_that_cannot_be_read(headers: Any, mirrors: Mirrors):
+    """The code inside runs, as for a caller that is not tracing."""
+    ran = False
+    with gateway_call(headers, exporter=mirrors.exporter) as call:
+        ran = call.attempt("openai", "m") is not None
+    assert ran
+    assert mirrors.spans == []
+
+
+@pytest.mark.parametrize(
+    ("status", "number"),
+    [
+        ("200 OK", 200),
+        ("503 Service Unavailable", 503),
+        (b"404", 404),
+        (HTTPStatus.NOT_FOUND, 404),
+        ("late", None),
+        (2.5, None),
+    ],
+)
+def test_a_status_in_another_form(status: Any, number: int | None, mirrors: Mirrors):
+    """WSGI's status line and an HTTPStatus are read as the number; the request does not fail of what is no status."""
+    with gateway_call(TRACED, exporter=mirrors.exporter) as call:
+        call.http_status = status
+    ((_, facts),) = spans_of(mirrors)
+    assert facts.get("http.response.status_code", 200) == (number or 200)
+    assert facts.get("error.type") == (str(number) if number and number >= 400 else None)
 
 
 HEADERS: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """joining.py: who may join a trace."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from starlette.authentication import AuthCredentials, AuthenticationBackend, Sim
 from starlette.middleware.authentication import AuthenticationMiddleware
 
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, gateway_call
+from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, gateway_call, joining
 from agent_gateway_client.server.joining import may_join_from_environment
-from tests.support.asgi import Mirrors
+from tests.support.asgi import TRACED as TRACED_LINES
+from tests.support.asgi import Client, Mirrors, answering, body, http_scope, start
 from tests.support.middleware import TRACED, answer, fastapi_app, post
 from tests.support.server import TRACEPARENT
 from tests.support.wire_samples import CHAT, SAMPLES
@@ -89,6 +91,52 @@ async def test_a_predicate_that_fails_has_not_allowed_it(
     assert mirrors.spans == []
     assert [message.partition(" raised ")[0] for message in logged.messages] == ["may_join()"]
     assert "canary" not in logged.text
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 422, 429])
+@pytest.mark.parametrize("known", ["nothing", "the caller", "an attempt"])
+async def test_a_refusal_leaves_nothing_and_says_nothing(status: int, known: str, mirrors: Mirrors):
+    """Many applications refuse a request before they look at its key, unless they say that they have."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        call = current_gateway_call()
+        assert call is not None
+        if known == "the caller":
+            call.caller_is_known = True
+        elif known == "an attempt":
+            call.attempt("openai").end(str(status))
+        await answering(start(status), body(b"{}"))(scope, receive, send)
+
+    client = Client()
+    probe = [*TRACED_LINES, (b"agent-gateway-probe", b"1")]
+    await GatewayTracingMiddleware(app, mirrors.exporter)(http_scope(probe), client.receive, client.send)
+    let_in = known != "nothing"
+    assert bool(mirrors.spans) is let_in
+    assert any(name == b"agent-gateway-companion" for name, _ in client.sent[0]["headers"]) is let_in
+
+
+async def test_a_predicate_that_never_answers(
+    mirrors: Mirrors, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """It is given up after a while, also when it ignores that it is cancelled; that is counted and said once."""
+    monkeypatch.setattr(joining, "MAX_SECONDS", 0.01)
+    goes_on = asyncio.Event()
+
+    async def never(scope: Any) -> bool:
+        while not goes_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await goes_on.wait()
+        return True
+
+    before = joining.unanswered()
+    app = fastapi_app(SAMPLES["chat"])
+    app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter, may_join=never)
+    for _ in range(2):
+        assert (await post(app, CHAT)).status_code == 200
+    goes_on.set()
+    assert mirrors.spans == []
+    assert joining.unanswered() == before + 2
+    assert [message.partition(" within ")[0] for message in logged.messages] == ["may_join() did not answer"]
 
 
 async def test_it_is_not_asked_about_requests_that_are_not_traced(mirrors: Mirrors):

@@ -316,3 +316,22 @@ def test_an_attempt_that_did_not_end_ends_with_its_call():
     attempt = Attempt(start_time_ns=2_000)
     _, span = mirror(full_call(attempts=[attempt]), Convention.OTEL)
     assert (span.start_time, span.end_time) == (2_000, 9_000)
+
+
+@pytest.mark.parametrize("convention", Convention)
+@pytest.mark.parametrize(
+    ("value", "reported"), [("", True), ("true", True), ("false", False), ("False", False), ("?", True)]
+)
+def test_usage_may_be_left_off(
+    value: str,
+    reported: bool,
+    convention: Convention,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: pytest.LogCaptureFixture,
+):
+    """Where the agent's own spans report tokens to the same back end, mirrors without them leave each counted once."""
+    monkeypatch.setenv("AGENT_GATEWAY_USAGE", value)
+    facts = {name for span in mirror(full_call(), convention) for name in attributes_of(span)}
+    counted = {name for name in facts if "usage" in name.lower() or "cost" in name}
+    assert bool(counted) is reported
+    assert ("AGENT_GATEWAY_USAGE" in logged.text) is (value == "?")

@@ -60,9 +60,12 @@ async def test_who_is_turned_away_is_told_nothing(status: int):
     assert sent == [start(status), body(b"{}")]
 
 
-@pytest.mark.parametrize("status", [400, 500])
-async def test_a_call_that_fails_is_answered_too(status: int):
-    assert (await exchange([*TRACED, *PROBE], status))[2] is not None
+@pytest.mark.parametrize(
+    ("status", "is_answered"), [(400, False), (404, False), (422, False), (500, True), (503, True)]
+)
+async def test_a_call_that_fails(status: int, is_answered: bool):
+    """A failure is answered, and a refusal is not: the caller may have no key."""
+    assert ((await exchange([*TRACED, *PROBE], status))[2] is not None) is is_answered
 
 
 async def test_only_calls_of_a_model_are_answered():

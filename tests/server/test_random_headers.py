@@ -98,32 +98,6 @@ def parent_of(lines: Headers) -> tuple[int, int] | None:
     return ids if all(ids) and int(flags, 16) % 2 else None
 
 
-def is_member(text: str) -> bool:
-    key, equals, value = text.partition("=")
-    return (
-        equals == "="
-        and 1 <= len(key) <= 256
-        and key[0] in KEY_STARTS
-        and set(key) <= set(KEY_CHARACTERS)
-        and 1 <= len(value) <= 256
-        and set(value) <= set(VALUE_CHARACTERS)
-        and not value.endswith(" ")
-    )
-
-
-def is_good_state(lines: Headers) -> bool:
-    values = [value.decode("latin-1") for name, value in lines if name.lower() == b"tracestate"]
-    members = [part.strip(" \t") for value in values for part in value.split(",")]
-    members = [member for member in members if member]
-    keys = {member.partition("=")[0] for member in members}
-    return (
-        sum(map(len, values)) <= 8192
-        and len(members) <= 32
-        and len(keys) == len(members)
-        and all(map(is_member, members))
-    )
-
-
 async def test_random_sets_of_headers(logged: pytest.LogCaptureFixture):
     """None of them raises, each is served, and just those with a valid and sampled parent are mirrored, under it."""
     destination = MemoryDestination()
@@ -143,7 +117,7 @@ async def test_random_sets_of_headers(logged: pytest.LogCaptureFixture):
     for _ in range(SETS):
         lines = headers(rng)
         parent = parent_of(lines)
-        if parent is not None and is_good_state(lines):
+        if parent is not None:
             expected.append(parent)
         await middleware(http_scope(lines), never, never)
     assert exporter.flush(DEADLINE_S)

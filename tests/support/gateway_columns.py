@@ -7,7 +7,7 @@ from http.server import ThreadingHTTPServer
 import pytest
 
 from agent_gateway_client.demo.gateway import ENDPOINTS, DemoGateway
-from tests.support.flask_gateway import flask_server
+from tests.support.flask_gateway import flask_server, wsgi_server
 from tests.support.gateways import MODELS, Column, exporter_to, serving
 from tests.support.made_up_gateway import MadeUpGateway
 
@@ -38,6 +38,13 @@ def flask_in_threads(request: pytest.FixtureRequest) -> Iterator[Column]:
 
 
 @contextmanager
+def wsgi_middleware(request: pytest.FixtureRequest) -> Iterator[Column]:
+    gateway: DemoGateway = request.getfixturevalue("gateway")
+    with exporter_to(gateway.tracking_uri) as exporter, serving(wsgi_server(gateway.provider.url, exporter)) as url:
+        yield Column(f"{url}/v1")
+
+
+@contextmanager
 def made_up(request: pytest.FixtureRequest) -> Iterator[Column]:
     gateway: DemoGateway = request.getfixturevalue("gateway")
     with exporter_to(gateway.tracking_uri) as exporter:
@@ -52,5 +59,6 @@ COLUMNS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Colu
     "ASGI middleware": asgi_middleware,
     "LiteLLM Proxy": litellm_proxy,
     "Flask in threads": flask_in_threads,
+    "WSGI middleware": wsgi_middleware,
     "a made-up one": made_up,
 }

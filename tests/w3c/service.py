@@ -1,6 +1,8 @@
-"""The service under test of W3C's harness: it receives through the companion and sends through a wrapped client.
+"""The service under test of W3C's harness: it receives and sends through the companion.
 
-It takes ``[{"url": …, "arguments": […]}, …]`` and posts each one's arguments to its URL, below a span of its own.
+It takes ``[{"url": …, "arguments": […]}, …]`` and posts each one's arguments to its URL, below a span of its own. Where
+the caller is sampled, that span is the mirror of an attempt, and the companion itself puts the trace context on the
+request. Where it is not, the companion makes no mirrors; the service then does the same with a wrapped client.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ from starlette.routing import Route
 
 from agent_gateway_client import wrap_httpx
 from agent_gateway_client.active_span import ModelCall, model_call
-from agent_gateway_client.server import GatewayTracingMiddleware, gateway_attempt
+from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call
+from agent_gateway_client.server.call import new_span_id
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.w3c import TraceContext, extract
 
@@ -38,13 +41,15 @@ def _span(received: TraceContext | None) -> Iterator[None]:
         with mlflow.start_span("request"):
             yield
         return
-    # An attempt of a call that is mirrored, where the caller is sampled; its id is all that matters here.
-    with gateway_attempt() as attempt:
-        token = model_call.set(_Below(received._replace(span_id=attempt.span_id)))
-        try:
-            yield
-        finally:
-            model_call.reset(token)
+    token = model_call.set(_Below(received._replace(span_id=new_span_id())))
+    try:
+        yield
+    finally:
+        model_call.reset(token)
+
+
+async def _post(action: dict[str, Any], client: httpx.AsyncClient) -> None:
+    (await client.post(action["url"], json=action["arguments"])).raise_for_status()
 
 
 def make_service(exporter: Exporter, gateways: list[str]) -> Any:
@@ -56,13 +61,18 @@ def make_service(exporter: Exporter, gateways: list[str]) -> Any:
     """
 
     async def serve(request: Request) -> JSONResponse:
-        received = extract(request.scope["headers"])
         # Nothing is kept alive: the harness answers each request from a thread that is not always there.
-        async with wrap_httpx(httpx.AsyncClient(trust_env=False), gateways) as client:
+        async with httpx.AsyncClient(trust_env=False) as client:
             for action in await request.json() or []:
-                with _span(received):
-                    (await client.post(action["url"], json=action["arguments"])).raise_for_status()
+                if (call := current_gateway_call()) is not None:
+                    with call.attempt():
+                        await _post(action, client)
+                else:
+                    with _span(extract(request.scope["headers"])):
+                        await _post(action, wrap_httpx(client, gateways))
         return JSONResponse({})
 
     app = Starlette(routes=[Route("/test", serve, methods=["POST"])])
-    return GatewayTracingMiddleware(app, exporter, is_call=lambda scope: True, endpoint="w3c")
+    return GatewayTracingMiddleware(
+        app, exporter, is_call=lambda scope: True, endpoint="w3c", upstream_gateways=gateways
+    )

@@ -9,7 +9,7 @@ from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call
+from agent_gateway_client.server.call import NOBODY, GatewayCall, current_call, status_code
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.probe import answer, scan_headers, without_probe
@@ -89,15 +89,19 @@ class GatewayTracingMiddleware:
         """Serve one request, or the application's lifespan."""
         if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
             has_parent, is_probe = scan_headers(scope["headers"])
-            parent = extract(scope["headers"], strict=True) if has_parent else None
+            parent = extract(scope["headers"]) if has_parent else None
+            probed_headers = scope["headers"] if is_probe else None
             if is_probe:
-                send = _answering(send, answer(scope["headers"], self.exporter))
                 scope = {**scope, "headers": without_probe(scope["headers"])}
             scope = self.application_scope(scope)
-            if parent is not None and parent.sampled:
-                call = GatewayCall(parent, server_address=_address(scope))
-                await self._mirrored(call, self.exporter, scope, receive, send)
-                return
+            is_traced = parent is not None and parent.sampled
+            if is_traced or probed_headers is not None:
+                call = GatewayCall(parent or NOBODY, server_address=_address(scope))
+                if probed_headers is not None:
+                    send = self._answering(send, answer(probed_headers, self.exporter), call, scope)
+                if is_traced:
+                    await self._mirrored(call, self.exporter, scope, receive, send)
+                    return
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
@@ -130,10 +134,10 @@ class GatewayTracingMiddleware:
     def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
         """Tell whether the gateway turned the caller away. May be overridden.
 
-        Who may not call may not write into a trace either, so such a call has no mirror. Here: 401 and 403, unless the
-        application has noted an attempt, and the status is the provider's.
+        Such a call has no mirror, and a caller who asks whether the companion is there gets no answer; see
+        :meth:`~agent_gateway_client.server.call.GatewayCall.is_refused`.
         """
-        return call.http_status in (401, 403) and not call.attempts
+        return call.is_refused()
 
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
         """Prepare to learn more of a call than HTTP tells. To be overridden.
@@ -160,14 +164,14 @@ class GatewayTracingMiddleware:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
             if not exchange.is_over():
-                # Some servers tell a client that has gone by an OSError from send().
-                call.end(CLIENT_DISCONNECT if isinstance(error, OSError) and call.http_status else error)
+                call.end(error)
             raise
         finally:
             current_call.reset(token)
             model_call.set(outer)
             if context is not None:
                 _leave(context)
+            call.http_status = status_code(call.http_status)
             status = call.http_status or 500
             call.end(str(status) if status >= 400 else None, exchange.last_chunk_ns)
             if self._endpoint is not None and call.endpoint is None:
@@ -177,6 +181,18 @@ class GatewayTracingMiddleware:
                     finish, scope, request=exchange.request, response=exchange.response, provider=self._provider
                 )
                 exporter.submit(call, details)
+
+    def _answering(self, send: Send, header: tuple[bytes, bytes], call: GatewayCall, scope: Scope) -> Send:
+        """Return a ``send`` that adds the probe's answer to the response of a caller who was let in."""
+
+        def answering_send(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                call.http_status = status_code(message["status"])
+                if not self.is_refused(call, scope):
+                    message = {**message, "headers": [*message.get("headers", ()), header]}
+            return send(message)
+
+        return answering_send
 
     def _observed(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
         """Enter the context of ``observe()``; what goes wrong in there costs the mirror's details and not the call."""
@@ -214,15 +230,6 @@ class GatewayTracingMiddleware:
             return
         exporter = self.exporter
         await run_lifespan(self.app, scope, receive, send, lambda: exporter.shutdown() if exporter else None)
-
-
-def _answering(send: Send, header: tuple[bytes, bytes]) -> Send:
-    def answering_send(message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.start" and message["status"] not in (401, 403):
-            message = {**message, "headers": [*message.get("headers", ()), header]}
-        return send(message)
-
-    return answering_send
 
 
 _NO_CONTEXT = nullcontext()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, status_code
 from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.reading.details import is_success
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event
@@ -22,7 +22,8 @@ class Exchange:
     Attributes:
         request: The request's body, or ``None`` where it is not kept.
         response: The response's body, or ``None`` where it has not begun or cannot be read.
-        last_chunk_ns: When the last chunk of the response was sent, in nanoseconds since the epoch.
+        last_chunk_ns: When the last chunk of the response was sent, or its end if it has no body, in nanoseconds since
+            the epoch.
     """
 
     __slots__ = ("_call", "_complete", "_receive", "_send", "last_chunk_ns", "request", "response")
@@ -54,31 +55,59 @@ class Exchange:
             self.request.add(chunk)
         return message
 
-    # Not a coroutine function: a stream may have many thousand chunks, and each would pay for one more coroutine.
-    def send(self, message: Message) -> Awaitable[None]:
+    async def send(self, message: Message) -> None:
         """ASGI's ``send`` for the application."""
-        if message["type"] == "http.response.body":
-            self._complete = not message.get("more_body", False)
-            if chunk := message.get("body"):
-                # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
-                now = time.time_ns()
-                if self.last_chunk_ns is None and self._call.streaming:
-                    self._call.time_to_first_chunk_ns = now - self._call.start_time_ns
-                self.last_chunk_ns = now
-                if self.response is not None:
-                    self.response.add(chunk)
-        elif message["type"] == "http.response.start":
-            headers = message.get("headers", ())
-            if not isinstance(headers, (list, tuple)):
-                # ASGI allows any iterable, and some can be read only once.
-                headers = list(headers)
-                message = {**message, "headers": headers}
-            self._call.http_status = message["status"]
-            self.response = _body_to_keep(self._call, headers)
-        return self._send(message)
+        kind = message["type"]
+        if kind == "http.response.start":
+            message = self._begin_response(message)
+        elif kind in _BODY_MESSAGES:
+            self._add_body(message)
+        try:
+            await self._send(message)
+        except OSError:
+            # Only the server knows whether the client is there; what a provider does never comes out of its send().
+            if not self._was_over_before(message):
+                self._call.end(CLIENT_DISCONNECT)
+            raise
+
+    def _begin_response(self, message: Message) -> Message:
+        headers = message.get("headers", ())
+        if not isinstance(headers, (list, tuple)):
+            # ASGI allows any iterable, and some can be read only once.
+            headers = list(headers)
+            message = {**message, "headers": headers}
+        # str() of an HTTPStatus is "HTTPStatus.NOT_FOUND" before Python 3.11.
+        self._call.http_status = status_code(message["status"])
+        self.response = body_to_keep(self._call, headers)
+        return message
+
+    def _add_body(self, message: Message) -> None:
+        self._complete = not message.get("more_body", False)
+        if chunk := message.get("body"):
+            # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
+            now = time.time_ns()
+            if self.last_chunk_ns is None and self._call.streaming:
+                self._call.time_to_first_chunk_ns = now - self._call.start_time_ns
+            self.last_chunk_ns = now
+            if self.response is not None:
+                self.response.add(chunk)
+        elif self._complete and self.last_chunk_ns is None:
+            # No body at all, or one that the server reads from a file. A background task may follow.
+            self.last_chunk_ns = time.time_ns()
+
+    def _was_over_before(self, message: Message) -> bool:
+        """Tell whether the caller had the whole response, or a stream's last event, before this message."""
+        if self.response is None or not self._call.streaming:
+            return False
+        last_chunks = self.response.last_chunks(LAST_CHUNKS + 1)
+        return has_last_event(last_chunks.removesuffix(bytes(message.get("body") or b"")))
 
 
-def _body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
+_BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
+"""The messages that carry the response's body. ``pathsend`` carries all of it; the others may be followed by more."""
+
+
+def body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
     """Note whether the response is a stream, and make what is to keep its body, if that can be read later."""
     content_type = encoding = b""
     for name, value in headers:

@@ -14,7 +14,7 @@ from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
 from agent_gateway_client.server.export import Exporter
-from agent_gateway_client.server.joining import MayJoin, joins
+from agent_gateway_client.server.joining import MAX_SECONDS, MayJoin, joins, unanswered
 from agent_gateway_client.server.litellm_proxy._calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
 from agent_gateway_client.server.litellm_proxy._facts import Facts, ends_stream
 from agent_gateway_client.server.probe import answer, scan_headers
@@ -38,6 +38,7 @@ class LiteLLMProxyMirror(CustomLogger):
         self._may_join = may_join
         self._deciding: set[asyncio.Task[None]] = set()
         self._is_stopping = False
+        self._given_up = False
         self._upstream_gateways = reached_gateways()
         self.exporter = exporter
         if not hasattr(CustomLogger, "async_post_call_failure_deployment_hook"):
@@ -97,6 +98,7 @@ class LiteLLMProxyMirror(CustomLogger):
         with _harmless:
             if open_call := self._calls.find(data):
                 open_call.user = user_api_key_dict
+                open_call.read_request(data)
                 open_call.call.streaming = False
                 self._end(open_call)
 
@@ -118,6 +120,7 @@ class LiteLLMProxyMirror(CustomLogger):
         with _harmless:
             if open_call := self._calls.find(request_data):
                 open_call.user = user_api_key_dict
+                open_call.read_request(request_data)
                 open_call.iterating = True
         now_ns: int | None = None
         last_chunks: deque[Any] = deque(maxlen=2)
@@ -187,6 +190,7 @@ class LiteLLMProxyMirror(CustomLogger):
         if self._may_join is None:
             self.exporter.submit(call)
             return
+        before = unanswered()
         deciding = self._submit_if_it_joins(call, self._may_join, open_call.scope())
         try:
             loop = None if self._is_stopping else asyncio.get_running_loop()
@@ -194,9 +198,14 @@ class LiteLLMProxyMirror(CustomLogger):
             loop = None
         if loop is None:
             # No loop has the time for it any more, or this is no loop's thread.
-            thread = Thread(target=asyncio.run, args=(deciding,), name="agent-gateway-joining")
+            if self._given_up:
+                deciding.close()
+                return
+            thread = Thread(target=asyncio.run, args=(deciding,), name="agent-gateway-joining", daemon=True)
             thread.start()
-            thread.join()
+            thread.join(MAX_SECONDS + 1.0)
+            # A stop must not wait as long for each of its calls.
+            self._given_up = thread.is_alive() or unanswered() > before
         else:
             task = loop.create_task(deciding)
             self._deciding.add(task)

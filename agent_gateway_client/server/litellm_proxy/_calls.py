@@ -29,8 +29,12 @@ there is over when nothing more is heard for so long after its success or its fa
 _MID_STREAM_FALLBACK = "MidStreamFallbackError"
 """LiteLLM's own class for a stream that broke off and is carried on by another deployment."""
 
-Key = tuple[str | None, str]
-"""LiteLLM's id of a call, which its caller may choose, and the caller's own ``traceparent``."""
+Key = tuple[float | str | None, str]
+"""When an HTTP request arrived, and its ``traceparent``.
+
+LiteLLM's id of a call does not identify a request: its caller may choose it and send it with every retry, and some
+routes are served by a call within a call that has another one. It is used where the arrival is unknown (pass-through).
+"""
 
 
 class _Try(NamedTuple):
@@ -80,7 +84,7 @@ class OpenCall:
     def read_request(self, facts: Facts) -> None:
         """Note what kind of call it is, and which endpoint it is for, as soon as that is known."""
         call = self.call
-        if call.request_type is None and (call_type := read.text(facts.get("call_type"))):
+        if call.request_type is None and (call_type := read.call_type(facts)):
             call.request_type, call.operation = call_type, read.operation(call_type)
         call.endpoint = call.endpoint or read.endpoint(facts)
 
@@ -94,7 +98,7 @@ class OpenCall:
         group = read.configured(routing.get("deployment_model_name"))
         model = read.text(details.get("model"))
         named_by_configuration = group is not None and "*" not in group
-        attempt = Attempt(read.text(details.get("custom_llm_provider")), model if named_by_configuration else None)
+        attempt = Attempt(read.provider(details.get("custom_llm_provider")), model if named_by_configuration else None)
         self._add(_Try(attempt, read.deployment_id(routing), model))
 
     def end_attempt(self, arguments: Facts, error: BaseException | None = None) -> None:
@@ -105,7 +109,7 @@ class OpenCall:
             found.attempt.end(name)
         elif error is not None and not self._has_failed(deployment):
             # It failed before the provider was asked.
-            attempt = Attempt(read.text(getattr(error, "llm_provider", None)))
+            attempt = Attempt(read.provider(getattr(error, "llm_provider", None)))
             attempt.end(name)
             self._add(_Try(attempt, deployment, None))
 
@@ -126,7 +130,7 @@ class OpenCall:
             found = self._add(_Try(Attempt(start_time_ns=start_ns), None, read.text(details.get("model"))))
         attempt = found.attempt
         attempt.end_time_ns = attempt.end_time_ns or end_ns
-        attempt.provider = attempt.provider or read.text(payload.get("custom_llm_provider"))
+        attempt.provider = attempt.provider or read.provider(payload.get("custom_llm_provider"))
         attempt.model = attempt.model or model_name(found.model)
         attempt.usage = read.token_usage(payload)
         attempt.cost = read.cost(payload)
@@ -250,15 +254,19 @@ class OpenCalls:
         headers = request.get("headers")
         if not headers or (traceparent := headers.get(TRACEPARENT)) is None:
             return None
-        key = (facts.get("litellm_call_id"), traceparent)
+        if request.get("method", "POST") != "POST":
+            # It lists or reads what is stored, such as batches; no model is called.
+            return None
+        key = (request.get("arrival_time") or facts.get("litellm_call_id"), traceparent)
         with self._lock:
             found = self._open.get(key)
             if found is not None or not begin or key in self._closed:
                 return found
-            parent = extract(headers, strict=True)
+            parent = extract(headers)
             if parent is None or not parent.sampled:
                 return None
-            call = GatewayCall(parent, server_address=read.address(request.get("url")))
+            # No address: LiteLLM makes a request's URL of the Host header, which its caller wrote.
+            call = GatewayCall(parent)
             call.start_time_ns = read.nanoseconds(request.get("arrival_time")) or call.start_time_ns
             self._forget_old()
             self._open[key] = found = OpenCall(key, call, request.get("url"), headers)

@@ -6,10 +6,11 @@ sets, and names that the proxy's configuration knows; the rest may be a caller's
 
 import sys
 from collections.abc import Mapping
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+import litellm
+from litellm.types.utils import CallTypes, LlmProviders
 from openai import APIConnectionError
 
 from agent_gateway_client.server.call import Cost, Operation, TokenUsage
@@ -33,6 +34,10 @@ _OPERATIONS: dict[str, Operation] = {
     "agenerate_content": "generate_content",
     "agenerate_content_stream": "generate_content",
 }
+
+
+_PROVIDERS = frozenset(each.value for each in LlmProviders)
+_CALL_TYPES = frozenset(each.value for each in CallTypes) | _OPERATIONS.keys() | {PASS_THROUGH}
 
 
 def operation(call_type: str) -> Operation:
@@ -85,12 +90,31 @@ def endpoint(facts: Facts) -> str | None:
     return configured(requested) or (configured(metadata.get("deployment_model_name")) if requested == group else None)
 
 
+def provider(name: Any) -> str | None:
+    """Return the name of a provider if LiteLLM knows it. A request may hold any text in its place."""
+    known = isinstance(name, str) and (
+        name in _PROVIDERS or any(item.get("provider") == name for item in litellm.custom_provider_map)
+    )
+    return str(name) if known else None
+
+
+def call_type(facts: Facts) -> str | None:
+    """Return LiteLLM's name for a kind of call. A request's own data may hold any text in its place."""
+    name = facts.get("call_type")
+    return name if isinstance(name, str) and name in _CALL_TYPES else None
+
+
 def configured(name: Any) -> str | None:
     """Return a name if it is one of the proxy's models or aliases."""
     router = getattr(sys.modules.get("litellm.proxy.proxy_server"), "llm_router", None)
     if router is None or not isinstance(name, str):
         return None
-    return name if name in router.model_names or name in (router.model_group_alias or {}) else None
+    if registry := getattr(router, "registry", None):
+        # LiteLLM 1.110 warns of the attributes.
+        known = name in registry().names(kind="group_set") or name in registry().aliases()
+    else:
+        known = name in router.model_names or name in (router.model_group_alias or {})
+    return name if known else None
 
 
 def deployment_id(facts: Facts) -> str | None:
@@ -105,19 +129,6 @@ def scope(url: Any, headers: Mapping[str, str], user: Any) -> dict[str, Any]:
         for name, value in headers.items()
     ]
     return {"type": "http", "path": urlsplit(str(url)).path, "headers": lines, "user": user}
-
-
-def address(url: Any) -> str | None:
-    """Return ``host:port`` of a URL whose host is an IP address.
-
-    LiteLLM's URL of a request is made of its ``Host`` header, and a name in there is what its caller wrote.
-    """
-    try:
-        parts = urlsplit(str(url))
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        return f"{ip_address(parts.hostname or '')}:{port}"
-    except ValueError:
-        return None
 
 
 def token_usage(payload: Facts) -> TokenUsage | None:

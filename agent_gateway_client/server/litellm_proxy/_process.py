@@ -9,6 +9,7 @@ from typing import Any
 
 from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.server.asgi.lifespan import run_blocking
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.export.environment import EXPORTER_VARIABLE
 from agent_gateway_client.server.joining import may_join_from_environment
@@ -61,6 +62,6 @@ def _call_when_the_proxy_stops(flush: Callable[[], None]) -> None:
         try:
             await stop(*args, **kwargs)
         finally:
-            flush()
+            await run_blocking(flush)
 
     server.proxy_shutdown_event = stop_and_flush  # type: ignore[attr-defined]

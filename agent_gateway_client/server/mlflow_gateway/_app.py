@@ -95,8 +95,11 @@ class MlflowGateway(GatewayTracingMiddleware):
         return {**super().application_scope(scope), "state": {**scope.get("state", {})}}
 
     def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
-        """Tell whether MLflow turned the caller away: before it chose an endpoint, and not because a provider did."""
-        return super().is_refused(call, scope) and "endpoint_id" not in scope["state"]
+        """Tell whether MLflow turned the caller away: before it chose an endpoint, and not because a provider did.
+
+        MLflow's authentication runs before its routes, so any other status comes after it.
+        """
+        return call.http_status in (401, 403) and not call.attempts and "endpoint_id" not in scope["state"]
 
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
         """Watch the gateway's own spans of this request, and let its trace point back at the caller's."""

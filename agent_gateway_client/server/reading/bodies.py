@@ -114,9 +114,14 @@ class CompressedBody:
         inflate = zlib.decompressobj(_window_bits(rest[:2]))
         room = MAX_EXPANDED_BYTES
         try:
-            while rest and not inflate.eof:
+            while rest:
+                if inflate.eof:
+                    # gzip may have several members (RFC 1952, 2.2); what else follows is passed over.
+                    if not rest.startswith(_GZIP):
+                        break
+                    inflate = zlib.decompressobj(_window_bits(_GZIP))
                 piece = inflate.decompress(rest, _EXPANSION_STEP)
-                rest = inflate.unconsumed_tail
+                rest = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
                 room -= len(piece)
                 if room < 0:
                     return KeptBody()
@@ -136,9 +141,12 @@ class CompressedBody:
         self._chunks = []
 
 
+_GZIP = b"\x1f\x8b"
+
+
 def _window_bits(start: bytes) -> int:
     """Tell gzip, zlib and raw deflate apart; servers send both of the latter as ``deflate`` (RFC 9110, 8.4.1.2)."""
-    if start == b"\x1f\x8b":
+    if start == _GZIP:
         return zlib.MAX_WBITS | 16
     if len(start) == 2 and start[0] & 0x0F == 8 and int.from_bytes(start, "big") % 31 == 0:
         return zlib.MAX_WBITS

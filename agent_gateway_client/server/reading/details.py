@@ -1,5 +1,6 @@
 """What the bodies of a call add to it, read after the call and outside of the request."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,12 +93,29 @@ def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = No
     if not call.attempts:
         call.add(Attempt(provider, start_time_ns=call.start_time_ns, error_type=call.error_type))
         call.attempts[0].end_time_ns = call.end_time_ns
-    attempt = call.attempts[-1]
-    if attempt.error_type not in (None, call.error_type, CLIENT_DISCONNECT):
-        # The response did not come from this attempt.
+    attempt = _attempt_that_answered(call, facts)
+    if attempt is None:
         return
     attempt.provider = attempt.provider or provider
     attempt.error_type = attempt.error_type or facts.error_type
     attempt.model = attempt.model or facts.model
     attempt.usage = attempt.usage or facts.usage
     attempt.finish_reason = attempt.finish_reason or facts.finish_reason
+
+
+def _attempt_that_answered(call: GatewayCall, facts: ResponseFacts) -> Attempt | None:
+    """Return the attempt whose response the caller got; ``None`` where all failed before there was one."""
+    answered = [one for one in call.attempts if one.error_type in (None, call.error_type, CLIENT_DISCONNECT)]
+    if call.error_type is None and any(one.error_type is None for one in answered):
+        answered = [one for one in answered if one.error_type is None]
+    of_model = [one for one in answered if facts.model is not None and one.model == facts.model]
+    last = None
+    for attempt in of_model or answered:
+        # Of attempts that run side by side, the first to end is the one that was taken.
+        if last is None or attempt.start_time_ns >= _end_ns(last) or _end_ns(attempt) < _end_ns(last):
+            last = attempt
+    return last
+
+
+def _end_ns(attempt: Attempt) -> float:
+    return math.inf if attempt.end_time_ns is None else attempt.end_time_ns

@@ -16,6 +16,9 @@ _REST_OF_STRING = re.compile(rf'{_STRING_BODY}"', re.DOTALL)
 _ESCAPE = re.compile(r"\\.", re.DOTALL)
 _DECODER = json.JSONDecoder()
 
+_MAX_FAILURES = 16
+"""Values that cannot be decoded; each may have been read to the end of the text. A real body has one, at its cut."""
+
 
 def first_members(text: str, wanted: Container[str]) -> list[tuple[int, str, Any]]:
     """Find members in the beginning of a JSON value.
@@ -45,16 +48,17 @@ def last_members(text: str, wanted: Container[str]) -> list[tuple[int, str, Any]
 
 def _members(text: str, wanted: Container[str]) -> tuple[int, list[tuple[int, str, Any]]]:
     """Return the depth at the end of the text, and the members, both relative to its beginning."""
-    depth = 0
+    depth = failures = 0
     members = []
     for token in _TOKEN.finditer(text):
         name, colon = token.groups()
         if name is None:
             depth += 1 if token[0] in "{[" else -1
-        elif colon and name in wanted:
+        elif colon and name in wanted and failures < _MAX_FAILURES:
             try:
                 value, end = _DECODER.raw_decode(text, token.end())
             except (ValueError, RecursionError):
+                failures += 1
                 continue
             # A number at the very end may go on behind the cut.
             if end < len(text):

@@ -8,7 +8,7 @@ in its objects, so a gateway may serve any of them anywhere. Only counts, and na
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent_gateway_client.server.call import TokenUsage
@@ -30,7 +30,7 @@ _ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
 
 _USAGE_NAMES = ("usage", "usageMetadata")
 _MODEL_NAMES = ("model", "modelVersion")
-_FINISH_NAMES = ("stop_reason", "finish_reason", "finishReason")
+_FINISH_NAMES = ("stop_reason", "stopReason", "finish_reason", "finishReason")
 _WANTED = frozenset((*_USAGE_NAMES, *_MODEL_NAMES, *_FINISH_NAMES))
 
 _TELLING = re.compile(
@@ -85,6 +85,7 @@ def read_response(body: KeptBody, *, streaming: bool) -> ResponseFacts:
     """
     reading = _Reading()
     head, tail = (part.decode("utf-8", "replace") for part in body.ends())
+    head = head.removeprefix("\ufeff")
     if streaming:
         _read_stream(reading, *((head, tail) if body.cut else (head + tail, None)))
     elif body.cut:
@@ -152,9 +153,18 @@ def _events(lines: Iterable[str]) -> Iterator[str]:
         yield "\n".join(data)
 
 
+def _int(digits: str) -> int | None:
+    # int() refuses more than 4,300 digits, and one such number must not cost all the others.
+    return int(digits) if len(digits) <= 20 else None
+
+
+_DECODER = json.JSONDecoder(parse_int=_int)
+
+
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        # A byte order mark is allowed before a JSON text by some (RFC 8259, 8.1).
+        return _DECODER.decode(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return None
 
@@ -212,6 +222,7 @@ class _Reading:
             if isinstance(usage := part.get(name), dict):
                 self._usage.update((key, count) for key, count in usage.items() if count is not None)
         self._see_finish_reason(part.get("stop_reason"))
+        self._see_finish_reason(part.get("stopReason"))
         for choice in (*_objects(part.get("choices")), *_objects(part.get("candidates"))):
             self._see_finish_reason(choice.get("finish_reason"))
             self._see_finish_reason(choice.get("finishReason"))
@@ -236,28 +247,54 @@ def _objects(value: Any) -> list[dict[str, Any]]:
 
 
 def _token_usage(usage: dict[str, Any]) -> TokenUsage | None:
-    read = _count(usage, "cache_read_input_tokens")
-    created = _count(usage, "cache_creation_input_tokens")
-    total = _count(usage, "total_tokens", "totalTokenCount")
+    """Return the tokens of a provider's usage object; docs/providers.md says what is read where."""
     if "promptTokenCount" in usage or "totalTokenCount" in usage:
-        # Gemini counts thoughts and the use of tools apart, and their sum is the total.
-        input_tokens = _sum(_count(usage, "promptTokenCount"), _count(usage, "toolUsePromptTokenCount"))
-        output_tokens = _sum(_count(usage, "candidatesTokenCount"), _count(usage, "thoughtsTokenCount"))
-        read = _count(usage, "cachedContentTokenCount")
+        result = _gemini_usage(usage)
+    elif "inputTokens" in usage or "outputTokens" in usage:
+        result = _converse_usage(usage)
     else:
-        input_tokens = _count(usage, "prompt_tokens", "input_tokens")
-        output_tokens = _count(usage, "completion_tokens", "output_tokens")
-        details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
-        if isinstance(details, dict):
-            read = _count(details, "cached_tokens") if read is None else read
-        elif "input_tokens" in usage and total is None:
-            # Anthropic's input_tokens leaves out what the cache read and wrote. OpenTelemetry's has it in, and so has
-            # what MLflow's own gateway makes of it (gateway/providers/anthropic.py).
-            input_tokens = _sum(input_tokens, read, created)
-    if total is None and input_tokens is not None and output_tokens is not None:
-        total = input_tokens + output_tokens
-    result = TokenUsage(input_tokens, output_tokens, total, read, created)
+        result = _openai_or_anthropic_usage(usage)
+    if result.total_tokens is None and result.input_tokens is not None and result.output_tokens is not None:
+        result = replace(result, total_tokens=result.input_tokens + result.output_tokens)
     return None if result == TokenUsage() else result
+
+
+def _gemini_usage(usage: dict[str, Any]) -> TokenUsage:
+    # Gemini counts thoughts and the use of tools apart, and their sum is the total.
+    return TokenUsage(
+        _sum(_count(usage, "promptTokenCount"), _count(usage, "toolUsePromptTokenCount")),
+        _sum(_count(usage, "candidatesTokenCount"), _count(usage, "thoughtsTokenCount")),
+        _count(usage, "total_tokens", "totalTokenCount"),
+        _count(usage, "cachedContentTokenCount"),
+    )
+
+
+def _converse_usage(usage: dict[str, Any]) -> TokenUsage:
+    # Bedrock's inputTokens leaves out what the cache read and wrote.
+    read, written = _count(usage, "cacheReadInputTokens"), _count(usage, "cacheWriteInputTokens")
+    input_tokens = _sum(_count(usage, "inputTokens"), read, written)
+    return TokenUsage(input_tokens, _count(usage, "outputTokens"), None, read, written)
+
+
+def _openai_or_anthropic_usage(usage: dict[str, Any]) -> TokenUsage:
+    input_tokens = _count(usage, "prompt_tokens", "input_tokens")
+    output_tokens = _count(usage, "completion_tokens", "output_tokens")
+    total = _count(usage, "total_tokens", "totalTokenCount")
+    read = _count(usage, "cache_read_input_tokens", "prompt_cache_hit_tokens")
+    created = _count(usage, "cache_creation_input_tokens")
+    details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
+    if isinstance(details, dict):
+        read = _count(details, "cached_tokens") if read is None else read
+    elif "input_tokens" in usage and total is None:
+        # Anthropic's input_tokens leaves out what the cache read and wrote. OpenTelemetry's has it in, and so has
+        # what MLflow's own gateway makes of it (gateway/providers/anthropic.py).
+        input_tokens = _sum(input_tokens, read, created)
+    reasoning = usage.get("completion_tokens_details")
+    thoughts = _count(reasoning, "reasoning_tokens") if isinstance(reasoning, dict) else None
+    if thoughts and output_tokens is not None and _sum(input_tokens, output_tokens, thoughts) == total:
+        # xAI counts reasoning beside completion_tokens, OpenAI within; the total tells which.
+        output_tokens += thoughts
+    return TokenUsage(input_tokens, output_tokens, total, read, created)
 
 
 def _count(usage: dict[str, Any], *names: str) -> int | None:

@@ -1,12 +1,16 @@
 """asgi.py: the ways in which a call ends, and the end of the server."""
 
 import asyncio
+import enum
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import aiohttp
 import pytest
+import requests
 
-from agent_gateway_client.server import GatewayTracingMiddleware
+from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call
 from agent_gateway_client.server.mirror import Convention
 from tests.support.asgi import EVENTS, Client, Mirrors, answering, body, http_scope, start
 
@@ -22,6 +26,18 @@ async def serve(mirrors: Mirrors, app: Any, client: Client) -> None:
     await GatewayTracingMiddleware(app, mirrors.exporter)(http_scope(), client.receive, client.send)
 
 
+def knowing_its_caller(app: Any) -> Any:
+    """Return an application that has checked its caller's key."""
+
+    async def checked(scope: Any, receive: Any, send: Any) -> None:
+        call = current_gateway_call()
+        assert call is not None
+        call.caller_is_known = True
+        await app(scope, receive, send)
+
+    return checked
+
+
 def stream(*events: bytes) -> list[Any]:
     """Return the messages of a streamed answer."""
     return [start(200, EVENTS), *(body(b"data: " + event + b"\n\n", True) for event in events), body(b"")]
@@ -32,7 +48,7 @@ def stream(*events: bytes) -> list[Any]:
 )
 async def test_the_status_tells_success(status: int, error: str | None, mirrors: Mirrors):
     """A status of 400 or more is the call's failure, and its number the type of the failure."""
-    await serve(mirrors, answering(start(status), body(b"canary")), Client())
+    await serve(mirrors, knowing_its_caller(answering(start(status), body(b"canary"))), Client())
     assert mirrors.error_type == error
     assert mirrors.only["http.response.status_code"] == status
 
@@ -151,6 +167,102 @@ async def test_an_exception_after_the_answer_is_not_the_calls(mirrors: Mirrors):
     with pytest.raises(ValueError, match="afterwards"):
         await serve(mirrors, app, Client())
     assert mirrors.error_type is None
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError(), ConnectionResetError(), OSError(), requests.ConnectionError(), aiohttp.ClientOSError()]
+)
+async def test_a_providers_failure_is_not_the_clients(error: OSError, mirrors: Mirrors):
+    """Network errors of HTTP clients are OSErrors too. Only one that comes out of send() is the client's."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for message in stream(b"1", b"2")[:2]:
+            await send(message)
+        raise error
+
+    with pytest.raises(OSError):  # noqa: PT011
+        await serve(mirrors, app, Client())
+    assert mirrors.error_type == type(error).__name__
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+async def test_a_hang_up_that_the_application_handles(after: int, mirrors: Mirrors):
+    """An application that catches what send() raises, or raises something else for it, has a client that hung up."""
+
+    class ClientDisconnect(Exception):
+        """As Starlette's."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            for message in stream(b"1", b"2", b"[DONE]"):
+                await send(message)
+        except OSError:
+            raise ClientDisconnect from None
+
+    with pytest.raises(ClientDisconnect):
+        await serve(mirrors, app, Client(hang_up_after=after, raises=True))
+    assert mirrors.error_type == "client_disconnect"
+
+
+async def test_an_answer_that_cannot_be_delivered(mirrors: Mirrors):
+    """A client that has gone when the answer's only chunk is sent does not have the answer."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send(body(b"{}"))
+
+    with pytest.raises(OSError, match="gone"):
+        await serve(mirrors, app, Client(hang_up_after=1, raises=True))
+    assert mirrors.error_type == "client_disconnect"
+
+
+@pytest.mark.parametrize("last", [body(b""), {"type": "http.response.pathsend", "path": "/answer.json"}])
+async def test_a_background_task_after_an_answer_without_a_body(last: Any, mirrors: Mirrors):
+    """The call ends with its answer, also where that has no body or is a file that the server reads."""
+    ended = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal ended
+        await send(start())
+        await send(last)
+        ended = time.time_ns()
+
+    await serve(mirrors, app, Client())
+    (gateway,) = mirrors.spans
+    assert gateway.end_time is not None
+    assert gateway.end_time <= ended
+
+
+@pytest.mark.parametrize("kind", ["pathsend", "zerocopysend"])
+async def test_the_end_of_a_file_is_no_hang_up(kind: str, mirrors: Mirrors):
+    """A server that sends the answer from a file says http.disconnect afterwards, as always; nothing failed."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(start())
+        await send({"type": f"http.response.{kind}", "path": "/answer.json", "file": None})
+        assert (await receive())["type"] == "http.disconnect"
+
+    client = Client()
+    messages = [{"type": "http.request"}, {"type": "http.disconnect"}]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    await GatewayTracingMiddleware(app, mirrors.exporter)(http_scope(), receive, client.send)
+    assert mirrors.error_type is None
+
+
+class _Status(int, enum.Enum):
+    """As http.HTTPStatus before Python 3.11, where str() returns the member's name."""
+
+    NOT_FOUND = 404
+
+
+async def test_a_status_that_is_an_enumeration(mirrors: Mirrors):
+    """Its number is the type of the failure."""
+    await serve(mirrors, knowing_its_caller(answering(start(_Status.NOT_FOUND), body(b""))), Client())
+    assert mirrors.error_type == "404"
 
 
 class _Broken(AbstractContextManager[None]):

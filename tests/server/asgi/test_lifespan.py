@@ -1,14 +1,17 @@
 """lifespan.py: the start and the stop of an ASGI server, under the middleware."""
 
+import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from agent_gateway_client.server import GatewayTracingMiddleware
+from agent_gateway_client.server.asgi.lifespan import run_blocking
 from agent_gateway_client.server.export import Exporter
 from tests.support.asgi import Client, Mirrors, answering, body, http_scope, start
-from tests.support.server import MemoryDestination, Store
+from tests.support.server import DEADLINE_S, MemoryDestination, Store
 
 
 @pytest.fixture
@@ -53,20 +56,34 @@ async def test_the_servers_stop_sends_what_waits(mirrors: Mirrors):
     assert len(mirrors.destination.spans) == 1
 
 
-@pytest.mark.parametrize("asks_first", [False, True])
-async def test_an_application_without_lifespan(asks_first: bool):
-    """One that refuses the lifespan scope, as Django's does, is started, and its mirrors are sent at the stop.
+async def refuse(receive: Any, send: Any) -> None:
+    """Have no lifespan, as Django."""
+    raise ValueError("no lifespan here")
 
-    uvicorn does not tell an application of its stop that has refused, and then ends the process by a signal.
+
+async def return_at_once(receive: Any, send: Any) -> None:
+    """Have no lifespan, and no objection to one."""
+
+
+async def return_when_started(receive: Any, send: Any) -> None:
+    """Take no part in the stop."""
+    assert (await receive())["type"] == "lifespan.startup"
+    await send({"type": "lifespan.startup.complete"})
+
+
+@pytest.mark.parametrize("in_lifespan", [refuse, return_at_once, return_when_started])
+async def test_an_application_without_lifespan(in_lifespan: Any):
+    """One that refuses the lifespan scope, or leaves it early, is started, and its mirrors are sent at the stop.
+
+    uvicorn does not announce its stop to such an application, and then ends the process by a signal.
     """
     store = Store(away=True)
     destination = MemoryDestination(store)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            if asks_first:
-                await receive()
-            raise ValueError("no lifespan here")
+            await in_lifespan(receive, send)
+            return
         await answering(start(), body())(scope, receive, send)
 
     middleware = GatewayTracingMiddleware(app, Exporter(destination))
@@ -77,6 +94,52 @@ async def test_an_application_without_lifespan(asks_first: bool):
     await middleware({"type": "lifespan"}, receive, send)
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert len(destination.spans) == 1
+
+
+async def test_a_start_that_raises_is_not_reported_as_done(mirrors: Mirrors):
+    """What an application raises once it has received lifespan.startup is for the server to judge."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise RuntimeError("no database")
+
+    receive, send, sent = lifespan("startup")
+    with pytest.raises(RuntimeError, match="no database"):
+        await GatewayTracingMiddleware(app, mirrors.exporter)({"type": "lifespan"}, receive, send)
+    assert sent == []
+
+
+async def test_a_stop_does_not_block_the_event_loop():
+    """While mirrors are sent at the stop, other tasks of the server go on."""
+    other_task_ran = threading.Event()
+
+    class Waiting(Exporter):
+        def shutdown(self, timeout: float = 0) -> None:
+            assert other_task_ran.wait(DEADLINE_S)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for kind in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{kind}.complete"})
+
+    async def other_task() -> None:
+        other_task_ran.set()
+
+    tasks = []
+    receive, send, sent = lifespan(
+        "startup", "shutdown", at_stop=lambda: tasks.append(asyncio.ensure_future(other_task()))
+    )
+    await GatewayTracingMiddleware(app, Waiting(MemoryDestination()))({"type": "lifespan"}, receive, send)
+    await tasks[0]
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_stop_without_asyncio():
+    """Under another event loop, the stop is run where it is."""
+    ran: list[int] = []
+    with pytest.raises(StopIteration):
+        run_blocking(lambda: ran.append(1)).send(None)
+    assert ran == [1]
 
 
 async def test_an_application_whose_start_fails(mirrors: Mirrors):

@@ -111,6 +111,7 @@ async def test_a_failed_call(status: int, mirrors: Mirrors):
     """A failed call is known by its status; neither its body nor the model that was asked for is believed."""
 
     async def serve(request: Any) -> Response:
+        current_gateway_call().caller_is_known = True  # type: ignore[union-attr]
         return JSONResponse({"error": {"message": TEXT}, "model": CANARY, "usage": {"prompt_tokens": 1}}, status)
 
     app = Starlette(routes=[Route(CHAT, serve, methods=["POST"])])
@@ -191,6 +192,28 @@ async def test_a_failed_last_attempt_gets_nothing_of_the_answer(mirrors: Mirrors
     (gateway, of_call), (_, failed) = spans_of(mirrors)
     assert (gateway, "error.type" in of_call) == ("gateway/chat", False)
     assert (failed["error.type"], "mlflow.chat.tokenUsage" in failed) == ("TimeoutError", False)
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "left open"])
+async def test_the_winner_of_attempts_side_by_side_gets_the_tokens(ends: str, mirrors: Mirrors):
+    """An application that asks two providers at once, takes the quicker one and gives up the later one."""
+    app = FastAPI()
+
+    @app.post(CHAT)
+    async def serve(body: dict[str, Any]) -> Any:
+        call = current_gateway_call()
+        assert call is not None
+        winner, loser = call.attempt("openai", "quick"), call.attempt("azure", "slow")
+        winner.end()
+        if ends == "cancelled":
+            loser.end(asyncio.CancelledError())
+        return answer(SAMPLES["chat"])
+
+    app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter)
+    await post(app, CHAT)
+    _, (_, winner), (_, loser) = spans_of(mirrors)
+    assert winner["mlflow.chat.tokenUsage"]["total_tokens"] == CHAT_FACTS.usage.total_tokens  # type: ignore[union-attr]
+    assert "mlflow.chat.tokenUsage" not in loser
 
 
 async def test_many_callers_at_once(mirrors: Mirrors):

@@ -93,7 +93,7 @@ async def test_an_endpoint_named_by_the_path(path: str, expected: str, mirrors: 
         ("/v1beta/models/m:streamGenerateContent", True),
         ("/v1beta/models/m:embedContent", True),
         ("/threads/7/messages", False),
-        ("/v1/chat/completions/", False),
+        ("/v1/chat/completions/", True),
         ("/v1/files", False),
         ("/", False),
     ],

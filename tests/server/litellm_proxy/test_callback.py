@@ -7,10 +7,13 @@ import asyncio
 import json
 import logging
 import sys
+import threading
 import types
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
+from zlib import crc32
 
 import litellm
 import pytest
@@ -21,7 +24,6 @@ from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.server import litellm_proxy, shared
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror, _callback, _calls
-from agent_gateway_client.server.litellm_proxy import _facts as read
 from tests.support.server import PARENT, TRACEPARENT, MemoryDestination, facts_of, ids_of
 
 # LiteLLM's router makes pydantic read LiteLLM's own types.
@@ -65,16 +67,20 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_callback, "LATE_EVENT_SECONDS", 0.01)
 
 
-def request(call_id: str = "1", headers: Any = None, **more: Any) -> dict[str, Any]:
-    """Return a request's data, as the hooks of the proxy get it."""
+def request(
+    call_id: str = "1", headers: Any = None, arrival_time: float | None = 0, method: str = "POST", **more: Any
+) -> dict[str, Any]:
+    """Return a request's data, as the hooks of the proxy get it. By default, each call id is another request's."""
     headers = {"traceparent": TRACEPARENT} if headers is None else headers
-    http = {"url": "http://gw:4000/v1/chat/completions", "headers": headers, "arrival_time": NOW_S}
+    http = {"url": "http://gw:4000/v1/chat/completions", "method": method, "headers": headers}
+    if arrival_time is not None:
+        http["arrival_time"] = arrival_time or (NOW_S if call_id == "1" else NOW_S + crc32(call_id.encode()) / 2**32)
     return {"litellm_call_id": call_id, "proxy_server_request": http, "messages": [{"content": CANARY}], **more}
 
 
 def details(group: str = "chat", model: str = "gpt-4o-mini", first_group: str | None = None, **more: Any) -> Any:
     """Return a call's details, as LiteLLM logs them: what the router chose is in the metadata."""
-    asked = request(**{key: more.pop(key) for key in ("call_id", "headers") if key in more})
+    asked = request(**{key: more.pop(key) for key in ("call_id", "headers", "arrival_time") if key in more})
     routing = {
         "model_group": group,
         "original_model_group": first_group or group,
@@ -94,6 +100,7 @@ def details(group: str = "chat", model: str = "gpt-4o-mini", first_group: str | 
 
 def success(model: str = "gpt-4o-mini", group: str = "chat", **payload: Any) -> Any:
     """Return the details of a logged success."""
+    of_call = {key: payload.pop(key) for key in ("call_id", "arrival_time", "call_type") if key in payload}
     logged = {
         "model_id": f"id of {model}",
         "endTime": NOW_S + 2,
@@ -106,7 +113,7 @@ def success(model: str = "gpt-4o-mini", group: str = "chat", **payload: Any) -> 
         "metadata": {"usage_object": {"prompt_tokens_details": {"cached_tokens": 1}}},
         **payload,
     }
-    return details(group, model, standard_logging_object=logged)
+    return details(group, model, standard_logging_object=logged, **of_call)
 
 
 def ask(mirror: LiteLLMProxyMirror, *args: Any, **more: Any) -> None:
@@ -189,21 +196,80 @@ async def test_a_call_and_all_its_facts(mirror: LiteLLMProxyMirror, destination:
     assert "server_url" not in facts_of(gateway)
 
 
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("http://127.0.0.1:4000/v1/chat/completions", "127.0.0.1:4000"),
-        ("https://10.0.0.7/v1", "10.0.0.7:443"),
-        ("http://[::1]:4000/v1", "::1:4000"),
-        ("http://please-say-something.test:4000/v1", None),
-        ("http://please:99999/v1", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_the_proxys_address(url: Any, expected: str | None):
-    """It comes from the Host header, in which a caller can write any name, but no text as an IP address."""
-    assert read.address(url) == expected
+@pytest.mark.parametrize("field", ["custom_llm_provider", "call_type"])
+async def test_a_name_that_the_caller_made_up(field: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """LiteLLM takes these from a request's body, and hands them to callbacks before it has checked them."""
+    made_up = {field: f"ignore {CANARY}"}
+    mirror.log_pre_api_call("", CANARY, {**details(), **made_up})
+    error = ServiceUnavailableError()
+    error.llm_provider = f"ignore {CANARY}"
+    await mirror.async_post_call_failure_deployment_hook(request(model_info={"id": "2"}, **made_up), error, None)
+    await mirror.async_post_call_failure_hook(request(**made_up), error, None)
+    refused = {**request("2", **made_up), "model": CANARY}
+    await mirror.async_post_call_failure_hook(refused, error, None)
+    names = [span.name for span in sent(mirror, destination)]
+    assert [name for name in names if name.startswith("gateway/")] == ["gateway/chat", "gateway/unknown"]
+
+
+async def test_a_provider_of_the_proxys_own(
+    mirror: LiteLLMProxyMirror, destination: MemoryDestination, monkeypatch: pytest.MonkeyPatch
+):
+    """A provider that the proxy's configuration adds to LiteLLM's is known."""
+    monkeypatch.setattr(litellm, "custom_provider_map", [{"provider": "in-house", "custom_handler": object()}])
+    ask(mirror, custom_llm_provider="in-house")
+    await respond(mirror)
+    await log(mirror, success())
+    assert told(sent(mirror, destination))[1] == ("provider/in-house/gpt-4o-mini", None)
+
+
+async def test_a_retry_with_the_same_call_id(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """A caller may send x-litellm-call-id, and an SDK sends it again when it retries: these are two requests."""
+    ask(mirror, call_id="chosen")
+    await mirror.async_post_call_failure_hook(request("chosen"), ServiceUnavailableError(), None)
+    ask(mirror, call_id="chosen", arrival_time=NOW_S + 1)
+    await mirror.async_post_call_success_hook(request("chosen", arrival_time=NOW_S + 1), None, None)
+    await log(mirror, success(call_id="chosen", arrival_time=NOW_S + 1))
+    assert told(sent(mirror, destination)) == [("gateway/chat", "503"), (MINI[0], "503"), ("gateway/chat", None), MINI]
+
+
+async def test_a_call_within_a_call(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """LiteLLM serves Gemini's route by a chat completion with another call id: it is one request, with one mirror."""
+    inner = details(call_id="inner", arrival_time=NOW_S)
+    inner["litellm_params"]["metadata"] = {}
+    mirror.log_pre_api_call("", CANARY, inner)
+    await mirror.async_post_call_success_hook(request("outer", arrival_time=NOW_S, model="chat"), None, None)
+    await log(mirror, success(call_id="inner", arrival_time=NOW_S))
+    await log(mirror, success(call_id="outer", arrival_time=NOW_S))
+    mirror.shutdown()
+    assert told(sent(mirror, destination)) == [("gateway/chat", None), MINI]
+
+
+async def test_a_pass_through_request_has_no_arrival(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """There, LiteLLM's own call id tells the requests apart."""
+    for call_id in ("1", "2"):
+        ask(mirror, call_id=call_id, arrival_time=None, call_type="pass_through_endpoint")
+        await log(mirror, success(call_id=call_id, arrival_time=None, call_type="pass_through_endpoint"))
+    assert len(sent(mirror, destination)) == 4
+
+
+async def test_a_request_that_calls_no_model(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """GET /v1/batches lists what is stored, and LiteLLM logs failures of single providers within a success."""
+    listing = request(method="GET", model_info={"id": "1"})
+    await mirror.async_post_call_failure_deployment_hook(listing, ServiceUnavailableError(), None)
+    await mirror.async_post_call_success_hook(listing, None, None)
+    mirror.shutdown()
+    assert sent(mirror, destination) == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:4000", "10.0.0.7", "[dead:beef::1]:4000", "please-say-something.test"])
+async def test_an_address_that_the_caller_wrote(host: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """LiteLLM knows its address only from the Host header, so mirrors have none."""
+    asked = details()
+    asked["litellm_params"]["proxy_server_request"]["url"] = f"http://{host}/v1/chat/completions"
+    mirror.log_pre_api_call("", CANARY, asked)
+    await respond(mirror)
+    await log(mirror, success())
+    assert "server_url" not in facts_of(sent(mirror, destination)[0])
 
 
 async def test_the_success_may_be_logged_first(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
@@ -391,9 +457,8 @@ async def test_a_request_that_no_deployment_gets(
         {},
         {"traceparent": "nonsense"},
         {"traceparent": f"{TRACEPARENT[:-2]}00"},
-        {"traceparent": TRACEPARENT, "tracestate": "?"},
     ],
-    ids=["none", "invalid", "unsampled", "invalid tracestate"],
+    ids=["none", "invalid", "unsampled"],
 )
 async def test_callers_that_are_not_tracing(
     headers: dict[str, str], mirror: LiteLLMProxyMirror, destination: MemoryDestination
@@ -432,10 +497,10 @@ async def test_what_never_ends_is_forgotten(
     """Requests under way are bounded in number and in age; what is forgotten is said once."""
     monkeypatch.setattr(_calls, "MAX_OPEN_CALLS", 10)
     for number in range(100):
-        ask(mirror, call_id=str(number))
+        ask(mirror, call_id=str(number), arrival_time=None)
     assert [key[0] for key in mirror._calls._open] == [str(number) for number in range(90, 100)]
     monkeypatch.setattr(_calls, "MAX_AGE_SECONDS", -1.0)
-    ask(mirror, call_id="100")
+    ask(mirror, call_id="100", arrival_time=None)
     assert [key[0] for key in mirror._calls._open] == ["100"]
     assert len([record for record in caplog.records if "the oldest are not mirrored" in record.message]) == 1
     for number in range(30):
@@ -488,9 +553,11 @@ async def test_the_configurations_line(fresh: None, server: Any, monkeypatch: py
     assert isinstance(found, LiteLLMProxyMirror)
     assert get_instance_fn(path) is found
     assert found.exporter is shared.shared_exporter()
-    monkeypatch.setattr(found.exporter, "shutdown", lambda: stopped.append("mirror"))
+    monkeypatch.setattr(found.exporter, "shutdown", lambda: stopped.append(threading.current_thread().name))
     await server.proxy_shutdown_event(worker_heartbeat=None)
-    assert stopped == ["litellm", "mirror"]
+    # Not in the thread of the event loop, which has other requests to finish.
+    assert stopped == ["litellm", ANY]
+    assert stopped[1] != threading.current_thread().name
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,13 @@ def test_compressed(name: str, size: int):
     assert b"".join(expanded.ends()) == data
 
 
+def test_several_gzip_members():
+    """A body may be compressed in pieces, one after another (RFC 1952, 2.2)."""
+    body = CompressedBody()
+    body.add(gzip.compress(b"one ") + gzip.compress(b"two ") + gzip.compress(b"three") + b"\x00 padding")
+    assert b"".join(body.expanded().ends()) == b"one two three"
+
+
 def test_a_compressed_body_that_was_broken_off():
     """What came before the break is read."""
     data = os.urandom(9_000) + b"the end"

@@ -161,6 +161,93 @@ def test_a_stream_that_was_broken_off():
     assert read_events(*MESSAGE_EVENTS[:4]) == ResponseFacts(CLAUDE, TokenUsage(45, None, None, 30, 5))
 
 
+PROVIDERS = {
+    "xAI, reasoning beside": (
+        {
+            "usage": {
+                "prompt_tokens": 32,
+                "completion_tokens": 9,
+                "total_tokens": 135,
+                "prompt_tokens_details": {"cached_tokens": 6},
+                "completion_tokens_details": {"reasoning_tokens": 94},
+            }
+        },
+        TokenUsage(32, 103, 135, 6),
+    ),
+    "OpenAI, reasoning within": (
+        {
+            "usage": {
+                "prompt_tokens": 32,
+                "completion_tokens": 103,
+                "total_tokens": 135,
+                "completion_tokens_details": {"reasoning_tokens": 94},
+            }
+        },
+        TokenUsage(32, 103, 135),
+    ),
+    "DeepSeek": (
+        {
+            "usage": {
+                "prompt_tokens": 100,
+                "completion_tokens": 9,
+                "total_tokens": 109,
+                "prompt_cache_hit_tokens": 64,
+                "prompt_cache_miss_tokens": 36,
+            }
+        },
+        TokenUsage(100, 9, 109, 64),
+    ),
+    "Bedrock Converse": (
+        {
+            "stopReason": "end_turn",
+            "usage": {
+                "inputTokens": 10,
+                "outputTokens": 5,
+                "totalTokens": 15,
+                "cacheReadInputTokens": 40,
+                "cacheWriteInputTokens": 20,
+            },
+        },
+        TokenUsage(70, 5, 75, 40, 20),
+    ),
+    "Anthropic, one-hour cache": (
+        {
+            "usage": {
+                "input_tokens": 10,
+                "output_tokens": 5,
+                "cache_creation_input_tokens": 300,
+                "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200},
+            }
+        },
+        TokenUsage(310, 5, 315, None, 300),
+    ),
+}
+"""Usage as the providers' API references show it (docs/providers.md), and what is read."""
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_where_a_provider_puts_its_usage(name: str):
+    """Counts are in the same places of a mirror whatever the provider calls them."""
+    body, usage = PROVIDERS[name]
+    facts = read_json(body)
+    assert facts.usage == usage
+    assert facts.finish_reason == body.get("stopReason")
+
+
+def test_a_byte_order_mark():
+    """Some servers begin a body with one."""
+    body = kept(b"\xef\xbb\xbf" + b'{"model": "m", "usage": {"prompt_tokens": 1}}')
+    assert read_response(body, streaming=False) == ResponseFacts("m", TokenUsage(1))
+    body = kept(b'\xef\xbb\xbfdata: {"model": "m"}\n\n')
+    assert read_response(body, streaming=True) == ResponseFacts("m")
+
+
+def test_one_huge_number():
+    """A number that Python does not convert costs no other fact."""
+    body = kept(b'{"model": "m", "seed": ' + b"9" * 5_000 + b', "usage": {"prompt_tokens": 1}}')
+    assert read_response(body, streaming=False) == ResponseFacts("m", TokenUsage(1))
+
+
 def test_later_counts_replace_earlier_ones():
     """Some providers send the usage so far with every chunk; Anthropic may correct the input's at the end."""
     first, last = ({"usage": {"prompt_tokens": 5, "completion_tokens": n, "total_tokens": 5 + n}} for n in (1, 9))

@@ -1,0 +1,309 @@
+"""Any WSGI gateway: Flask, Django, gunicorn's threads. The facts are the same as under ASGI, from the same readers."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client.active_span import model_call
+from agent_gateway_client.server.asgi.exchange import body_to_keep
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call, status_code
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.probe import COMPANION_HEADER, PROBE_HEADER, answer
+from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
+from agent_gateway_client.server.reading.details import Details
+from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event
+from agent_gateway_client.server.routes import is_model_call
+from agent_gateway_client.server.shared import shared_exporter
+from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways
+from agent_gateway_client.w3c import extract
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+_PROBE = "HTTP_" + PROBE_HEADER.upper().replace("-", "_")
+_TRACE_VARIABLES = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE", "HTTP_BAGGAGE")
+
+
+class GatewayTracingWSGIMiddleware:
+    """Mirrors the calls of a WSGI gateway into their callers' traces.
+
+    The bytes of request and response pass as they are, at once; their beginning and their end are kept by reference and
+    read when the call is over. The application may add what it knows better to
+    :func:`~agent_gateway_client.server.current_gateway_call`, also in the generator of a streamed response.
+
+    Example:
+        app = Flask("gateway")
+        app.wsgi_app = GatewayTracingWSGIMiddleware(app.wsgi_app)
+
+    Args:
+        app: The gateway.
+        exporter: Where the calls are sent to; by default as the environment says, through one exporter per process.
+        is_call: Which requests are calls of a model, by WSGI environ; by default the POSTs to the known routes.
+        endpoint: The endpoint's name, or what returns it for an environ after the request was served. By default the
+            ``model`` that a successful request asked for.
+        provider: The provider's name for the attempt of which only the response tells.
+        strip_trace_context: Whether ``traceparent``, ``tracestate`` and ``baggage`` are taken off the requests.
+        may_join: Which requests may join the trace that they name, by environ after the request was served.
+        upstream_gateways: Which of the providers are gateways too; by default those in ``AGENT_GATEWAY_URLS``.
+
+    Raises:
+        AgentGatewayError: A variable of the environment, or an upstream gateway, has a value that cannot work.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApp,
+        exporter: Exporter | None = None,
+        *,
+        is_call: Callable[[Environ], bool] | None = None,
+        endpoint: str | Callable[[Environ], str | None] | None = None,
+        provider: str | None = None,
+        strip_trace_context: bool = False,
+        may_join: Callable[[Environ], bool] | None = None,
+        upstream_gateways: Iterable[str] | None = None,
+    ) -> None:
+        self.app = app
+        self.exporter = exporter or shared_exporter()
+        self.endpoint = endpoint
+        self.provider = provider
+        self.may_join = may_join
+        self._is_call = is_call
+        self._strip_trace_context = strip_trace_context
+        self.upstream_gateways = reached_gateways(upstream_gateways)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request."""
+        if not self.is_call(environ):
+            return self.app(environ, start_response)
+        lines = [
+            (name, environ[variable])
+            for name, variable in (("traceparent", "HTTP_TRACEPARENT"), ("tracestate", "HTTP_TRACESTATE"))
+            if variable in environ
+        ]
+        parent = extract(lines)
+        environ = dict(environ)
+        if self._strip_trace_context:
+            for variable in _TRACE_VARIABLES:
+                environ.pop(variable, None)
+        is_probe = environ.pop(_PROBE, None) is not None
+        if parent is None or not parent.sampled:
+            return self.app(environ, start_response)
+        probe = answer([(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines], self.exporter)
+        call = GatewayCall(parent, server_address=f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}")
+        return _Exchange(self, call, environ, probe if is_probe else None).run(start_response)
+
+    def is_call(self, environ: Environ) -> bool:
+        """Tell whether a request is a call of a model. May be overridden."""
+        if self._is_call is None:
+            return is_model_call({"method": environ.get("REQUEST_METHOD"), "path": _path(environ)})
+        return bool(_ask("is_call", self._is_call, environ))
+
+
+class _Exchange:
+    """One request and its response, from the call of the application until its iterable is closed."""
+
+    def __init__(
+        self,
+        middleware: GatewayTracingWSGIMiddleware,
+        call: GatewayCall,
+        environ: Environ,
+        probe: tuple[bytes, bytes] | None,
+    ) -> None:
+        self._middleware = middleware
+        self._call = call
+        self._environ = environ
+        self._probe = probe
+        self._last_chunk_ns: int | None = None
+        self._response: KeptBody | CompressedBody | None = None
+        self._is_submitted = False
+        self._request: KeptBody | None = None
+        if middleware.endpoint is None and "wsgi.input" in environ:
+            self._request = KeptBody()
+            environ["wsgi.input"] = _ReadAlong(environ["wsgi.input"], self._request)
+
+    def run(self, start_response: StartResponse) -> Iterable[bytes]:
+        """Call the application."""
+
+        def noting_start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            write = start_response(status, self._begin_response(status, headers), *exc_info)
+
+            def noting_write(chunk: bytes) -> Any:
+                self.add(chunk)
+                return write(chunk)
+
+            return noting_write
+
+        try:
+            with self.inside():
+                result = self._middleware.app(self._environ, noting_start_response)
+        except BaseException as error:
+            self.finish(error)
+            raise
+        return _SizedResponse(result, self) if hasattr(result, "__len__") else _Response(result, self)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Run the application's code with its call as the current one."""
+        token, outer = current_call.set(self._call), model_call.get()
+        if self._middleware.upstream_gateways:
+            model_call.set(UpstreamRequests(self._call, self._middleware.upstream_gateways))
+        try:
+            yield
+        finally:
+            current_call.reset(token)
+            model_call.set(outer)
+
+    def add(self, chunk: bytes) -> None:
+        """Note a chunk of the response, before the server gets it."""
+        if not chunk:
+            return
+        now = time.time_ns()
+        if self._last_chunk_ns is None and self._call.streaming:
+            self._call.time_to_first_chunk_ns = now - self._call.start_time_ns
+        self._last_chunk_ns = now
+        if self._response is not None:
+            self._response.add(chunk)
+
+    def hang_up(self) -> None:
+        """Note that the server closes the response before its end; many clients go after a stream's last event."""
+        last_chunks = self._response.last_chunks(LAST_CHUNKS) if self._response and self._call.streaming else b""
+        self.finish(None if has_last_event(last_chunks) else CLIENT_DISCONNECT)
+
+    def finish(self, error: BaseException | str | None = None) -> None:
+        """End the call and hand it on. Only the first time counts."""
+        if self._is_submitted:
+            return
+        self._is_submitted = True
+        try:
+            self._submit(error)
+        except Exception as mistake:
+            logger.debug("A gateway call could not be mirrored", exc_info=True)
+            warn_once("wsgi.finish", "A gateway call could not be mirrored (%s).", type(mistake).__name__)
+
+    def _submit(self, error: BaseException | str | None) -> None:
+        call, middleware = self._call, self._middleware
+        if error is not None:
+            call.end(error)
+        call.http_status = status_code(call.http_status)
+        status = call.http_status or 500
+        call.end(str(status) if status >= 400 else None, self._last_chunk_ns)
+        if call.endpoint is None and middleware.endpoint is not None:
+            endpoint = middleware.endpoint
+            call.endpoint = _ask("endpoint", endpoint, self._environ) if callable(endpoint) else endpoint
+        if call.is_refused():
+            return
+        if middleware.may_join is not None and not _ask("may_join", middleware.may_join, self._environ):
+            return
+        details = Details(
+            None,
+            {"path": _path(self._environ)},
+            request=self._request,
+            response=self._response,
+            provider=middleware.provider,
+        )
+        middleware.exporter.submit(call, details)
+
+    def _begin_response(self, status: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        self._call.http_status = status_code(status)
+        lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        self._response = body_to_keep(self._call, lines)
+        if self._probe is None or self._call.is_refused():
+            return headers
+        return [*headers, (COMPANION_HEADER, self._probe[1].decode())]
+
+
+class _Response:
+    """The application's iterable, passed on chunk by chunk."""
+
+    def __init__(self, result: Iterable[bytes], exchange: _Exchange) -> None:
+        self._result = result
+        self._exchange = exchange
+        self._chunks: Iterator[bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            with self._exchange.inside():
+                if self._chunks is None:
+                    self._chunks = iter(self._result)
+                chunk = next(self._chunks)
+        except StopIteration:
+            self._exchange.finish()
+            raise
+        except BaseException as error:
+            self._exchange.finish(error)
+            raise
+        self._exchange.add(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """End the response; a server also does this when its client has gone."""
+        self._exchange.hang_up()
+        close = getattr(self._result, "close", None)
+        if close is not None:
+            with self._exchange.inside():
+                close()
+
+
+class _SizedResponse(_Response):
+    """One whose number of chunks is known; a server makes a ``Content-Length`` of a single one."""
+
+    def __len__(self) -> int:
+        return len(self._result)  # type: ignore[arg-type]
+
+
+class _ReadAlong:
+    """``wsgi.input``, of which what the application reads is kept."""
+
+    def __init__(self, source: Any, kept: KeptBody) -> None:
+        self._source = source
+        self._kept = kept
+
+    def read(self, *size: int) -> bytes:
+        return self._note(self._source.read(*size))
+
+    def readline(self, *size: int) -> bytes:
+        return self._note(self._source.readline(*size))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readlines(self, *hint: int) -> list[bytes]:
+        return [self._note(line) for line in self._source.readlines(*hint)]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self._note, self._source)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def _note(self, data: bytes) -> bytes:
+        self._kept.add(data)
+        return data
+
+
+def _path(environ: Environ) -> str:
+    return str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+
+
+def _ask(name: str, function: Callable[[Environ], Any], environ: Environ) -> Any:
+    """Call one of the functions that the middleware was given; ``None`` where it raises."""
+    try:
+        return function(environ)
+    except Exception as error:
+        logger.debug("%s() failed", name, exc_info=True)
+        warn_once(
+            f"wsgi.{name}",
+            "%s() raised %s; what it decides is left out of mirrors, or the mirrors are. Mend the function that the "
+            "middleware was given.",
+            name,
+            type(error).__name__,
+        )
+        return None

@@ -1,0 +1,43 @@
+"""routes.py: which requests are calls of a model, as docs/providers.md has them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from agent_gateway_client.server.routes import _ROUTES, is_model_call, model_in_path, route_of
+
+DOCS = Path(__file__).parents[2] / "docs" / "providers.md"
+ROWS = re.findall(r"^\| `([/:][^`]+)` \| (?:`([^`]+)`, (\w+)|not) \|$", DOCS.read_text(), re.MULTILINE)
+
+
+def test_the_table_is_complete():
+    """Each route that is mirrored is in the table, and some that are not."""
+    assert {path for path, name, _ in ROWS if name} == set(_ROUTES)
+    assert len([path for path, name, _ in ROWS if not name]) >= 5
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+@pytest.mark.parametrize(("path", "name", "operation"), ROWS)
+def test_a_row_of_the_table(path: str, name: str, operation: str, slash: str):
+    """A request is mirrored, or not, as the table says, below any prefix and with a slash behind it."""
+    asked = ("/gateway/v1beta/models/m" if path.startswith(":") else "/gateway") + path + slash
+    assert is_model_call({"method": "POST", "path": asked}) is bool(name)
+    assert not is_model_call({"method": "GET", "path": asked})
+    assert route_of(asked) == ((name, operation) if name else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1beta/models/gemini-2.0-flash:generateContent", "gemini-2.0-flash"),
+        ("/v1/projects/p/publishers/anthropic/models/claude@1:rawPredict", "claude@1"),
+        ("/openai/deployments/ours/chat/completions", "ours"),
+        ("/openai/deployments/ours", None),
+        ("/v1/models/a/b:generateContent", None),
+        ("/v1/chat/completions", None),
+    ],
+)
+def test_the_model_in_a_path(path: str, model: str | None):
+    """Gemini's and Vertex AI's paths name the model, and Azure's the deployment."""
+    assert model_in_path(path) == model
