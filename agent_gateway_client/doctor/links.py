@@ -15,10 +15,10 @@ from agent_gateway_client.w3c import TraceContext
 
 _EXPORT_FIXES = {
     "HTTP 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the gateway.",
-    "HTTP 403": "Let the gateway's user write to the experiment that AGENT_GATEWAY_EXPERIMENT_ID names (0 by default).",
-    "HTTP 404": "Set AGENT_GATEWAY_EXPERIMENT_ID for the gateway to an experiment that is there, and check the path of "
-    "its MLFLOW_TRACKING_URI or OTEL_EXPORTER_OTLP_ENDPOINT.",
-    "RESOURCE_DOES_NOT_EXIST": "Set AGENT_GATEWAY_EXPERIMENT_ID for the gateway to an experiment that is there.",
+    "be read": "Let the gateway's user read the experiments that agents trace into.",
+    "HTTP 403": "Let the gateway's user write to the experiments that agents trace into.",
+    "HTTP 404": "Check the path of the gateway's MLFLOW_TRACKING_URI or OTEL_EXPORTER_OTLP_ENDPOINT, and that its "
+    "MLflow is 3.15 or newer.",
     "NotImplementedError": "Upgrade the MLflow server that the gateway writes to; it needs 3.15 or newer.",
     "HTTP 501": "Give the MLflow server that the gateway writes to a database as its backend store.",
     "keeps no spans": "Give the MLflow server that the gateway writes to a database as its backend store, and 3.15 or "

@@ -40,7 +40,7 @@ def test_mlflow_without_the_companion(plain: DemoGateway):
 
 @pytest.mark.parametrize(
     ("status", "fix"),
-    [(401, "MLFLOW_TRACKING_USERNAME"), (403, "write to the experiment"), (404, "AGENT_GATEWAY_EXPERIMENT_ID"),
+    [(401, "MLFLOW_TRACKING_USERNAME"), (403, "write to the experiment"), (404, "MLFLOW_TRACKING_URI"),
      (501, "a database as its backend store")],
 )  # fmt: skip
 def test_a_store_that_refuses_the_mirrors(status: int, fix: str, gateway: DemoGateway):

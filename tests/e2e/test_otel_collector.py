@@ -1,4 +1,4 @@
-"""Gateway processes -> an OpenTelemetry collector -> MLflow on PostgreSQL, as integrations/otel-collector says."""
+"""Gateways -> an OpenTelemetry collector -> the relay -> MLflow on PostgreSQL, as integrations/otel-collector says."""
 
 import asyncio
 import json
@@ -20,6 +20,7 @@ from agent_gateway_client.demo._server import MlflowServer
 from agent_gateway_client.demo.provider import Provider
 from tests.support.backends import Collector, FastapiGateway, Postgres
 from tests.support.e2e import CHAT, DEADLINE_S, children_of, wait_for
+from tests.support.relay import relay
 
 AGENTS, CALLS = 100, 20
 GATEWAYS = 2
@@ -34,10 +35,12 @@ class Made(NamedTuple):
     Attributes:
         callers: Trace id and span id of the span around each call, as MLflow has them.
         postgres: MLflow's database.
+        experiment_id: Where the agents trace.
     """
 
     callers: list[tuple[str, str]]
     postgres: Postgres
+    experiment_id: str
 
     def spans(self, names: str) -> list[tuple[str, str, str, dict[str, Any]]]:
         """Return trace id, span id, parent id and attributes of the spans of certain names."""
@@ -85,7 +88,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         )
         running.callback(server.close)
         server.start()
-        collector = running.enter_context(Collector(tmp_path_factory.mktemp("collector"), server.url, "0"))
+        mlflow.set_tracking_uri(server.url)
+        experiment_id = str(mlflow.create_experiment("agents"))
+        relayed = running.enter_context(relay("--tracking-uri", server.url))
+        relay_url = relayed.url.removesuffix("/v1/traces")
+        collector = running.enter_context(Collector(tmp_path_factory.mktemp("collector"), relay_url))
         provider = running.enter_context(Provider())
         gateways = [
             running.enter_context(
@@ -94,16 +101,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
             for _ in range(GATEWAYS)
         ]
         tracing = TracerProvider()
-        tracing.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(f"{collector.url}/v1/traces"), max_queue_size=2 * AGENTS * CALLS)
-        )
+        # The agents trace into MLflow themselves, into an experiment that no gateway knows.
+        exporter = OTLPSpanExporter(f"{server.url}/v1/traces", headers={"x-mlflow-experiment-id": experiment_id})
+        tracing.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=2 * AGENTS * CALLS))
         callers = asyncio.run(run_agents([gateway.url for gateway in gateways], tracing.get_tracer("agents")))
         tracing.shutdown()
-        made = Made(callers, postgres)
+        made = Made(callers, postgres, experiment_id)
         # The agents' own spans, and for each call the span around it, the mirror and its attempt.
         for tenths in range(1, 11):
             wait_for(f"{tenths} tenths of all spans", lambda least=SPANS * tenths // 10: made.count() >= least)
-        mlflow.set_tracking_uri(server.url)
         yield made
 
 
@@ -115,20 +121,27 @@ def test_each_call_has_one_mirror(made: Made):
     assert Counter((trace, parent) for trace, _, parent, _ in mirrors) == Counter(made.callers)
 
 
+def test_all_is_in_the_agents_experiment(made: Made):
+    """No trace is anywhere but where its agent began it."""
+    with psycopg.connect(made.postgres.conninfo) as connection:
+        rows = connection.execute("SELECT experiment_id, count(*) FROM trace_info GROUP BY experiment_id").fetchall()
+    assert rows == [(int(made.experiment_id), AGENTS)]
+
+
 def test_each_mirror_has_its_attempt(made: Made):
-    """The attempts came along, each under its own mirror, with the conventional attributes."""
+    """The attempts came along, each under its own mirror, with MLflow's attributes."""
     mirrors = {(trace, span) for trace, span, *_ in made.spans("gateway/%")}
     attempts = made.spans("provider/%")
     assert {(trace, parent) for trace, _, parent, _ in attempts} == mirrors
     assert len(attempts) == AGENTS * CALLS
     for *_, attributes in attempts:
-        assert attributes["gen_ai.provider.name"] == '"openai"'
+        assert attributes["mlflow.llm.provider"] == '"openai"'
 
 
 def test_both_processes_have_served(made: Made):
     """The calls went through both gateways, and the mirrors say through which."""
-    ports = Counter(attributes["server.port"] for *_, attributes in made.spans("gateway/%"))
-    assert sorted(ports.values()) == [AGENTS * CALLS / GATEWAYS] * GATEWAYS
+    addresses = Counter(attributes["server_url"] for *_, attributes in made.spans("gateway/%"))
+    assert sorted(addresses.values()) == [AGENTS * CALLS / GATEWAYS] * GATEWAYS
 
 
 def test_mlflow_shows_the_trace(made: Made):

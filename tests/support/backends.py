@@ -121,19 +121,17 @@ class Collector(Running):
 
     Args:
         directory: Where it runs.
-        mlflow_url: The MLflow server that it sends spans to.
-        experiment_id: The experiment for them.
+        relay_url: The relay that it sends spans to.
     """
 
-    def __init__(self, directory: Path, mlflow_url: str, experiment_id: str) -> None:
+    def __init__(self, directory: Path, relay_url: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = {
             "ROTEL_AGENT": str(self.program()),
             "ROTEL_OTLP_HTTP_ENDPOINT": f"127.0.0.1:{port}",
             "ROTEL_OTLP_GRPC_ENDPOINT": f"127.0.0.1:{free_port()}",
-            "MLFLOW_URL": mlflow_url,
-            "MLFLOW_EXPERIMENT_ID": experiment_id,
+            "RELAY_URL": relay_url,
         }
         script = ROOT / "integrations" / "otel-collector" / "collector.sh"
         super().__init__(directory, ["sh", script], answers_http(self.url), environment)

@@ -17,6 +17,7 @@ from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.server.export.destination import (
     ANYWHERE,
     Destination,
+    ExportError,
     Place,
     Refused,
     TraceGone,
@@ -177,7 +178,8 @@ def as_export_error(error: Exception, *, asked: bool = False) -> Exception:
         return TraceGone(f"MLflow answered {code}")
     if status is not None and 400 <= status < 500 and status != 404:
         return Refused(f"MLflow answered {code or status}")
-    return error
+    # MLflow fails, of these spans or of all.
+    return error if status is None else ExportError(f"HTTP {status}")
 
 
 def status_of(error: Exception) -> int | None:

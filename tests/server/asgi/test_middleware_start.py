@@ -20,7 +20,7 @@ from tests.support.wire_samples import CHAT, SAMPLES
 def nothing_shared_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin as a new process does, and stop what the test began."""
     monkeypatch.setattr(shared, "_exporter", None)
-    for name in ("AGENT_GATEWAY_EXPORTER", "AGENT_GATEWAY_EXPERIMENT_ID"):
+    for name in ("AGENT_GATEWAY_EXPORTER", "AGENT_GATEWAY_WAIT_SECONDS"):
         monkeypatch.delenv(name, raising=False)
     yield
     if shared._exporter is not None:

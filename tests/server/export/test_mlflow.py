@@ -36,7 +36,7 @@ from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError
 from agent_gateway_client.server.call import new_span_id
 from agent_gateway_client.server.export import Destination, Exporter, Refused, Unavailable
-from agent_gateway_client.server.export.destination import TraceGone
+from agent_gateway_client.server.export.destination import ExportError, TraceGone
 from agent_gateway_client.server.export.environment import (
     check_environment,
     destination_from_environment,
@@ -399,4 +399,6 @@ def test_what_says_that_the_store_is_away(code: int):
 
 def test_an_error_of_the_server_says_nothing_of_the_store():
     """The server fails of some spans (HTTP 500), and may take others."""
-    assert type(refused(INTERNAL_ERROR)) is MlflowException
+    error = refused(INTERNAL_ERROR)
+    assert type(error) is ExportError
+    assert str(error) == "HTTP 500"

@@ -108,7 +108,7 @@ def test_only_uvicorn_will_do(server: str, monkeypatch: pytest.MonkeyPatch):
     ("variables", "said"),
     [
         ({"AGENT_GATEWAY_MLFLOW_APP": "agent-gateway"}, "AGENT_GATEWAY_MLFLOW_APP is 'agent-gateway'"),
-        ({"AGENT_GATEWAY_EXPERIMENT_ID": "agents"}, "AGENT_GATEWAY_EXPERIMENT_ID is 'agents'"),
+        ({"AGENT_GATEWAY_WAIT_SECONDS": "an hour"}, "AGENT_GATEWAY_WAIT_SECONDS is 'an hour'"),
     ],
 )
 def test_a_value_that_cannot_work_fails_the_import(variables: dict[str, str], said: str):
