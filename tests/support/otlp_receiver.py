@@ -60,6 +60,7 @@ class Receiver:
         requests: What was taken.
         troubles: What happens to the next requests, one after the other; then they are taken.
         tries: Requests so far, taken or not.
+        answer: The body of what is answered to spans.
     """
 
     def __init__(self, certificate: Path | None = None) -> None:
@@ -67,6 +68,7 @@ class Receiver:
         self.requests: list[Received] = []
         self.troubles: list[Trouble] = []
         self.tries = 0
+        self.answer = b""
         self._changed = threading.Condition()
         self._gone = threading.Event()
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -163,7 +165,7 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 head = f"{self.requestline}\r\n{self.headers}".encode("latin-1")
                 receiver.requests.append(Received(self.path, headers, head, body))
-            self._answer(trouble)
+            self._answer(trouble, receiver.answer)
 
         def _answer(self, status: int, body: bytes = b"") -> None:
             self.send_response(status)

@@ -23,6 +23,7 @@ class SqlStore:
 
     def __init__(self, get_store: Callable[[], Any]) -> None:
         self._get_store = get_store
+        self._knows_columns = True
 
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
@@ -35,17 +36,23 @@ class SqlStore:
     def experiments_of(self, trace_ids: Collection[str]) -> Mapping[str, str]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         store = self._get_store()
-        try:
-            return _experiments_by_columns(store, trace_ids)
-        except (ImportError, AttributeError, TypeError):
-            logger.debug("Could not look traces up by their columns", exc_info=True)
-            warn_once(
-                "export.columns",
-                "mlflow %s does not let traces be looked up in the way that this version of agent-gateway-client "
-                "knows; each mirror costs more time. Upgrade agent-gateway-client.",
-                version_of("mlflow"),
-            )
-        return {info.trace_id: info.experiment_id for info in store.batch_get_trace_infos(list(trace_ids))}
+        if self._knows_columns:
+            try:
+                return _experiments_by_columns(store, trace_ids)
+            except Exception as error:
+                if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":
+                    raise
+                logger.debug("Could not look traces up by their columns", exc_info=True)
+        # What fails here too is the store's trouble, and raised.
+        found = {info.trace_id: info.experiment_id for info in store.batch_get_trace_infos(list(trace_ids))}
+        self._knows_columns = False
+        warn_once(
+            "export.columns",
+            "mlflow %s does not let traces be looked up in the way that this version of agent-gateway-client knows; "
+            "each mirror costs more time. Upgrade agent-gateway-client.",
+            version_of("mlflow"),
+        )
+        return found
 
     def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""

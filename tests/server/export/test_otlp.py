@@ -8,14 +8,20 @@ from typing import Any
 
 import certifi
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from agent_gateway_client._version import __version__
+from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.server.export import Refused, Unavailable
 from agent_gateway_client.server.export.environment import exporter_from_environment
 from agent_gateway_client.server.export.otlp import OtlpDestination
-from agent_gateway_client.server.mirror import mirror
+from agent_gateway_client.server.mirror import _resource, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.otlp_receiver import Receiver, make_certificate
 from tests.support.server import DEADLINE_S, SPAN_ID, TRACE_ID, full_call
@@ -180,3 +186,48 @@ def test_an_endpoint_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: 
         destination.send(mirror(full_call(), destination.convention))
     assert receiver.url.startswith("https://")
     assert len(receiver.spans) == 3
+
+
+def test_the_resource_is_what_the_environment_says(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
+    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES are honoured, and the scope is ours."""
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "our gateway")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
+    _resource.cache_clear()
+    destination = OtlpDestination()
+    destination.send(mirror(full_call(), destination.convention))
+    _resource.cache_clear()
+    (resource_spans,) = ExportTraceServiceRequest.FromString(receiver.requests[0].body).resource_spans
+    attributes = dict_of(resource_spans.resource.attributes)
+    assert (attributes["service.name"], attributes["deployment.environment"]) == ("our gateway", "test")
+    (scope_spans,) = resource_spans.scope_spans
+    assert (scope_spans.scope.name, scope_spans.scope.version) == ("agent-gateway-client", __version__)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429])
+def test_an_answer_is_named_as_such(receiver: Receiver, status: int):
+    """What a collector answers is what the log and the doctor say, and not a ConnectionError."""
+    receiver.troubles = [status] * 9
+    destination = OtlpDestination()
+    with pytest.raises(Unavailable, match=f"HTTP {status}"):
+        destination.send(mirror(full_call(), destination.convention))
+
+
+def test_spans_that_are_rejected_of_a_request_that_is_taken(receiver: Receiver, logged: pytest.LogCaptureFixture):
+    """OTLP's partial success is said once."""
+    receiver.answer = ExportTraceServiceResponse(
+        partial_success=ExportTracePartialSuccess(rejected_spans=2, error_message="canary")
+    ).SerializeToString()
+    destination = OtlpDestination()
+    for _ in range(2):
+        destination.send(mirror(full_call(), destination.convention))
+    (message,) = logged.messages
+    assert "rejected 2 of its spans" in message
+    assert "canary" not in logged.text
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY"])
+def test_a_file_that_does_not_exist_is_an_error_at_the_start(variable: str, monkeypatch: pytest.MonkeyPatch):
+    """A certificate's path with a typing error is found when the gateway starts."""
+    monkeypatch.setenv(variable, "/no/such/file.pem")
+    with pytest.raises(ConfigurationError, match=f"{variable} is '/no/such/file.pem'"):
+        OtlpDestination()

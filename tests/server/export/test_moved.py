@@ -1,0 +1,69 @@
+"""MLflow may move what we use of it: each private name is removed in turn, and mirrors go on or say what to do."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.store.tracking.dbmodels import models
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export.environment import store_of
+from agent_gateway_client.server.export.mlflow import MlflowDestination
+from agent_gateway_client.server.export.mlflow_store import SqlStore, server_store
+from tests.support.server import DEADLINE_S, begin_trace, full_call
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqlAlchemyStore]:
+    store = SqlAlchemyStore(f"sqlite:///{tmp_path / 'mlflow.db'}", "mlflow-artifacts:/")
+    begin_trace(store)
+    yield store
+    store.engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["_trace_query", "ManagedSessionMaker", "SqlTraceInfo"])
+def test_the_columns_of_traces(
+    name: str, store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+):
+    """Traces are then looked up by MLflow's public method, and one warning names the version."""
+    if name == "SqlTraceInfo":
+        monkeypatch.delattr(models, name)
+        stand_in: object = store
+    else:
+
+        class Moved:
+            def __getattr__(self, attribute: str) -> object:
+                if attribute == name:
+                    raise AttributeError(name)
+                return getattr(store, attribute)
+
+        stand_in = Moved()
+    exporter = Exporter(MlflowDestination(SqlStore(lambda: stand_in)))
+    for _ in range(2):
+        exporter.submit(full_call())
+        assert exporter.flush(DEADLINE_S)
+    assert (exporter.counts().sent, exporter.dropped) == (2, 0)
+    assert ["does not let traces be looked up" in message for message in logged.messages] == [True]
+
+
+def test_the_servers_tracking_store(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
+    """Inside a server whose store cannot be found, mirrors wait, and the log names the version and the remedy."""
+    monkeypatch.setitem(sys.modules, "mlflow.server.handlers", None)
+    exporter = Exporter(MlflowDestination(SqlStore(server_store)))
+    exporter.submit(full_call())
+    assert not exporter.flush(0.5)
+    (message,) = logged.messages
+    assert "has moved its server's tracking store; upgrade agent-gateway-client" in message
+    exporter.shutdown(0.0)
+
+
+def test_the_clients_requests(
+    store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+):
+    """Where MLflow's client sends requests in another way, its own methods are used, and one warning says so."""
+    monkeypatch.setitem(sys.modules, "mlflow.utils.rest_utils", None)
+    monkeypatch.delitem(sys.modules, "agent_gateway_client.server.export.mlflow_server", raising=False)
+    assert isinstance(store_of(store), SqlStore)
+    assert ["sends requests in a way" in message for message in logged.messages] == [True]
