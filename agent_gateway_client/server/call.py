@@ -255,9 +255,13 @@ class GatewayCall:
         for attempt in self.attempts:
             _cut_texts(attempt, _ATTEMPT_TEXTS)
             _correct_times(attempt)
+        for run in self.engine_runs:
+            _cut_texts(run, _ENGINE_TEXTS)
+            _correct_times(run)
 
 
 _CALL_TEXTS = tuple(one.name for one in fields(GatewayCall) if one.type in (str | None, Operation))
+_ENGINE_TEXTS = tuple(one.name for one in fields(EngineRun) if one.type == str | None)
 _ATTEMPT_TEXTS = tuple(one.name for one in fields(Attempt) if one.type == str | None)
 _NANOSECONDS = "nanoseconds since the epoch as an int"
 
@@ -300,7 +304,7 @@ def _warn_of_value(name: str, value: object, expected: str) -> None:
     )
 
 
-def _cut_texts(facts: GatewayCall | Attempt, names: tuple[str, ...]) -> None:
+def _cut_texts(facts: GatewayCall | Attempt | EngineRun, names: tuple[str, ...]) -> None:
     for name in names:
         text = getattr(facts, name)
         if text is None:
@@ -311,7 +315,7 @@ def _cut_texts(facts: GatewayCall | Attempt, names: tuple[str, ...]) -> None:
             setattr(facts, name, text[:MAX_TEXT_LENGTH])
 
 
-def _correct_times(facts: GatewayCall | Attempt) -> None:
+def _correct_times(facts: GatewayCall | Attempt | EngineRun) -> None:
     name = type(facts).__name__
     if facts.end_time_ns is not None and not is_count(facts.end_time_ns):
         _warn_of_value(f"{name}.end_time_ns", facts.end_time_ns, _NANOSECONDS)

@@ -13,6 +13,7 @@ from agent_gateway_client.server.call import (
     MAX_ATTEMPTS,
     Attempt,
     Cost,
+    EngineRun,
     GatewayCall,
     Operation,
     TokenUsage,
@@ -23,7 +24,7 @@ from agent_gateway_client.server.call import (
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import PARENT
 
-FACTS = (GatewayCall, Attempt, TokenUsage, Cost)
+FACTS = (GatewayCall, Attempt, EngineRun, TokenUsage, Cost)
 
 TEXTS = {
     (GatewayCall, "endpoint"),
@@ -36,6 +37,8 @@ TEXTS = {
     (Attempt, "model"),
     (Attempt, "error_type"),
     (Attempt, "finish_reason"),
+    (EngineRun, "model"),
+    (EngineRun, "error_type"),
 }
 """The fields that can hold text. Of a new one it has to be asked: can a prompt, an answer or a message get in?"""
 
@@ -49,7 +52,7 @@ def alternatives(annotation: object) -> set[object]:
 
 def test_only_names_can_be_text():
     """Beside a closed list of short names, a field holds a number, a flag, or another of these classes."""
-    plain = {int, float, bool, NoneType, TraceContext, Operation, *FACTS, list[Attempt]}
+    plain = {int, float, bool, NoneType, TraceContext, Operation, *FACTS, list[Attempt], list[EngineRun]}
     for facts in FACTS:
         for name, annotation in typing.get_type_hints(facts).items():
             kinds = alternatives(annotation) - plain

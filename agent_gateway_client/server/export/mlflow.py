@@ -172,7 +172,7 @@ def as_export_error(error: Exception, *, asked: bool = False) -> Exception:
     if status in _UNAVAILABLE:
         return Unavailable(f"HTTP {status}", retry_after=retry_after)
     if status is None and _is_out_of_reach(error):
-        return Unavailable(type(error.__cause__ or error).__name__)
+        return Unavailable(type(error if isinstance(error, OSError) else _cause_of(error)).__name__)
     code = getattr(error, "error_code", None)
     if code in ("INVALID_STATE", "RESOURCE_DOES_NOT_EXIST") and not asked:
         return TraceGone(f"MLflow answered {code}")
@@ -192,4 +192,8 @@ def status_of(error: Exception) -> int | None:
 
 def _is_out_of_reach(error: Exception) -> bool:
     # MLflow's client raises an exception of its own where it cannot connect.
-    return isinstance(error, OSError) or isinstance(error.__cause__ or error.__context__, OSError)
+    return isinstance(error, OSError) or isinstance(_cause_of(error), OSError)
+
+
+def _cause_of(error: Exception) -> BaseException | None:
+    return error.__cause__ or error.__context__
