@@ -11,7 +11,7 @@ ALL := main quick openai3 lowest lowest-server newest autogen backends
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick check test test-all test-main w3c bench lint types format environments environments-list build update clean \
+.PHONY: help demo quick check test test-all test-main w3c bench docs lint types format environments environments-list build update clean \
     test-openai3 test-lowest test-lowest-server test-newest test-py312 test-py313 test-py314 test-nightly \
     venv venv-autogen venv-backends
 
@@ -64,6 +64,9 @@ w3c: ## W3C's own conformance tests, of a checkout: make w3c TRACE_CONTEXT=../tr
 bench: ## Set up, then measure everything that benchmarks/ does, with real servers (less than 10 minutes)
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
 	$(ENVIRONMENTS) run bench python -m benchmarks
+
+docs: ## Build the documentation site into build/site/, with strict links
+	$(ENVIRONMENTS) run docs mkdocs build --strict
 
 lint: ## Check style and format with ruff
 	$(IN_MAIN) ruff check

@@ -1,38 +1,34 @@
 """Writes the table in docs/versions.md from the constraints files: ``python docs/versions.py``."""
 
-import re
 from pathlib import Path
 
 DOCS = Path(__file__).parent
 PACKAGES = ("mlflow", "mlflow-tracing", "openai", "langchain-core", "litellm")
 TESTED = {
-    "constraints": "everything, with real servers",
-    "py310": "everything, with real servers, where Python is 3.10",
+    "main": "everything, with real servers",
+    "main-py310": "everything, with real servers, where Python is 3.10",
     "openai3": "the client, without httpx",
     "lowest": "the client and LangChain",
     "lowest-server": "LiteLLM and MLflow's gateway",
     "autogen": "AutoGen's guide",
 }
-"""What is tested with the versions of a constraints file, by the end of its name."""
+"""What is tested with the versions of a constraints file, by its name."""
 
 BEGIN, END = "<!-- written by docs/versions.py -->", "<!-- end -->"
 
 
 def files() -> dict[str, Path]:
-    """Return the constraints files by the end of their names."""
-    root = DOCS.parent
-    found = [*root.glob("constraints*.txt"), *root.glob("constraints/*.txt")]
-    return {re.sub(r"^constraints-?", "", path.stem) or "constraints": path for path in found}
+    """Return the constraints files of the environments that tests run in, by name."""
+    return {name: DOCS.parent / "constraints" / f"{name}.txt" for name in TESTED}
 
 
 def table() -> str:
     """Return the table: a row for each set of versions that the tests run with."""
     lines = ["| Tested | " + " | ".join(PACKAGES) + " |", "|---" * (len(PACKAGES) + 1) + "|"]
-    for name, path in sorted(files().items(), key=lambda item: [*TESTED, item[0]].index(item[0])):
+    for name, path in files().items():
         pins = dict(line.split("==") for line in path.read_text().splitlines() if "==" in line)
         versions = [pins.get(package, "") for package in PACKAGES]
-        if any(versions) and name != "backends":
-            lines.append(f"| {TESTED.get(name, name)} | " + " | ".join(versions) + " |")
+        lines.append(f"| {TESTED[name]} | " + " | ".join(versions) + " |")
     return "\n".join(lines)
 
 

@@ -185,7 +185,7 @@ def test_the_openai_3_environment_has_no_httpx():
 @pytest.mark.parametrize(
     "path",
     # In these are programs, and not this package.
-    [path for path in CONSTRAINTS if path.name not in ("backends.txt", "uv.txt")],
+    [path for path in CONSTRAINTS if path.name not in ("backends.txt", "docs.txt", "uv.txt")],
     ids=lambda path: path.name,
 )
 def test_a_known_good_version_is_one_that_is_allowed(path):
