@@ -4,6 +4,9 @@ import configparser
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,23 @@ def test_what_the_image_is_built_from_is_there():
     (constraints,) = re.findall(r"^ARG CONSTRAINTS=(\S+)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     assert (ROOT / constraints).is_file()
     assert any(Path(constraints).match(pattern) or constraints.startswith(pattern.rstrip("*")) for pattern in kept)
+
+
+def test_the_package_can_be_built_in_the_image(tmp_path: Path):
+    """What .dockerignore leaves in the build context is all that pip needs for the package."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    for pattern in [line.removeprefix("!") for line in lines if line.startswith("!")]:
+        for path in ROOT.glob(pattern):
+            copy = tmp_path / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                shutil.copytree(path, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(path, copy)
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert len(list(tmp_path.glob("dist/*.whl"))) == 1
 
 
 def test_the_collectors_pipeline_is_of_what_is_there():
