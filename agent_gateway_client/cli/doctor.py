@@ -13,7 +13,7 @@ from agent_gateway_client.cli._mlflow import tracking_uri_option
 
 
 @click.command(
-    short_help="Say which link of the trace is broken, or why requests carry no context.",
+    short_help="Find the broken link of a trace, or list a program's requests.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.option("--gateway", help="The gateway's URL, like http://localhost:5000/gateway.")

@@ -12,7 +12,7 @@ from agent_gateway_client.cli._mlflow import tracking_uri_option
 _SECONDS = click.FloatRange(0.1, 600.0)
 
 
-@click.command()
+@click.command(short_help="Receive gateways' OTLP, add mirrors to their callers' traces.")
 @click.option("--port", default=4318, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need a token.")
 @tracking_uri_option

@@ -23,7 +23,10 @@ gateway_option = click.option(
 )
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    short_help="Run a program whose requests to gateways carry the context.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @gateway_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(gateways: tuple[str, ...], command: tuple[str, ...]) -> None:

@@ -89,5 +89,5 @@ def test_help_is_not_cut():
     """Each command is said in a sentence that fits into a terminal's 80 columns."""
     lines = CliRunner().invoke(app, ["--help"], terminal_width=80).output.splitlines()
     commands = lines[lines.index("Commands:") + 1 :]
-    assert [line.split()[0] for line in commands] == ["demo", "doctor", "trace"]
+    assert [line.split()[0] for line in commands] == ["demo", "doctor", "relay", "run", "trace"]
     assert all(line.endswith(".") and not line.endswith("...") for line in commands)
