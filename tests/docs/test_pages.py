@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+import agent_gateway_client
+import agent_gateway_client.server
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
@@ -24,6 +27,16 @@ def test_every_page_is_in_the_index():
     """And nothing else is."""
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "index.md").read_text()))
     assert linked == {path.name for path in DOCS.glob("*.md")} - {"index.md"}
+
+
+@pytest.mark.parametrize(
+    "package", [agent_gateway_client, agent_gateway_client.server], ids=lambda package: package.__name__
+)
+def test_the_reference_has_every_public_name(package: Any):
+    documented = re.findall(r"^::: ([\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    public = {f"{package.__name__}.{name}" for name in package.__all__ if not name.startswith("__")}
+    assert public - set(documented) == set()
 
 
 SCRIPTS = [*ROOT.glob("integrations/*/agent.py"), *ROOT.glob("integrations/*/realtime.py")]

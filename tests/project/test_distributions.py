@@ -101,7 +101,7 @@ def test_a_build_that_knows_no_page_has_no_links_that_lead_nowhere(tmp_path):
     assert relative_targets(text) == []
     assert described.get_all("Project-URL") is None
     assert "[conformance tests](https://github.com/w3c/trace-context)" in text
-    assert "| LangGraph | the same | langgraph |" in text
+    assert '| LiteLLM | `instrument_litellm("http://localhost:5000/gateway")` | litellm |' in text
 
 
 def test_the_readme_is_whole(tmp_path):
