@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import agent_gateway_client
+from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import MissingDependencyError
 
 ROOT = Path(__file__).parents[1]
@@ -116,13 +117,13 @@ def test_without_the_frameworks_the_package_can_be_looked_at():
         "    try:\n"
         "        missing('http://gw.test')\n"
         "    except agent_gateway_client.errors.MissingDependencyError as error:\n"
-        "        print(missing.__name__, str(error).rpartition(' ')[2])\n"
+        "        print(missing.__name__, str(error).partition(': ')[2])\n"
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert output.splitlines() == [
-        "wrap_openai 'agent-gateway-client[openai]'",
-        "instrument_litellm 'agent-gateway-client[litellm]'",
-        "GatewayCallbackHandler 'agent-gateway-client[langchain]'",
+        f"wrap_openai {install_command('openai')}",
+        f"instrument_litellm {install_command('litellm')}",
+        f"GatewayCallbackHandler {install_command('langchain')}",
     ]
 
 

@@ -11,6 +11,7 @@ import mlflow.litellm
 import pytest
 
 from agent_gateway_client import instrument, instrument_litellm, trace_headers, uninstrument
+from agent_gateway_client._install import install_command
 from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.errors import ConfigurationError
@@ -170,8 +171,7 @@ def test_without_litellm_the_error_says_what_to_install():
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     assert output("litellm") == (
-        "MissingDependencyError instrument_litellm() needs the package litellm: "
-        "pip install 'agent-gateway-client[litellm]'\n"
+        f"MissingDependencyError instrument_litellm() needs the package litellm: {install_command('litellm')}\n"
     )
     assert output("dotenv").startswith("ModuleNotFoundError ")
 
