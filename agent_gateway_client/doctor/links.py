@@ -146,7 +146,15 @@ def check_exporter(companion: Companion | None, trace: Trace | None) -> str:
 
 def check_mirror(trace: Trace | None, companion: Companion | None, tracking_uri: str, seconds: float) -> str:
     """The mirror arrived."""
-    if mirrors_in(trace):
+    mirrors = mirrors_in(trace)
+    if any(_came_by_otlp(mirror) for mirror in mirrors):
+        raise Broken(
+            "The mirror reached MLflow by OTLP, which stores whatever comes first. From MLflow 3.18 on, a mirror that "
+            "comes before the agent's trace, in another experiment, makes MLflow refuse that trace.",
+            "Unset AGENT_GATEWAY_EXPORTER at the gateway, or let the collector send to `agent-gateway relay` in place of "
+            "MLflow.",
+        )
+    if mirrors:
         return f"The mirror was there {seconds:.1f} s after the call."
     if companion and companion.exporter == "otel":
         raise Broken(
@@ -155,10 +163,16 @@ def check_mirror(trace: Trace | None, companion: Companion | None, tracking_uri:
             "AGENT_GATEWAY_EXPORTER there to send mirrors to MLflow.",
         )
     raise Broken(
-        f"No mirror arrived at {tracking_uri}, and the companion knows of no trouble: it writes to another MLflow.",
-        "Let MLFLOW_TRACKING_URI of the gateway and of the agent name the same server. (An MLflow gateway writes to "
-        "its own store.)",
+        f"No mirror arrived at {tracking_uri}, and the companion knows of no trouble: it writes to another MLflow, or "
+        "to another workspace of it.",
+        "Let MLFLOW_TRACKING_URI of the gateway and of the agent name the same server, and MLFLOW_WORKSPACE the same "
+        "workspace. (An MLflow gateway writes to its own store, in the workspace of the request.)",
     )
+
+
+def _came_by_otlp(mirror: Span) -> bool:
+    """Tell whether a mirror has OpenTelemetry's names; the companion and the relay write MLflow's into MLflow."""
+    return any(str(name).startswith("agent_gateway.endpoint.") for name in mirror.attributes)
 
 
 def check_parent(trace: Trace | None, probe: Probe) -> str:

@@ -14,6 +14,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from agent_gateway_client.doctor.links import flush_advice, is_ours
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
+from agent_gateway_client.server.mirror import Convention, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import begin_trace, deliver_to, plain_call
 
@@ -74,3 +75,17 @@ def test_how_a_script_has_to_end_is_named(python: tuple[int, int, int]):
     advice = flush_advice(python)
     assert "mlflow.flush_trace_async_logging()" in advice
     assert ("starts no thread at exit" in advice) is (python in {(3, 12, 0), (3, 12, 2)})
+
+
+@pytest.mark.parametrize("convention", Convention)
+def test_a_mirror_that_came_by_otlp(convention: Convention, store: SqlAlchemyStore, caller: TraceContext):
+    """Sent to MLflow as OTLP, mirrors can cost agents their traces on MLflow 3.18; the doctor says so."""
+    begin_trace(store, caller)
+    store.log_spans("0", [Span(span) for span in mirror(plain_call(parent=caller), convention)])
+    trace = store.get_trace(f"tr-{caller.trace_id:032x}")
+    if convention is Convention.MLFLOW:
+        assert check_mirror(trace, None, "http://mlflow", 0.5) == "The mirror was there 0.5 s after the call."
+    else:
+        with pytest.raises(Broken, match="MLflow 3.18") as broken:
+            check_mirror(trace, None, "http://mlflow", 0.5)
+        assert "agent-gateway relay" in broken.value.fix

@@ -119,7 +119,6 @@ class Sender:
                 self._changed.wait(min(known) - now if known else None)
 
     def _send(self, batch: list[Held]) -> None:
-        self.is_tended = False
         outcome = Outcome(again=batch, trouble="an unexpected error", is_away=True)
         try:
             outcome = deliver(batch, self._destination)
@@ -129,6 +128,8 @@ class Sender:
 
     def _settle(self, outcome: Outcome) -> None:
         self.problem = outcome.trouble
+        if outcome.sent:
+            self.is_tended = False
         self._tally.send(len(outcome.sent))
         for _, reason in outcome.dropped:
             self._tally.drop(reason, 1)
