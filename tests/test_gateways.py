@@ -121,7 +121,9 @@ def test_a_url_as_the_client_sends_it_is_a_gateway_or_not(
         client.get(url)
     assert [len(values) for values in wire.sent()] == [int(covered)]
     near = [url] if (gateway, url) in NEAR else []
-    assert [text.partition(": ")[0] for text in caplog.messages] == [f"No trace context is sent to {url}" for url in near]
+    assert [text.partition(": ")[0] for text in caplog.messages] == [
+        f"No trace context is sent to {url}" for url in near
+    ]
 
 
 @pytest.mark.parametrize(
