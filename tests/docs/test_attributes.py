@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,34 @@ PAGE = (Path(__file__).parents[2] / "docs" / "attributes.md").read_text()
 
 
 def said_by(function: str) -> set[tuple[str | None, str | None]]:
-    """What a function of mirror.py yields: names for MLflow and for OTLP. A name in a variable is the other of two."""
+    """What a function of mirror.py yields: names for MLflow and for OTLP.
+
+    A name in a variable is the other of two, or the first of each tuple that a loop goes through.
+    """
     tree = ast.parse(inspect.getsource(mirror))
     (body,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     # A route is said where there is no link.
     variables = {
-        node.targets[0].id: node.value.orelse.value
+        node.targets[0].id: [node.value.orelse.value]
         for node in ast.walk(body)
         if isinstance(node, ast.Assign)
         and isinstance(node.targets[0], ast.Name)
         and isinstance(node.value, ast.IfExp)
         and isinstance(node.value.orelse, ast.Constant)
     }
+    variables |= {
+        node.target.elts[0].id: [item.elts[0].value for item in node.iter.elts]
+        for node in ast.walk(body)
+        if isinstance(node, ast.For) and isinstance(node.target, ast.Tuple) and isinstance(node.iter, ast.Tuple)
+    }
     found = set()
     for node in ast.walk(body):
         if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):
-            names = [
-                variables[item.id] if isinstance(item, ast.Name) else ast.literal_eval(item)
+            mlflow, otlp = (
+                variables[item.id] if isinstance(item, ast.Name) else [ast.literal_eval(item)]
                 for item in node.value.elts[:2]
-            ]
-            found.add((names[0], names[1]))
+            )
+            found |= set(product(mlflow, otlp))
     return found
 
 
@@ -51,7 +60,11 @@ def name_in(cell: str) -> str | None:
 
 @pytest.mark.parametrize(
     ("title", "function"),
-    [("The gateway's span", "_call_facts"), ("The span of a provider attempt", "_attempt_facts")],
+    [
+        ("The gateway's span", "_call_facts"),
+        ("The span of a provider attempt", "_attempt_facts"),
+        ("The span of a model server's run", "_engine_facts"),
+    ],
 )
 def test_the_page_is_the_vocabulary(title: str, function: str):
     said = said_by(function)
