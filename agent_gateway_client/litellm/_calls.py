@@ -33,8 +33,8 @@ _begin_guard = Guard(
 
 _CALLBACKS = ("callbacks", "success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback")
 
-open_calls: "weakref.WeakSet[LiteLLMCall]" = weakref.WeakSet()
-"""The calls whose span is open."""
+followed_calls: "weakref.WeakSet[LiteLLMCall]" = weakref.WeakSet()
+"""The calls that have or had a span and that LiteLLM may still log, which it often does after the span has ended."""
 
 
 def is_autologged() -> bool:
@@ -171,7 +171,6 @@ class LiteLLMCall(ModelCall):
                 if span.end_time_ns is None:
                     span.end(status="ERROR" if error else "OK")
             self._span = None
-        open_calls.discard(self)
 
     def begin_again(self) -> None:
         """Take note of another attempt, a retry or a fallback: after one that has failed it has a span of its own."""
@@ -192,7 +191,7 @@ class LiteLLMCall(ModelCall):
             live, logging = LiveLogger(self.open_span), self._logging()
             self._span = live.begin(logging, parent, self._start_time)
             self.logger = live
-            open_calls.add(self)
+            followed_calls.add(self)
             # Older versions keep the object of the latest call here, and would keep its span open with it.
             for notes in getattr(litellm, "error_logs", {}).values():
                 if notes.get("self") is logging:
@@ -201,6 +200,7 @@ class LiteLLMCall(ModelCall):
 
     def _forget(self) -> None:
         self.end(error=asyncio.CancelledError())
+        followed_calls.discard(self)
         self._forgotten(self)
 
 

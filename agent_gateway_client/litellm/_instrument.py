@@ -12,7 +12,7 @@ from agent_gateway_client._patching import PatchSet, Replace, Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
-from agent_gateway_client.litellm._calls import LiteLLMCall, guard, is_autolog, is_autologged, open_calls
+from agent_gateway_client.litellm._calls import LiteLLMCall, followed_calls, guard, is_autolog, is_autologged
 from agent_gateway_client.litellm._rust import RUST_REPLACEMENTS
 
 
@@ -25,9 +25,11 @@ class LiteLLMInstrumentation(Instrumentation):
 
     def uninstrument(self, *, wait: bool = True) -> None:
         """Switch this one off; others stay in force. The second time does nothing."""
+        if not self.is_on:
+            return
         super().uninstrument(wait=wait)
-        # A call whose span is open is followed until LiteLLM has logged it.
-        for call in list(open_calls):
+        # Autolog would make a second span of a call that LiteLLM logs only now.
+        for call in list(followed_calls):
             _patches.add(call)
             if call.is_forgotten:
                 _patches.remove(call)

@@ -2,7 +2,8 @@
 """instrument_litellm(): a call that nobody finishes ends all the same, and is nobody's parent."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Coroutine
 from datetime import datetime
 from typing import Any
 
@@ -11,10 +12,12 @@ import mlflow
 import pytest
 from litellm.integrations.mlflow import MlflowLogger
 from litellm.litellm_core_utils.litellm_logging import Logging
+from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 
 from agent_gateway_client import instrument_litellm, trace_headers, wrap_httpx
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.demo.provider import Provider
+from agent_gateway_client.litellm import _instrument
 from tests.support.client import (
     isolated,  # noqa: F401
     named_by,
@@ -183,10 +186,42 @@ async def test_undone_while_a_call_is_under_way(name: str, provider: Provider, a
     assert own.status.status_code.name == "OK"
 
 
+@pytest.mark.parametrize("name", ["completion", "embedding", "responses"])
+async def test_undone_before_a_call_is_logged(
+    name: str, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch
+):
+    """A call that has ended and that LiteLLM logs later is not logged once more by autolog itself."""
+    to_log: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+    monkeypatch.setattr(
+        GLOBAL_LOGGING_WORKER,
+        "ensure_initialized_and_enqueue",
+        lambda async_coroutine: to_log.put_nowait(async_coroutine),
+    )
+    await make_call(name, provider, is_async=True)
+    logs = await to_log.get()
+    assert len(ended()) == 1
+    _undo_all(provider)
+    await logs
+    (own,) = ended()
+    assert sent(provider) == [[named_by_otel(own)]]
+
+
+async def test_undone_calls_are_let_go(provider: Provider, autolog: None):
+    """What is replaced for calls that may still be logged is put back when LiteLLM has no such call any more."""
+    with instrument_litellm(provider.url):
+        await make_call("completion", provider, is_async=True)
+    _undo_all(provider)
+    await GLOBAL_LOGGING_WORKER.flush()
+
+    def is_put_back() -> bool:
+        gc.collect()
+        return not _instrument._patches.handles and not hasattr(Logging.success_handler, "__wrapped__")
+
+    await asyncio.to_thread(wait_for, "the end of the last call", is_put_back)
+
+
 def _undo_all(provider: Provider) -> None:
     """Undo the fixture's handle as well."""
-    from agent_gateway_client.litellm import _instrument
-
     for handle in _instrument._patches.handles:
         if isinstance(handle, _instrument.LiteLLMInstrumentation):
             handle.uninstrument()

@@ -27,6 +27,7 @@ from tests.support.litellm import (
     in_one_loop,
     litellm,
     make_call,
+    other_patches,
     provider,  # noqa: F401
     sent,
     shared_provider,  # noqa: F401
@@ -41,11 +42,6 @@ def ours(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for text in warnings_in(caplog) if "agent-gateway-client" in text]
 
 
-def undo_all() -> None:
-    for handle in adapter._patches.handles:
-        handle.uninstrument() if isinstance(handle, adapter.LiteLLMInstrumentation) else adapter._patches.remove(handle)
-
-
 @pytest.mark.parametrize("what", ["function", "module"])
 @pytest.mark.parametrize("path", list(adapter._REPLACEMENTS))
 async def test_a_function_that_has_moved(
@@ -53,22 +49,21 @@ async def test_a_function_that_has_moved(
     what: str,
     provider: Provider,
     autolog: None,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
     """Without any one of the functions the call is made, and carries a header; a warning gives the version."""
-    undo_all()
     moved = "litellm.moved:function" if what == "module" else path.rstrip("?").split("|")[-1] + "_moved"
     moved += "?" * path.endswith("?")
     replacements = {moved if key == path else key: replace for key, replace in adapter._REPLACEMENTS.items()}
-    monkeypatch.setattr(adapter, "_patches", PatchSet(replacements, "something is lost", adapter._changed))
-    with instrument_litellm(provider.url), mlflow.start_span("agent") as agent:
-        await make_call("completion", provider, is_async=True)
-    ((header,),) = sent(provider)
-    if header != named_by(agent):
-        # What is replaced elsewhere ends the call, at the latest when LiteLLM logs it.
-        (own,) = await asyncio.to_thread(wait_for, "the end of the span", ended)
-        assert header == named_by_otel(own)
+    patches = PatchSet(replacements, "something is lost", adapter._changed)
+    with other_patches(patches):
+        with instrument_litellm(provider.url), mlflow.start_span("agent") as agent:
+            await make_call("completion", provider, is_async=True)
+        ((header,),) = sent(provider)
+        if header != named_by(agent):
+            # What is replaced elsewhere ends the call, at the latest when LiteLLM logs it.
+            (own,) = await asyncio.to_thread(wait_for, "the end of the span", ended)
+            assert header == named_by_otel(own)
     warnings = ours(caplog)
     assert len(warnings) == (0 if path.endswith("?") else 1)
     assert all(moved in text and VERSION in text for text in warnings)

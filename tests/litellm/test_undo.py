@@ -33,6 +33,7 @@ from tests.support.litellm import (
     in_one_loop,
     litellm,
     make_call,
+    other_patches,
     provider,  # noqa: F401
     sent,
     shared_provider,  # noqa: F401
@@ -123,10 +124,9 @@ async def test_what_litellm_no_longer_has_is_said_once(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Where LiteLLM has changed one warning names its version, calls work, and the header is there."""
-    patches = PatchSet(adapter._REPLACEMENTS, "it does not matter here")
-    monkeypatch.setattr(adapter, "_patches", patches)
+    patches = PatchSet(adapter._REPLACEMENTS, "it does not matter here", adapter._changed)
     monkeypatch.delattr(litellm.litellm_core_utils.streaming_handler.CustomStreamWrapper, "__next__")
-    with instrument_litellm(provider.url), mlflow.start_span("agent"):
+    with other_patches(patches), instrument_litellm(provider.url), mlflow.start_span("agent"):
         await make_call("completion", provider, is_async=is_async)
     assert sent(provider) == [[named_by_otel(*ended())]]
     (warning,) = warnings_in(caplog)

@@ -30,7 +30,9 @@ except ModuleNotFoundError as error:
     pytest.skip(f"{error.name} is not in this environment's constraints file", allow_module_level=True)
 
 from agent_gateway_client import instrument_litellm
+from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.demo.provider import Provider
+from agent_gateway_client.litellm import _instrument
 
 each_way = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
@@ -168,7 +170,30 @@ async def provider(shared_provider: Provider, monkeypatch: pytest.MonkeyPatch) -
         GLOBAL_LOGGING_WORKER.start()
         await GLOBAL_LOGGING_WORKER.flush()
     switch_autolog_off()
+    undo_all()
     litellm.in_memory_llm_clients_cache.flush_cache()
+
+
+def undo_all() -> None:
+    """Undo every instrument_litellm(), and follow no call any more."""
+    for handle in _instrument._patches.handles:
+        if isinstance(handle, _instrument.LiteLLMInstrumentation):
+            handle.uninstrument()
+    _instrument.followed_calls.clear()
+    for handle in _instrument._patches.handles:
+        _instrument._patches.remove(handle)
+
+
+@contextmanager
+def other_patches(patches: PatchSet) -> Iterator[None]:
+    """Replace other functions of LiteLLM than instrument_litellm() does, or by others."""
+    undo_all()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_instrument, "_patches", patches)
+        try:
+            yield
+        finally:
+            undo_all()
 
 
 def switch_autolog_on() -> None:
