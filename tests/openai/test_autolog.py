@@ -105,7 +105,8 @@ async def test_autologs_header_stays_behind_where_a_redirect_leaves(kind: str, h
     probe = Wire(answer)
     await CALLS[name](make_client(kind, probe))
     (url,) = probe.urls
-    hops = redirects({url: OTHER, OTHER: url + "/2"})
+    back = f"{url}{'&' if '?' in url else '?'}hop=2"
+    hops = redirects({url: OTHER, OTHER: back})
     wire = Wire(lambda request: hops(request) or answer(probe_request(request, url)))
     mlflow.openai.autolog()
     client = make_client(kind, wire)
@@ -114,7 +115,7 @@ async def test_autologs_header_stays_behind_where_a_redirect_leaves(kind: str, h
     with instrument(url.partition("?")[0] if how != "wrap" else "http://unused.test"), mlflow.start_span("agent"):
         await CALLS[name](client)
     (own,) = ended("agent")
-    assert wire.urls == [url, OTHER, url + "/2"]
+    assert wire.urls == [url, OTHER, back]
     assert wire.sent() == [[named_by_otel(own)], [], [named_by_otel(own)]]
 
 
