@@ -151,8 +151,7 @@ def check_mirror(trace: Trace | None, companion: Companion | None, tracking_uri:
         raise Broken(
             "The mirror reached MLflow by OTLP, which stores whatever comes first. From MLflow 3.18 on, a mirror that "
             "comes before the agent's trace, in another experiment, makes MLflow refuse that trace.",
-            "Unset AGENT_GATEWAY_EXPORTER at the gateway, or let the collector send to `agent-gateway relay` in place of "
-            "MLflow.",
+            "Unset AGENT_GATEWAY_EXPORTER at the gateway, or let the collector send to `agent-gateway relay` instead.",
         )
     if mirrors:
         return f"The mirror was there {seconds:.1f} s after the call."

@@ -11,7 +11,8 @@ from mlflow.entities import Span
 from mlflow.gateway.tracing_utils import _maybe_create_distributed_span
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from agent_gateway_client.doctor.links import flush_advice, is_ours
+from agent_gateway_client.doctor.checks import Broken
+from agent_gateway_client.doctor.links import check_mirror, flush_advice, is_ours
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.mirror import Convention, mirror
@@ -86,6 +87,6 @@ def test_a_mirror_that_came_by_otlp(convention: Convention, store: SqlAlchemySto
     if convention is Convention.MLFLOW:
         assert check_mirror(trace, None, "http://mlflow", 0.5) == "The mirror was there 0.5 s after the call."
     else:
-        with pytest.raises(Broken, match="MLflow 3.18") as broken:
+        with pytest.raises(Broken, match=r"MLflow 3\.18") as broken:
             check_mirror(trace, None, "http://mlflow", 0.5)
         assert "agent-gateway relay" in broken.value.fix

@@ -19,7 +19,19 @@ from mlflow.entities import Span
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.demo.provider import Provider
 from tests.support.agent_calls import STREAM, Call, make_calls
-from tests.support.e2e import CHAT, USER, Database, assert_linked, assert_mirror, mirrored, mirrors_in, wait_for
+from tests.support.e2e import (
+    CHAT,
+    USER,
+    Database,
+    assert_linked,
+    assert_mirror,
+    begun,
+    mirrored,
+    mirrors_in,
+    open_step,
+    wait_for,
+    wait_until_noticed,
+)
 from tests.support.gateway_columns import COLUMNS
 from tests.support.gateways import Column
 from tests.support.made_up_gateway import MadeUpGateway
@@ -179,12 +191,12 @@ def test_provider_gets_no_trace_context(run: Run):
 
 def test_client_that_hangs_up(run: Run):
     """The mirror of a call whose client closed the connection mid-stream is there, ended and marked."""
-    with run.column.openai_client() as client, mlflow.start_span("step") as step:
+    with run.column.openai_client() as client, open_step() as step:
         stream = client.chat.completions.create(model="long", messages=[USER], stream=True)  # type: ignore[list-item]
         next(stream)
         stream.close()
         # The agent goes on with something else until the gateway has noticed.
-        wait_for("the mirror", lambda: run.database.spans(step.trace_id))
+        wait_until_noticed(step, run.database)
     trace = mirrored(step)
     (mirror,) = mirrors_in(trace)
     (attempt,) = assert_mirror(trace, mirror, step, [("openai/gpt-4o-mini-long", "ERROR")])
@@ -241,7 +253,7 @@ def test_many_traces_at_once(run: Run):
 
 def _send(column: Column, lines: list[tuple[str, str]]) -> str:
     """Send a call with header lines as they are; returns the id that its trace would have."""
-    trace_id, url = secrets.token_hex(16), urlsplit(column.url)
+    trace_id, url = begun(secrets.token_hex(16)), urlsplit(column.url)
     body = json.dumps({"model": "chat", **CHAT}).encode()
     connection = http.client.HTTPConnection(url.netloc, timeout=60)
     connection.putrequest("POST", f"{url.path}/chat/completions")

@@ -23,8 +23,9 @@ from tests.support.e2e import (
     httpx_client,
     mirrored,
     mirrors_in,
+    open_step,
     openai_client,
-    wait_for,
+    wait_until_noticed,
 )
 from tests.support.server import assert_told
 
@@ -68,18 +69,13 @@ def assert_hung_up(step: Span, attempt: str) -> None:
     assert all(span.end_time_ns for span in own.data.spans)
 
 
-def wait_until_noticed(step: Span, database: Database) -> None:
-    """Keep the caller's span open until the gateway knows, as an agent does that goes on with something else."""
-    wait_for("the mirror", lambda: database.spans(step.trace_id))
-
-
 @pytest.fixture(scope="module")
 def hung_up(gateway: DemoGateway, database: Database, long_claude: None) -> dict[str, Span]:
     """The caller's spans of clients that read three events and closed the connection."""
     steps = {}
     with httpx_client(gateway) as http:
         for name, (path, body, _) in LONG.items():
-            with mlflow.start_span("step") as step:
+            with open_step() as step:
                 with http.stream("POST", path, json={**body, "stream": True}) as answer:
                     lines = answer.iter_lines()
                     assert [line for _, line in zip(range(3), lines, strict=False)]
@@ -96,7 +92,7 @@ def test_a_client_that_hangs_up_mid_stream(name: str, hung_up: dict[str, Span]):
 
 def test_an_agent_that_breaks_out_of_a_stream(gateway: DemoGateway, database: Database):
     """The SDK's close() in the middle of a stream is a hang-up."""
-    with openai_client(gateway) as client, mlflow.start_span("step") as step:
+    with openai_client(gateway) as client, open_step() as step:
         stream = client.chat.completions.create(model="long", messages=[USER], stream=True)  # type: ignore[list-item]
         next(stream)
         stream.close()
@@ -109,7 +105,7 @@ def test_a_task_that_is_cancelled_mid_stream(gateway: DemoGateway, database: Dat
 
     async def run() -> Span:
         async with async_openai_client(gateway) as client:
-            with mlflow.start_span("step") as step:
+            with open_step() as step:
                 has_begun = asyncio.Event()
 
                 async def read() -> None:
@@ -171,7 +167,7 @@ def test_a_client_that_stops_after_the_last_event(name: str, gateway: DemoGatewa
 
 def test_a_client_that_does_not_wait_for_the_answer(gateway: DemoGateway, database: Database):
     """A client that gives up before an answer that is no stream is mirrored too, linked, and nothing is left open."""
-    with httpx_client(gateway) as http, mlflow.start_span("step") as step:
+    with httpx_client(gateway) as http, open_step() as step:
         with pytest.raises(httpx.ReadTimeout):
             http.post("/openai/v1/chat/completions", json={"model": "slow", "messages": [USER]}, timeout=0.3)
         wait_until_noticed(step, database)

@@ -7,9 +7,17 @@ from typing import Any
 import httpx
 import mlflow
 import pytest
-from mlflow.entities import Span
 
-from tests.support.e2e import CHAT, Database, assert_mirror, children_of, mirrored, mirrors_in, wait_for
+from tests.support.e2e import (
+    CHAT,
+    Database,
+    assert_mirror,
+    children_of,
+    mirrored,
+    mirrors_in,
+    open_step,
+    wait_until_noticed,
+)
 from tests.support.litellm_proxy import LiteLLMProxy
 from tests.support.server import assert_told
 
@@ -23,11 +31,6 @@ def proxy(litellm_proxy: LiteLLMProxy, tracing: str) -> LiteLLMProxy:
     return litellm_proxy
 
 
-def wait_until_noticed(step: Span, database: Database) -> None:
-    """Keep the caller's span open until its mirror is there, as an agent does that goes on with something else."""
-    wait_for("the mirror", lambda: database.spans(step.trace_id))
-
-
 LONG: dict[str, tuple[str, dict[str, Any]]] = {
     "responses": ("/v1/responses", {"input": "one two"}),
     "messages": ("/v1/messages", {"max_tokens": 9, **CHAT}),
@@ -39,7 +42,7 @@ LONG: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_client_that_hangs_up_in_a_stream(name: str, proxy: LiteLLMProxy, database: Database):
     """The mirror of a call whose client closed the connection mid-stream is there, ended and marked."""
     path, body = LONG[name]
-    with proxy.httpx_client() as client, mlflow.start_span("step") as step:
+    with proxy.httpx_client() as client, open_step() as step:
         with client.stream("POST", path, json={"model": "long", "stream": True, **body}) as answer:
             lines = answer.iter_lines()
             assert next(lines)
@@ -57,7 +60,7 @@ def test_a_client_that_hangs_up_in_a_stream(name: str, proxy: LiteLLMProxy, data
 
 def test_a_client_that_hangs_up_before_the_answer(proxy: LiteLLMProxy, database: Database):
     """With LiteLLM's cancel_on_disconnect, a client that does not wait for its answer is told from a failure."""
-    with proxy.httpx_client() as client, mlflow.start_span("step") as step:
+    with proxy.httpx_client() as client, open_step() as step:
         with pytest.raises(httpx.ReadTimeout):
             client.post("/v1/chat/completions", json={"model": "slow", **CHAT}, timeout=0.5)
         wait_until_noticed(step, database)
@@ -70,7 +73,7 @@ def test_a_client_that_hangs_up_before_the_answer(proxy: LiteLLMProxy, database:
 def test_a_client_that_stops_reading_at_the_last_event(proxy: LiteLLMProxy, database: Database):
     """Anthropic's clients close the connection at message_stop; that is no hang-up."""
     body = {"model": "claude", "max_tokens": 9, "stream": True, **CHAT}
-    with proxy.httpx_client() as client, mlflow.start_span("step") as step:
+    with proxy.httpx_client() as client, open_step() as step:
         with client.stream("POST", "/v1/messages", json=body) as answer:
             assert any(line == "event: message_stop" for line in answer.iter_lines())
         wait_until_noticed(step, database)

@@ -22,6 +22,7 @@ from tests.support.e2e import (
     assert_linked,
     assert_mirror,
     async_openai_client,
+    begun,
     mirrored,
     mirrors_in,
     openai_client,
@@ -100,11 +101,11 @@ def test_behind_authentication(guarded: DemoGateway):
 def test_who_may_not_call_may_not_write_a_trace(guarded: DemoGateway):
     """A request that MLflow's authentication turns away is turned away, and leaves nothing in anybody's trace."""
     wrong = {"Authorization": "Basic " + base64.b64encode(b"admin:wrong").decode()}
-    trace_id = secrets.token_hex(16)
+    trace_id = begun(secrets.token_hex(16))
     for headers in ({}, wrong):
         assert post_chat(guarded, trace_id, headers) == 401
     # The exporter sends in order: the mirror of a later call comes after any of those above.
-    later = secrets.token_hex(16)
+    later = begun(secrets.token_hex(16))
     assert post_chat(guarded, later, BASIC) == 200
     database = Database(guarded.log_path.parent / "mlflow.db")
     wait_for("the mirror", lambda: database.spans(f"tr-{later}"))
@@ -118,7 +119,7 @@ def test_who_may_join(guarded: DemoGateway):
         user = {"username": name, "password": "a password of the tests"}
         created = httpx.post(f"{guarded.tracking_uri}/api/2.0/mlflow/users/create", json=user, headers=BASIC)
         assert created.status_code == 200, created.text
-        traces[name] = secrets.token_hex(16)
+        traces[name] = begun(secrets.token_hex(16))
         assert post_chat(guarded, traces[name], basic(name, user["password"])) == 200
     database = Database(guarded.log_path.parent / "mlflow.db")
     wait_for("the mirror", lambda: database.spans(f"tr-{traces['alice']}"))
@@ -179,7 +180,8 @@ def test_there_is_one_mirror_where_mlflows_own_would_work(workers: DemoGateway):
 
 def test_a_clean_stop_loses_no_mirror(workers: DemoGateway):
     """Mirrors of the calls right before the server stops are in its database when it has stopped."""
-    trace_ids = [secrets.token_hex(16) for _ in range(10)]
+    with tracing_into(workers):
+        trace_ids = [begun(secrets.token_hex(16)) for _ in range(10)]
     for trace_id in trace_ids:
         assert post_chat(workers, trace_id) == 200
     workers.stop_server()

@@ -18,6 +18,8 @@ from mlflow.tracing.client import TracingClient
 
 from agent_gateway_client import wrap_httpx, wrap_openai
 from agent_gateway_client.demo.gateway import DemoGateway
+from agent_gateway_client.w3c import TraceContext
+from tests.support.server import begin_trace
 
 DEADLINE_S = 90.0
 """How long a test waits for what takes less than a second on an idle machine."""
@@ -101,6 +103,27 @@ def children_of(trace: Trace, span: Span) -> list[Span]:
     """Return the spans right below another one, the earliest first."""
     found = [child for child in trace.data.spans if child.parent_id == span.span_id]
     return sorted(found, key=lambda child: child.start_time_ns)
+
+
+@contextmanager
+def open_step() -> Iterator[Span]:
+    """An agent's span of a trace that MLflow knows already, so that mirrors are stored while the span is open."""
+    with mlflow.start_span("agent"):
+        with mlflow.start_span("before"):
+            pass
+        with mlflow.start_span("step") as step:
+            yield step
+
+
+def begun(trace_id: str) -> str:
+    """Let the MLflow server of this process's client know a trace, as if an agent had sent it; returns its id."""
+    begin_trace(TracingClient().store, TraceContext(int(trace_id, 16), 1, 1))
+    return trace_id
+
+
+def wait_until_noticed(step: Span, database: "Database") -> None:
+    """Keep the caller's span open until its mirror is there, as an agent does that goes on with something else."""
+    wait_for("the mirror", lambda: any(row["name"].startswith("gateway/") for row in database.spans(step.trace_id)))
 
 
 def mirrored(caller: Span, count: int = 1) -> Trace:
