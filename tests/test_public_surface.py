@@ -88,7 +88,8 @@ def value_of(module: str, name: str) -> Any:
             return getattr(import_module(module), name)
     except ImportError as error:
         missing = error.__context__ if isinstance(error, MissingDependencyError) else error
-        if getattr(missing, "name", P).partition(".")[0] == P:
+        # Without one before it, the error comes of a look for the package.
+        if missing is not None and getattr(missing, "name", P).partition(".")[0] == P:
             raise
         pytest.skip(str(error))
 

@@ -10,6 +10,7 @@ import pytest
 from mlflow.entities import Span
 from mlflow.gateway.tracing_utils import _maybe_create_distributed_span
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
 from agent_gateway_client.doctor.checks import Broken
 from agent_gateway_client.doctor.links import check_mirror, flush_advice, is_ours
@@ -82,7 +83,8 @@ def test_how_a_script_has_to_end_is_named(python: tuple[int, int, int]):
 def test_a_mirror_that_came_by_otlp(convention: Convention, store: SqlAlchemyStore, caller: TraceContext):
     """Sent to MLflow as OTLP, mirrors can cost agents their traces on MLflow 3.18; the doctor says so."""
     begin_trace(store, caller)
-    store.log_spans("0", [Span(span) for span in mirror(plain_call(parent=caller), convention)])
+    (sent,) = encode_spans(mirror(plain_call(parent=caller), convention)).resource_spans
+    store.log_spans("0", [Span.from_otel_proto(span) for scope in sent.scope_spans for span in scope.spans])
     trace = store.get_trace(f"tr-{caller.trace_id:032x}")
     if convention is Convention.MLFLOW:
         assert check_mirror(trace, None, "http://mlflow", 0.5) == "The mirror was there 0.5 s after the call."
