@@ -31,7 +31,7 @@ from agent_gateway_client.doctor.store import Store, mirrors_in
 
 PROBE_SPAN = "agent-gateway doctor"
 
-_ASK_EVERY_S = 1.0
+_ASK_EVERY_S = 3.0
 _LASTING_TROUBLES = 3
 
 

@@ -133,10 +133,10 @@ class Gateway:
         )
 
     def ask(self) -> Companion | None:
-        """Ask the companion again, without a call of a model."""
+        """Ask the companion again, by a call without a trace: a caller who is refused is told nothing."""
         with self._client() as client:
             try:
-                return _companion(self._post(client, self._route, {}))
+                return _companion(self._post(client, self._route, {"model": self._settings.model, **_QUESTION}))
             except Broken:
                 return None
 

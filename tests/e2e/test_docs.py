@@ -1,5 +1,6 @@
 """Every code block of the README and the guides: Python is run against a real gateway, commands are checked."""
 
+import json
 import os
 import re
 import shlex
@@ -103,7 +104,7 @@ def check_file(words: list[str], folder: Path) -> None:
 
 
 def check_module(words: list[str], folder: Path) -> None:
-    name = next(word for word in words if ":" in word)
+    name = next(word for word in words if re.fullmatch(r"[\w.]+:\w+", word) and not word[0].isdigit())
     where = words[words.index("--app-dir") + 1] if "--app-dir" in words else "."
     assert (folder / where / f"{name.partition(':')[0]}.py").is_file()
 
@@ -122,6 +123,11 @@ def check_phoenix(words: list[str], folder: Path) -> None:
     assert words == ["serve"]
 
 
+def check_elsewhere(words: list[str], folder: Path) -> None:
+    # A program that cannot be had here, of which the guide says so.
+    assert "## Not run here" in (folder / "README.md").read_text()
+
+
 COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
     "pip": check_pip,
     "make": check_make,
@@ -130,6 +136,10 @@ COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
     "jupyter": check_jupyter,
     "phoenix": check_phoenix,
     "python": check_file,
+    "python3": check_file,
+    "gunicorn": check_module,
+    "helm": check_elsewhere,
+    "vllm": check_elsewhere,
     "sh": check_file,
     "uvicorn": check_module,
     "litellm": check_config,
@@ -148,12 +158,19 @@ def test_yaml(guide: Path, monkeypatch: pytest.MonkeyPatch):
             assert hasattr(sys.modules[module], name)
 
 
+@pytest.mark.parametrize("guide", guides_with("json"))
+def test_json(guide: Path):
+    """A configuration is JSON."""
+    for block in blocks(guide, "json"):
+        json.loads(block)
+
+
 def test_every_block_is_of_a_kind_that_is_checked():
     """Text is a picture or an output; any other language would be one that nobody runs."""
     languages = {
         language for guide in GUIDES for language in re.findall(r"^```(\w+)$", guide.read_text(), re.MULTILINE)
     }
-    assert languages <= {"python", "sh", "text", "yaml"}
+    assert languages <= {"json", "python", "sh", "text", "yaml"}
 
 
 def test_every_variable_is_documented():
