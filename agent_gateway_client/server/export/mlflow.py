@@ -165,7 +165,8 @@ def as_export_error(error: Exception, *, asked: bool = False) -> Exception:
         return error
     status, retry_after = status_of(error), getattr(error, "retry_after", None)
     if isinstance(error, NotImplementedError) or status == 501:
-        return Unavailable("this MLflow store keeps no spans; MLflow needs a database as its backend store")
+        answered = f"HTTP {status}: " if status else ""
+        return Unavailable(f"{answered}this MLflow store keeps no spans; MLflow needs a database as its backend store")
     if status in _NOT_LET_IN:
         what = "does not let traces be read" if asked else "does not let spans be written to the trace's experiment"
         return Unavailable(f"HTTP {status}: MLflow {what}", retry_after=retry_after, one_place=not asked)
