@@ -36,6 +36,9 @@ def test_calls_that_come_together_are_sent_together():
     submit(exporter, "a")
     destination.wait_for_tries(1)
     submit(exporter, "b" * (2 * MAX_BATCH + 50))
+    deadline = time.monotonic() + DEADLINE_S
+    while len(exporter._waiting) < 2 * MAX_BATCH + 50 and time.monotonic() < deadline:
+        time.sleep(0.01)
     store.open.set()
     assert exporter.flush(DEADLINE_S)
     assert [len(batch) for batch in destination.batches] == [1, MAX_BATCH, MAX_BATCH, 50]
