@@ -39,7 +39,7 @@ class Sender:
 
     Attributes:
         problem: Why the last calls were not taken; ``None`` if they were.
-        is_tended: Whether the destination has done all it can after what was sent.
+        is_tended: Whether the last batch is done with, and the destination has done all it can after it.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Sender:
             batch = self._waiting.take(begun, MAX_BATCH)
             if batch:
                 self._is_stopped = False
+                # Before anything is counted: who waits until nothing waits any more shall also see what is logged.
+                self.is_tended = False
                 self._send(batch)
             self._tend()
             with self._changed:
@@ -128,8 +130,6 @@ class Sender:
 
     def _settle(self, outcome: Outcome) -> None:
         self.problem = outcome.trouble
-        if outcome.sent:
-            self.is_tended = False
         self._tally.send(len(outcome.sent))
         for _, reason in outcome.dropped:
             self._tally.drop(reason, 1)
