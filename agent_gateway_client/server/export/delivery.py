@@ -1,5 +1,6 @@
 """One batch of calls to a destination: where does each belong, who takes it, and which calls are at fault if not."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Outcome:
         trouble: Why not all were sent, an error's kind or a status; ``None`` where the destination works.
         is_away: Whether the destination takes nothing at all, so that there is no use in sending other calls.
         retry_after: The seconds after which the destination asks to be tried again.
+        looked_up_in: The seconds that it took to look the traces up.
     """
 
     sent: list[Held] = field(default_factory=list)
@@ -49,6 +51,7 @@ class Outcome:
     trouble: str | None = None
     is_away: bool = False
     retry_after: float | None = None
+    looked_up_in: float = 0.0
 
 
 _AWAY = (Unavailable, OSError)
@@ -82,7 +85,6 @@ class _Delivery:
 
     def deliver(self, calls: list[Held]) -> Outcome:
         outcome = self._outcome
-        calls = self._mirrored(calls)
         try:
             groups = self._by_place(calls)
         except Exception as error:
@@ -92,8 +94,10 @@ class _Delivery:
             if outcome.is_away:
                 outcome.again += group
                 continue
+            group = self._mirrored(group)
             try:
-                self._send(group, place)
+                if group:
+                    self._send(group, place)
             except _AWAY as error:
                 self._keep(self._unsettled(group), error)
                 outcome.is_away = not getattr(error, "one_place", False)
@@ -125,9 +129,9 @@ class _Delivery:
         return made
 
     def _by_place(self, calls: list[Held]) -> dict[Place, list[Held]]:
-        if not calls:
-            return {}
+        begun = time.monotonic()
         places = self._places = self._destination.locate(dict.fromkeys(held.key for held in calls))
+        self._outcome.looked_up_in = time.monotonic() - begun
         groups: defaultdict[Place, list[Held]] = defaultdict(list)
         for held in calls:
             if held.key in places:

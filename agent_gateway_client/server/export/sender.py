@@ -10,7 +10,13 @@ from agent_gateway_client._log import logger
 from agent_gateway_client.server.export.counts import Counts, Reason, Tally, TroubleLog
 from agent_gateway_client.server.export.delivery import Outcome, deliver
 from agent_gateway_client.server.export.destination import Destination
-from agent_gateway_client.server.export.waiting import FIRST_PAUSE_SECONDS, Held, WaitingCalls, pause_after
+from agent_gateway_client.server.export.waiting import (
+    FIRST_PAUSE_SECONDS,
+    LAST_PAUSE_SECONDS,
+    Held,
+    WaitingCalls,
+    pause_after,
+)
 
 MAX_BATCH = 200
 """Calls that are sent together."""
@@ -20,6 +26,9 @@ BATCH_SECONDS = 0.5
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 15.0
+
+_LOOKUP_SHARE = 0.02
+"""Of the time, what looking for traces that do not come may take; all around the look-ups takes as much again."""
 
 _ELSEWHERE_SECONDS = 30.0
 """How long a trace is unknown before it is looked for in other workspaces."""
@@ -152,10 +161,17 @@ class Sender:
         else:
             self._retry_pause = FIRST_RETRY_SECONDS
         given_up = self._waiting.put(outcome.again, now if outcome.is_away else now + self._pause_of_a_place(outcome))
+        least = self._least_pause(outcome)
         for held in self._still_unknown(outcome.unknown, now):
-            pause = FIRST_PAUSE_SECONDS if self._flushing else pause_after(now - held.since)
+            pause = FIRST_PAUSE_SECONDS if self._flushing else max(least, pause_after(now - held.since))
             given_up += self._waiting.put([held], now + pause)
         return len(given_up)
+
+    def _least_pause(self, outcome: Outcome) -> float:
+        """Return the pause after which look-ups take no more than their share of the time, where many calls wait."""
+        beyond_one_batch = max(0, len(self._waiting) - MAX_BATCH)
+        seconds = outcome.looked_up_in * beyond_one_batch / MAX_BATCH
+        return min(seconds / _LOOKUP_SHARE, LAST_PAUSE_SECONDS)
 
     def _pause_of_a_place(self, outcome: Outcome) -> float:
         return FIRST_PAUSE_SECONDS if self._flushing else outcome.retry_after or LAST_RETRY_SECONDS
