@@ -3,8 +3,11 @@
 import gc
 import os
 import sys
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,34 @@ def guards_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     from agent_gateway_client import _guard
 
     monkeypatch.setattr(_guard, "reraises", False)
+
+
+def exporters() -> set[Any]:
+    """Return the exporters of this process."""
+    module = sys.modules.get("agent_gateway_client.server.export.exporter")
+    return set(module._exporters) if module else set()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """Let what one test leaves disturb no other: a hook that is still on fails it, its exporters have nothing to do."""
+    before = exporters()
+    yield
+    for exporter in exporters() - before:
+        # Its thread would look at the totals of its traces again, in a store that is gone.
+        exporter.destination.after_fork()
+    for module in ("agent_gateway_client.http._process_wide", "agent_gateway_client.litellm._instrument"):
+        if module in sys.modules:
+            patches = sys.modules[module]._patches
+            # A model call that has begun is followed to its end, which may be its collection.
+            deadline = time.monotonic() + 10
+            while patches.handles and time.monotonic() < deadline:
+                gc.collect()
+                time.sleep(0.05)
+            left = list(patches.handles)
+            for handle in left:
+                patches.remove(handle)
+            assert not left, f"{module} was left on"
 
 
 @pytest.hookimpl(tryfirst=True)
