@@ -30,7 +30,7 @@ RUN_ELSEWHERE = {
     "litellm-proxy": "test_gateway_integrations.py",
     "mlflow-gateway": "test_gateway_integrations.py",
     "opentelemetry-fastapi": "../relay/test_instrumented_gateway.py",
-    "otel-collector": "test_otel_collector.py",
+    "otel-collector": "test_many_gateways.py",
     "phoenix": "test_phoenix.py",
 }
 """Folders whose agent needs a gateway or a back end of its own, and the tests that start it."""

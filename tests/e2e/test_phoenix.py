@@ -12,7 +12,7 @@ import pytest
 
 from agent_gateway_client.demo._server import NOT_INHERITED
 from agent_gateway_client.demo.provider import Provider
-from tests.support.backends import ROOT, FastapiGateway, Phoenix
+from tests.support.backends import ROOT, FastapiGateway, Phoenix, over_otlp
 from tests.support.e2e import DEADLINE_S, wait_for
 
 FOLDER = ROOT / "integrations" / "phoenix"
@@ -27,7 +27,7 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[s
         phoenix = running.enter_context(Phoenix(tmp_path_factory.mktemp("phoenix")))
         provider = running.enter_context(Provider())
         directory = tmp_path_factory.mktemp("gateway")
-        gateway = running.enter_context(FastapiGateway(directory, f"{provider.url}/v1", phoenix.url))
+        gateway = running.enter_context(FastapiGateway(directory, f"{provider.url}/v1", **over_otlp(phoenix.url)))
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         ran = subprocess.run(
             [sys.executable, "agent.py"],

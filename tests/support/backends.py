@@ -166,23 +166,24 @@ class Phoenix(Running):
         super().__init__(directory, [in_backends("phoenix"), "serve"], answers_http(f"{self.url}/healthz"), environment)
 
 
+def over_otlp(url: str) -> dict[str, str]:
+    """Return the variables that make a gateway send its mirrors by OTLP."""
+    return {"AGENT_GATEWAY_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
+
+
 class FastapiGateway(Running):
     """The gateway of ``integrations/fastapi-gateway``.
 
     Args:
         directory: Where its output is kept.
         provider_url: OpenAI's API of the model provider.
-        otlp_url: Where it sends its mirrors.
+        exporter: The variables that say where it sends its mirrors.
     """
 
-    def __init__(self, directory: Path, provider_url: str, otlp_url: str) -> None:
+    def __init__(self, directory: Path, provider_url: str, **exporter: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        environment = {
-            "PROVIDER_URL": provider_url,
-            "AGENT_GATEWAY_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": otlp_url,
-        }
+        environment = {"PROVIDER_URL": provider_url, **exporter}
         command = [sys.executable, "-m", "uvicorn", "--app-dir", FASTAPI_GATEWAY, "gateway:app"]
         command += ["--port", port, "--no-access-log"]
         super().__init__(directory, command, answers_http(self.url), environment)

@@ -1,10 +1,15 @@
-"""Gateways -> an OpenTelemetry collector -> the relay -> MLflow on PostgreSQL, as integrations/otel-collector says."""
+"""Several gateways write into the traces of one MLflow on PostgreSQL, in the two ways that docs/scaling.md names.
+
+Over MLflow's own protocol, each gateway by itself; or by OTLP through a collector and two relays behind one address, as
+integrations/otel-collector says.
+"""
 
 import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -18,7 +23,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from agent_gateway_client import wrap_httpx
 from agent_gateway_client.demo._server import MlflowServer
 from agent_gateway_client.demo.provider import Provider
-from tests.support.backends import Collector, FastapiGateway, Postgres
+from tests.support.backends import Collector, FastapiGateway, Postgres, over_otlp
+from tests.support.balancer import balancer
 from tests.support.e2e import CHAT, DEADLINE_S, children_of, wait_for
 from tests.support.relay import relay
 
@@ -77,10 +83,31 @@ async def run_agents(urls: list[str], tracer: Any) -> list[tuple[str, str]]:
     return callers
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    """2,000 calls through two gateway processes; all that there is to be sent has been sent to MLflow."""
+@contextmanager
+def over_http(tracking_uri: str, directory: Path) -> Iterator[dict[str, str]]:
+    """Let gateways write to MLflow themselves."""
+    yield {"AGENT_GATEWAY_EXPORTER": "mlflow", "MLFLOW_TRACKING_URI": tracking_uri}
+
+
+@contextmanager
+def through_relays(tracking_uri: str, directory: Path) -> Iterator[dict[str, str]]:
+    """Let gateways send to a collector, and that to two relays in turns."""
     Collector.program()
+    with ExitStack() as running:
+        relays = [running.enter_context(relay("--tracking-uri", tracking_uri)) for _ in range(2)]
+        addresses = [relayed.url.removesuffix("/v1/traces") for relayed in relays]
+        balanced = running.enter_context(balancer(addresses))
+        collector = running.enter_context(Collector(directory, balanced.url))
+        yield over_otlp(collector.url)
+        assert min(balanced.sent[address] for address in addresses) > 0, "each relay got some of the spans"
+
+
+WAYS = {"MLflow over HTTP": over_http, "collector and two relays": through_relays}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """2,000 calls through two gateway processes; all that there is to be sent has been sent to MLflow."""
     with ExitStack() as running:
         postgres = running.enter_context(Postgres())
         server = MlflowServer(
@@ -90,14 +117,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         server.start()
         mlflow.set_tracking_uri(server.url)
         experiment_id = str(mlflow.create_experiment("agents"))
-        relayed = running.enter_context(relay("--tracking-uri", server.url))
-        relay_url = relayed.url.removesuffix("/v1/traces")
-        collector = running.enter_context(Collector(tmp_path_factory.mktemp("collector"), relay_url))
+        way = running.enter_context(WAYS[request.param](server.url, tmp_path_factory.mktemp("way")))
         provider = running.enter_context(Provider())
         gateways = [
-            running.enter_context(
-                FastapiGateway(tmp_path_factory.mktemp("gateway"), f"{provider.url}/v1", collector.url)
-            )
+            running.enter_context(FastapiGateway(tmp_path_factory.mktemp("gateway"), f"{provider.url}/v1", **way))
             for _ in range(GATEWAYS)
         ]
         tracing = TracerProvider()
