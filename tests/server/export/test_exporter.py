@@ -1,4 +1,4 @@
-"""export.py: calls leave the request path, and reach the destination or are counted."""
+"""The exporter: calls leave the request path, and reach the destination or are counted."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""destinations.py: an OTLP endpoint as the place that spans are sent to."""
+"""An OTLP endpoint as the place that spans are sent to."""
 
 import logging
 import socket

@@ -1,4 +1,4 @@
-"""export.py at the edges of a process: its end, and a fork."""
+"""The exporter at the edges of a process: its end, and a fork."""
 
 import os
 import subprocess
