@@ -48,26 +48,33 @@ def exporters() -> set[Any]:
     return set(module._exporters) if module else set()
 
 
+HOOKS = ("agent_gateway_client.http._process_wide", "agent_gateway_client.litellm._instrument")
+
+
+def handles() -> set[Any]:
+    """Return what keeps process-wide hooks on."""
+    return {handle for name in HOOKS if name in sys.modules for handle in sys.modules[name]._patches.handles}
+
+
 @pytest.fixture(autouse=True)
 def _nothing_goes_on() -> Iterator[None]:
     """Let what one test leaves disturb no other: a hook that is still on fails it, its exporters have nothing to do."""
-    before = exporters()
+    exporters_before, handles_before = exporters(), handles()
     yield
-    for exporter in exporters() - before:
+    for exporter in exporters() - exporters_before:
         # Its thread would look at the totals of its traces again, in a store that is gone.
         exporter.destination.after_fork()
-    for module in ("agent_gateway_client.http._process_wide", "agent_gateway_client.litellm._instrument"):
-        if module in sys.modules:
-            patches = sys.modules[module]._patches
-            # A model call that has begun is followed to its end, which may be its collection.
-            deadline = time.monotonic() + 10
-            while patches.handles and time.monotonic() < deadline:
-                gc.collect()
-                time.sleep(0.05)
-            left = list(patches.handles)
-            for handle in left:
-                patches.remove(handle)
-            assert not left, f"{module} was left on"
+    # A model call that has begun is followed to its end, which may be its collection.
+    deadline = time.monotonic() + 10
+    while handles() - handles_before and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.05)
+    left = handles() - handles_before
+    for name in HOOKS:
+        for handle in left:
+            if name in sys.modules:
+                sys.modules[name]._patches.remove(handle)
+    assert not left, "a hook was left on"
 
 
 @pytest.hookimpl(tryfirst=True)
