@@ -47,6 +47,7 @@ class Log:
 
 
 def ask(client: openai.OpenAI, log: Log, span: Any, number: int) -> None:
+    log.write("calling", span)
     answer = client.chat.completions.create(model="chat", messages=[{"role": "user", "content": f"call {number}"}])
     assert answer.usage is not None
     log.write("call", span, tokens=answer.usage.total_tokens)
