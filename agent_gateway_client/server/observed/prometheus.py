@@ -54,7 +54,12 @@ class Prometheus:
 
 def find_prometheus(metrics: "Iterable[Metric]", buckets: Sequence[float]) -> Prometheus | None:
     """Return the metrics for Prometheus; ``None`` where ``prometheus_client`` is not installed."""
-    return Prometheus(import_module("prometheus_client"), metrics, buckets) if is_installed() else None
+    if not is_installed():
+        return None
+    if directory := os.environ.get(DIRECTORY_VARIABLE):
+        # Without it the package fails.
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    return Prometheus(import_module("prometheus_client"), metrics, buckets)
 
 
 def is_installed() -> bool:

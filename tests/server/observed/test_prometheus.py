@@ -1,13 +1,18 @@
 """observed/prometheus.py: the page, in processes of its own: prometheus_client has one registry per process."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 prometheus_client = pytest.importorskip("prometheus_client")
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
 
 WORKER = """
 import os, sys
@@ -16,11 +21,11 @@ from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.observed import prometheus
 from tests.support.server import MemoryDestination, Store, submit
 
-Counter("hosts_own", "Something of the gateway's").inc()
 away = Store(away="wait" in sys.argv[2:], rejected=("x",))
 exporter = Exporter(MemoryDestination(away))
 submit(exporter, sys.argv[1])
 exporter.flush(1.0 if away.away else 60.0)
+Counter("hosts_own", "Something of the gateway's").inc()
 print(prometheus.page()[1].decode())
 sys.stdout.flush()
 if "stay" in sys.argv:
@@ -76,7 +81,8 @@ def test_one_worker():
 
 
 def test_two_workers_add_up(tmp_path: Path):
-    """Each worker answers for both; what waited in one that has ended is not counted as waiting."""
+    """The directory is made. Each worker answers for both; what waited in one that has ended does not wait any more."""
+    tmp_path /= "metrics"
     assert page_of(tmp_path, "ab", "wait")["agent_gateway_exporter_call_queue_size"] == 2
     staying = start_worker(tmp_path, "abc", "wait", "stay")
     assert staying.stdout is not None
@@ -95,3 +101,23 @@ def test_two_workers_add_up(tmp_path: Path):
         "agent_gateway_exporter_call_queue_capacity": 20_000,
         "agent_gateway_exporter_call_delay_seconds_count": 4,
     }
+
+
+def test_the_dashboard_and_the_alerts_ask_for_what_there_is():
+    """Each query of deploy/ names metrics and labels that a gateway's page has."""
+    worker = start_worker(None, "abx")
+    page, _ = worker.communicate(timeout=120)
+    names = {line.split(" ")[0].partition("{")[0] for line in page.splitlines() if line and not line.startswith("#")}
+    dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"]
+    queries += [rule["expr"] for rule in group["rules"]]
+    asked = {name for query in queries for name in re.findall(r"agent_gateway_\w+", query)}
+    assert asked - names == set()
+    # And none of ours is forgotten, but for what Prometheus makes of a histogram.
+    made = {name for name in names if not name.endswith(("_created", "_sum", "_count"))}
+    assert made - asked == set()
+    labels = {name for query in queries for name in re.findall(r"[{,(] ?(\w+)(?:!?=~?\")", query)}
+    assert labels <= {"job", "error_type"}
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
