@@ -32,6 +32,7 @@ from agent_gateway_client.server.export.otlp import ENDPOINT_VARIABLES, OtlpDest
 from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
 from agent_gateway_client.server.mlflow_gateway._spans import attribute, read_spans
 from agent_gateway_client.server.observed.pages import token_from_environment
+from agent_gateway_client.server.observed.prometheus import make_directory
 from agent_gateway_client.server.reading.details import is_success
 from agent_gateway_client.server.upstreams import span_id_of_new_attempt
 
@@ -241,6 +242,8 @@ def check_environment() -> None:
     exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
     may_join_from_environment()
     token_from_environment()
+    # MLflow has metrics of its own, which it makes at its import.
+    make_directory()
     Gateways.from_environment()
 
 

@@ -56,10 +56,14 @@ def find_prometheus(metrics: "Iterable[Metric]", buckets: Sequence[float]) -> Pr
     """Return the metrics for Prometheus; ``None`` where ``prometheus_client`` is not installed."""
     if not is_installed():
         return None
-    if directory := os.environ.get(DIRECTORY_VARIABLE):
-        # Without it the package fails.
-        Path(directory).mkdir(parents=True, exist_ok=True)
+    make_directory()
     return Prometheus(import_module("prometheus_client"), metrics, buckets)
+
+
+def make_directory() -> None:
+    """Make the directory that the workers share; without it, the first metric of anybody's fails."""
+    if directory := os.environ.get(DIRECTORY_VARIABLE):
+        Path(directory).mkdir(parents=True, exist_ok=True)
 
 
 def is_installed() -> bool:
