@@ -84,7 +84,9 @@ def page() -> tuple[str, bytes] | None:
     if directory:
         multiprocess = import_module("prometheus_client.multiprocess")
         for pid in _dead_workers(Path(directory)):
-            multiprocess.mark_process_dead(pid, directory)
+            # Another worker may be at it, too.
+            with suppress(FileNotFoundError):
+                multiprocess.mark_process_dead(pid, directory)
         registry = client.CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, directory)
     return client.CONTENT_TYPE_LATEST, client.generate_latest(_Ours(registry))

@@ -11,6 +11,7 @@ from agent_gateway_client import __version__
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.server import GatewayTracingMiddleware, GatewayTracingWSGIMiddleware
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.observed import prometheus
 from tests.support.asgi import Client, answering, body, http_scope, start
 from tests.support.server import MemoryDestination, Store, submit
 
@@ -167,3 +168,11 @@ def test_wsgi(token: None):
 
 def test_wsgi_without_a_token():
     assert get_by_wsgi()[::2] == ("404 Not Found", b"the application's")
+
+
+async def test_metrics_without_prometheus(token: None, monkeypatch: pytest.MonkeyPatch):
+    """The page says what is missing; the status is there all the same."""
+    monkeypatch.setattr(prometheus, "is_installed", lambda: False)
+    status, _, text = await get("/agent-gateway/metrics", AUTHORIZED)
+    assert (status, "pip install prometheus_client" in json.loads(text)["detail"]) == (404, True)
+    assert (await get(headers=AUTHORIZED))[0] == 200
