@@ -213,9 +213,9 @@ class Exporter:
                 self._take_in(*ended)
                 del ended
             self._sender_thread.start()
-            self._meter.note(self.counts)
             with self._changed:
                 self._changed.notify_all()
+            self._meter.note(self.counts)
             self._sender.rest_after(begun)
 
     def _take_in(self, call: GatewayCall, finish: Finish | None) -> None:
