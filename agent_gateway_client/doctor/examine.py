@@ -12,16 +12,18 @@ from mlflow.entities import Trace
 from agent_gateway_client.active_span import current_trace_context
 from agent_gateway_client.doctor.checks import Broken, Check, Settings
 from agent_gateway_client.doctor.configuration import check_configuration
-from agent_gateway_client.doctor.gateway import Answer, Companion, Gateway
+from agent_gateway_client.doctor.gateway import Answer, Companion, Gateway, Status
 from agent_gateway_client.doctor.links import (
     Probe,
     check_companion,
     check_exporter,
+    check_gateway,
     check_header,
     check_mirror,
     check_mlflows_own,
     check_parent,
     check_span,
+    check_status,
     check_tokens,
     check_trace,
     own_span,
@@ -32,6 +34,7 @@ from agent_gateway_client.doctor.store import Store, mirrors_in
 PROBE_SPAN = "agent-gateway doctor"
 
 _ASK_EVERY_S = 3.0
+_STATUS_EVERY_S = 1.0
 _LASTING_TROUBLES = 3
 
 
@@ -46,9 +49,13 @@ class _Examination:
         gateway, store = Gateway(settings), Store(settings)
         if not (
             self._check("configuration", lambda: check_configuration(settings))
-            and self._check("gateway", gateway.find_route)
+            and self._check("gateway", lambda: check_gateway(gateway.find_route(), gateway.status()))
             and self._check("store", store.open)
         ):
+            return
+        # It costs no call of a model to find the most frequent trouble.
+        status = self._lasting(gateway)
+        if status and status.is_stuck and not self._check("exporter", lambda: check_status(status)):
             return
         probe = self._probe(gateway)
         if probe is None:
@@ -100,6 +107,16 @@ class _Examination:
             if troubles >= _LASTING_TROUBLES or time.monotonic() >= deadline:
                 return trace, companion
 
+    def _lasting(self, gateway: Gateway) -> Status | None:
+        """Return the companion's status; one in trouble only if the trouble lasts."""
+        status = gateway.status()
+        for _ in range(_LASTING_TROUBLES):
+            if status is None or not status.is_stuck:
+                break
+            time.sleep(_STATUS_EVERY_S)
+            status = gateway.status()
+        return status
+
     def _probe(self, gateway: Gateway) -> Probe | None:
         """Send the probe call in a span of its own; ``None`` where it was not sent or not answered."""
         with mlflow.start_span(PROBE_SPAN) as span:
@@ -130,6 +147,8 @@ class _Examination:
 
 def examine(settings: Settings, on_check: Callable[[Check], None] = lambda check: None) -> list[Check]:
     """Send one probe call, and look at each link between the agent's span and the gateway's mirror of it.
+
+    No call is sent where the companion's status says that mirrors wait and cannot be sent.
 
     The names of the checks, in their order: ``configuration``, ``gateway``, ``store``, ``span``, ``endpoint``,
     ``trace``, ``companion`` (where it is missing from MLflow's gateway, then ``mlflow_mirror``), ``header``,

@@ -12,6 +12,7 @@ import httpx
 
 from agent_gateway_client.doctor.checks import Broken, Settings, excerpt
 from agent_gateway_client.http import wrap_httpx
+from agent_gateway_client.server.observed.pages import STATUS_PATH, TOKEN_VARIABLE
 from agent_gateway_client.server.probe import COMPANION_HEADER, PROBE_HEADER
 from agent_gateway_client.w3c import TraceContext, extract
 
@@ -48,6 +49,27 @@ class Companion(NamedTuple):
     received: TraceContext | None
     exporter: str
     problem: str | None
+
+
+class Status(NamedTuple):
+    """What one worker's companion says at ``/agent-gateway/status``.
+
+    Attributes:
+        version: Of agent-gateway-client there.
+        destination: Where its mirrors go.
+        waiting: Calls that wait to be sent.
+        problem: Why it could not send the last ones, or ``None``.
+    """
+
+    version: str
+    destination: str
+    waiting: int
+    problem: str | None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether calls wait because they cannot be sent."""
+        return bool(self.waiting and self.problem)
 
 
 class Answer(NamedTuple):
@@ -110,6 +132,22 @@ class Gateway:
             f"{', '.join(urlsplit(url).path for url in candidates)}.",
             "Give --gateway the URL that your agents use as base_url.",
         )
+
+    def status(self) -> Status | None:
+        """Ask the companion for its status, which calls no model; ``None`` where it is not there, or not open to us."""
+        parts = urlsplit(self._url)
+        path = parts.path.rstrip("/")
+        token = os.environ.get(TOKEN_VARIABLE)
+        with httpx.Client(headers={"authorization": f"Bearer {token}"}) if token else self._client() as client:
+            while True:
+                try:
+                    response = client.get(parts._replace(path=path + STATUS_PATH, query="").geturl())
+                except httpx.HTTPError:
+                    return None
+                if (status := _status(response)) or not path:
+                    return status
+                # The gateway's URL may be below its root.
+                path = path.rpartition("/")[0]
 
     def probe(self) -> Answer:
         """Call the model once, in the active span.
@@ -180,6 +218,19 @@ class Gateway:
         # A LiteLLM Proxy without its database packages says 500 to a call without a key.
         key = "" if self._settings.api_key else " If it asks its callers for a key, give that with --api-key."
         raise Broken(said, f"Mend the endpoint: its provider, its key, its quota; the gateway's log says more.{key}")
+
+
+def _status(response: httpx.Response) -> Status | None:
+    try:
+        facts = response.json()
+        return Status(
+            version=excerpt(str(facts["version"]), 40),
+            destination=excerpt(str(facts["destination"]), 100),
+            waiting=int(facts["waiting"]),
+            problem=None if facts["problem"] is None else excerpt(str(facts["problem"])),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _companion(response: httpx.Response) -> Companion | None:

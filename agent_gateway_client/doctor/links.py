@@ -9,7 +9,7 @@ from mlflow.entities import Span, Trace
 from mlflow.tracing.constant import TokenUsageKey
 
 from agent_gateway_client.doctor.checks import Broken
-from agent_gateway_client.doctor.gateway import ADD_COMPANION, Answer, Companion
+from agent_gateway_client.doctor.gateway import ADD_COMPANION, Answer, Companion, Status
 from agent_gateway_client.doctor.store import mirrors_in
 from agent_gateway_client.w3c import TraceContext
 
@@ -135,12 +135,31 @@ def check_exporter(companion: Companion | None, trace: Trace | None) -> str:
         return "The companion's mirrors are stored."
     if companion is None or companion.problem is None:
         return "The companion knows of no trouble with sending mirrors."
-    fixes = (fix for part, fix in _EXPORT_FIXES.items() if part in companion.problem)
+    raise Broken(f"The companion cannot send its mirrors: {companion.problem}.", _export_fix(companion.problem))
+
+
+def check_gateway(seen: str, status: Status | None) -> str:
+    """The gateway answers, and perhaps its companion does."""
+    if status is None:
+        return seen
+    return f"{seen} Its companion, agent-gateway-client {status.version}, sends mirrors to {status.destination}."
+
+
+def check_status(status: Status) -> str:
+    """The companion can send the mirrors that wait."""
+    if status.problem is None or not status.waiting:
+        return "The companion knows of no trouble with sending mirrors."
     raise Broken(
-        f"The companion cannot send its mirrors: {companion.problem}.",
-        next(
-            fixes, "See that MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT) of the gateway can be reached there."
-        ),
+        f"The companion cannot send its mirrors to {status.destination}: {status.problem}. {status.waiting} wait. "
+        "No probe call was sent.",
+        _export_fix(status.problem),
+    )
+
+
+def _export_fix(problem: str) -> str:
+    fixes = (fix for part, fix in _EXPORT_FIXES.items() if part in problem)
+    return next(
+        fixes, "See that MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT) of the gateway can be reached there."
     )
 
 

@@ -40,6 +40,15 @@ class _MadeWhenNeeded(Destination):
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         return self.make().convention
 
+    @property
+    def description(self) -> str:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`. Makes nothing."""
+        return "not opened yet" if self._made is None else self._made.description
+
+    def warm_up(self) -> None:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
+        self.make().warm_up()
+
     def make(self) -> Destination:
         """Return the destination, made at the first use.
 
@@ -76,9 +85,9 @@ class _MadeWhenNeeded(Destination):
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         return self.make().locate(traces)
 
-    def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> None:
+    def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> int | None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
-        self.make().send(spans, place)
+        return self.make().send(spans, place)
 
     def sent(self, traces: Mapping[TraceKey, Place]) -> None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""

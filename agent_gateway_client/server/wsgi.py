@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from agent_gateway_client._log import logger, warn_once
@@ -10,6 +11,8 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import body_to_keep
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call, status_code
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.observed.companion import Companion
+from agent_gateway_client.server.observed.pages import PATHS, closed, is_opened_by, read_page, token_from_environment
 from agent_gateway_client.server.probe import COMPANION_HEADER, PROBE_HEADER, answer
 from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.reading.details import Details
@@ -73,10 +76,16 @@ class GatewayTracingWSGIMiddleware:
         self._is_call = is_call
         self._strip_trace_context = strip_trace_context
         self.upstream_gateways = reached_gateways(upstream_gateways)
+        self._status_token = token_from_environment()
+        self.companion = Companion(self.exporter, may_join, self.upstream_gateways)
+        self.companion.start()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request."""
         if not self.is_call(environ):
+            is_get = environ.get("REQUEST_METHOD") in ("GET", "HEAD")
+            if self._status_token is not None and is_get and _path(environ).endswith(PATHS):
+                return self._page(self._status_token, environ, start_response)
             return self.app(environ, start_response)
         lines = [
             (name, environ[variable])
@@ -94,6 +103,12 @@ class GatewayTracingWSGIMiddleware:
         probe = answer([(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines], self.exporter)
         call = GatewayCall(parent, server_address=f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}")
         return _Exchange(self, call, environ, probe if is_probe else None).run(start_response)
+
+    def _page(self, token: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        is_open = is_opened_by(token, environ.get("HTTP_AUTHORIZATION"))
+        page = read_page(_path(environ), self.companion) if is_open else closed()
+        start_response(f"{page.status} {HTTPStatus(page.status).phrase}", page.headers)
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [page.body]
 
     def is_call(self, environ: Environ) -> bool:
         """Tell whether a request is a call of a model. May be overridden."""

@@ -84,7 +84,7 @@ def test_each_variable_is_one_that_somebody_reads(place: str):
     }
     known |= set(re.findall(r"`(AGENT_GATEWAY_[A-Z_]+)`", (ROOT / "docs" / "configuration.md").read_text()))
     known |= {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "LITELLM_LOCAL_MODEL_COST_MAP"}
-    known |= {"HOME", "PATH", "PYTHONDONTWRITEBYTECODE"}
+    known |= {"HOME", "PATH", "PYTHONDONTWRITEBYTECODE", "PROMETHEUS_MULTIPROC_DIR"}
     assert variables()[place] - known == set()
 
 

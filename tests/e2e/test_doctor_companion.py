@@ -13,6 +13,7 @@ from tests.support.doctor import ALL, IMPATIENCE_S, asgi_gateway, broken, examin
 from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy
 from tests.support.meddler import meddler, without
 from tests.support.served import Served
+from tests.support.server import plain_call
 
 
 def test_a_gateway_without_the_companion(gateway: DemoGateway):
@@ -62,6 +63,20 @@ def test_a_gateway_whose_store_is_away(gateway: DemoGateway):
         exporter.shutdown(0)
     assert check.name == "exporter"
     assert "MLFLOW_TRACKING_URI" in check.fix
+
+
+def test_trouble_is_found_without_a_call_of_the_model(gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch):
+    """A companion whose mirrors wait says so in its status: the probe, which costs tokens, is not sent."""
+    monkeypatch.setenv("AGENT_GATEWAY_STATUS_TOKEN", "a-token-of-the-tests")
+    exporter = exporter_to("http://127.0.0.1:9")
+    exporter.submit(plain_call())
+    with asgi_gateway(gateway, exporter) as url:
+        checks = examined(gateway, f"{url}/v1")
+        exporter.shutdown(0)
+    assert [check.name for check in checks] == [*ALL[: ALL.index("span")], "exporter"]
+    assert "MLflow at http://127.0.0.1:9" in checks[1].detail
+    assert "1 wait. No probe call was sent." in checks[-1].detail
+    assert "MLFLOW_TRACKING_URI" in checks[-1].fix
 
 
 def test_a_gateway_that_writes_to_another_mlflow(gateway: DemoGateway, plain: DemoGateway):

@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import Span
 
 from tests.support.e2e import CHAT, assert_mirror, children_of, mirrored, mirrors_in
-from tests.support.litellm_proxy import LiteLLMProxy
+from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy
 from tests.support.routes import reported_usage
 from tests.support.server import assert_told
 
@@ -163,3 +163,19 @@ def test_who_may_not_join_is_served_without_a_mirror(stream: bool, litellm_proxy
     trace = mirrored(step)
     (ours,) = [span for span in trace.data.spans if span.name == "ours"]
     assert [mirror.parent_id for mirror in mirrors_in(trace)] == [ours.span_id]
+
+
+def test_the_status_is_open_to_keys(litellm_proxy: LiteLLMProxy):
+    """And to nobody else; the worker's first line is in LiteLLM's log, in its format."""
+    url = f"{litellm_proxy.url}/agent-gateway/status"
+    for headers in ({}, {"Authorization": "Bearer sk-not-a-key-of-this-proxy"}):
+        answer, models = httpx.get(url, headers=headers), httpx.get(f"{litellm_proxy.url}/v1/models", headers=headers)
+        # A proxy without its database packages says 500.
+        assert (answer.status_code, answer.is_error) == (models.status_code, True)
+        assert "destination" not in answer.text
+    told = httpx.get(url, headers={"Authorization": f"Bearer {MASTER_KEY}"})
+    assert told.status_code == 200
+    assert told.json()["may_join"] == "tests.support.tenants:may_join"
+    assert told.json()["destination"].startswith("MLflow at http://127.0.0.1:")
+    (line,) = [line for line in litellm_proxy.log().splitlines() if "calls are mirrored to MLflow at" in line]
+    assert line.startswith("INFO:")

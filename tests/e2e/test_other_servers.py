@@ -98,6 +98,17 @@ def test_behind_authentication(guarded: DemoGateway):
     assert_linked(mirror)
 
 
+def test_the_status_behind_authentication(guarded: DemoGateway):
+    """It is open to MLflow's users; strangers, and requests for another host's name, get MLflow's own answer."""
+    url = f"{guarded.tracking_uri}/agent-gateway/status"
+    for headers in ({}, basic("admin", "wrong")):
+        answer = httpx.get(url, headers=headers, timeout=DEADLINE_S)
+        assert (answer.status_code, "destination" in answer.text) == (401, False)
+    assert httpx.get(url, headers={**BASIC, "Host": "evil.example"}, timeout=DEADLINE_S).status_code == 403
+    told = httpx.get(url, headers=BASIC, timeout=DEADLINE_S)
+    assert (told.status_code, told.json()["may_join"]) == (200, "our_tenants:may_join")
+
+
 def test_who_may_not_call_may_not_write_a_trace(guarded: DemoGateway):
     """A request that MLflow's authentication turns away is turned away, and leaves nothing in anybody's trace."""
     wrong = {"Authorization": "Basic " + base64.b64encode(b"admin:wrong").decode()}

@@ -9,9 +9,12 @@ from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
+from agent_gateway_client.server.asgi.pages import is_for_page, serve_page
 from agent_gateway_client.server.call import NOBODY, GatewayCall, current_call, status_code
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
+from agent_gateway_client.server.observed.companion import Companion
+from agent_gateway_client.server.observed.pages import token_from_environment
 from agent_gateway_client.server.probe import answer, scan_headers, without_probe
 from agent_gateway_client.server.reading.details import Details
 from agent_gateway_client.server.routes import is_model_call
@@ -77,9 +80,13 @@ class GatewayTracingMiddleware:
         self._strip_trace_context = strip_trace_context
         self._may_join = may_join
         self._problem: Exception | None = None
+        self.companion: Companion | None = None
+        self._status_token: str | None = None
         try:
             self._upstream_gateways = reached_gateways(upstream_gateways)
+            self._status_token = token_from_environment()
             self.exporter = exporter or shared_exporter()
+            self.companion = Companion(self.exporter, may_join, self._upstream_gateways, self.warm_up())
         except Exception as problem:
             # Frameworks make their middleware when the first request comes, if the server tells no lifespan. An
             # exception now would fail that request and all others; in the lifespan it fails the start.
@@ -108,7 +115,18 @@ class GatewayTracingMiddleware:
         elif self._problem is not None:
             problem = self._problem
             warn_once("asgi.problem", "Gateway calls are not mirrored: %s: %s", type(problem).__name__, problem)
+        if self.companion is not None and scope["type"] == "http" and is_for_page(scope):
+            guard = self.app if self.app_guards_pages else None
+            if await serve_page(self.companion, self._status_token, guard, (scope, receive, send)):
+                return
         await self.app(scope, receive, send)
+
+    app_guards_pages = False
+    """Whether the application turns strangers away from routes that it does not have, by another status than 404."""
+
+    def warm_up(self) -> Iterable[Callable[[], object]]:
+        """Return what a worker's first call waits for, to be called at its start. To be overridden."""
+        return ()
 
     def is_call(self, scope: Scope) -> bool:
         """Tell whether a request is a call of a model. May be overridden."""
@@ -228,6 +246,8 @@ class GatewayTracingMiddleware:
             reason = f"{type(self._problem).__name__}: {self._problem}"
             await send({"type": "lifespan.startup.failed", "message": f"agent-gateway-client cannot work: {reason}"})
             return
+        if self.companion is not None:
+            self.companion.start()
         exporter = self.exporter
         await run_lifespan(self.app, scope, receive, send, lambda: exporter.shutdown() if exporter else None)
 

@@ -51,12 +51,15 @@ class Counts:
         sent: Calls whose mirrors the destination took.
         waiting: Calls that are still to be sent, or are being sent.
         dropped: Calls that never will be sent, by reason.
+        rejected_spans: Spans that an OTLP endpoint rejected of requests that it took. It does not say whose they are;
+            their calls count as sent unless it rejected all of them.
     """
 
     submitted: int
     sent: int
     waiting: int
     dropped: Mapping[str, int]
+    rejected_spans: int = 0
 
 
 class Tally:
@@ -66,11 +69,17 @@ class Tally:
         self.lock = threading.Lock()
         self.sent = 0
         self.dropped: Counter[Reason] = Counter()
+        self.rejected_spans = 0
 
     def send(self, count: int) -> None:
         """Count calls whose mirrors the destination took."""
         with self.lock:
             self.sent += count
+
+    def reject(self, spans: int) -> None:
+        """Count spans that an endpoint rejected of requests that it took."""
+        with self.lock:
+            self.rejected_spans += spans
 
     def drop(self, reason: Reason, count: int) -> None:
         """Count calls that never will be sent."""

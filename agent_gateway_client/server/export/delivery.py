@@ -42,6 +42,7 @@ class Outcome:
         is_away: Whether the destination takes nothing at all, so that there is no use in sending other calls.
         retry_after: The seconds after which the destination asks to be tried again.
         looked_up_in: The seconds that it took to look the traces up.
+        rejected_spans: Spans that the destination rejected of requests that it took.
     """
 
     sent: list[Held] = field(default_factory=list)
@@ -52,6 +53,7 @@ class Outcome:
     is_away: bool = False
     retry_after: float | None = None
     looked_up_in: float = 0.0
+    rejected_spans: int = 0
 
 
 _AWAY = (Unavailable, OSError)
@@ -141,8 +143,9 @@ class _Delivery:
         return groups
 
     def _send(self, group: list[Held], place: Place) -> None:
+        spans = [span for held in group for span in self._spans[held.number]]
         try:
-            self._destination.send([span for held in group for span in self._spans[held.number]], place)
+            rejected = self._destination.send(spans, place) or 0
         except _AWAY:
             raise
         except Exception as error:
@@ -158,6 +161,16 @@ class _Delivery:
                 self._failed.append((group[0], error))
                 if not self._outcome.sent and len(self._failed) >= _FAILURES_THAT_TELL:
                     raise _AllFail from error
+        else:
+            self._note_taken(group, rejected, is_all=rejected >= len(spans))
+
+    def _note_taken(self, group: list[Held], rejected: int, *, is_all: bool) -> None:
+        """Note that the destination took a request, and how many of its spans it rejected nevertheless."""
+        self._outcome.rejected_spans += rejected
+        if rejected:
+            self._outcome.trouble = f"the endpoint rejected {rejected} spans of a request that it took"
+        if is_all:
+            self._outcome.dropped += [(held, Reason.REFUSED) for held in group]
         else:
             self._outcome.sent += group
 

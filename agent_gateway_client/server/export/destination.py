@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -36,6 +37,14 @@ class Destination:
 
     convention: Convention
 
+    @property
+    def description(self) -> str:
+        """What the destination is, for an operator: a kind and an address, without credentials."""
+        return type(self).__name__
+
+    def warm_up(self) -> None:
+        """Do now what the first mirror would wait for, such as imports."""
+
     def locate(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, Place]:
         """Return where each of the traces is stored; those that the destination does not know are left out.
 
@@ -44,8 +53,12 @@ class Destination:
         """
         return dict.fromkeys(traces, ANYWHERE)
 
-    def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> None:
+    def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> int | None:
         """Store spans whose traces are all at the same place.
+
+        Returns:
+            How many of them the destination rejected although it took the request, where it says so. They must not be
+            sent again.
 
         Raises:
             Unavailable: The destination cannot take anything now.
@@ -74,6 +87,12 @@ class Destination:
 
     def after_fork(self) -> None:
         """Forget what belongs to the parent process. Called in a child before anything else."""
+
+
+def address_of(url: str) -> str:
+    """Return scheme, host and port of a URL. The rest of it may hold credentials."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 class ExportError(Exception):

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 from agent_gateway_client._log import logger
 from agent_gateway_client.server.call import GatewayCall
@@ -19,6 +20,7 @@ from agent_gateway_client.server.export.intake import Finish, Intake, read_facts
 from agent_gateway_client.server.export.sender import Sender
 from agent_gateway_client.server.export.waiting import WaitingCalls
 from agent_gateway_client.server.export.worker import Worker
+from agent_gateway_client.server.observed.metrics import ExporterMeter
 
 MAX_WAITING_CALLS = 10_000
 """Calls that wait to be sent, in one process."""
@@ -73,6 +75,11 @@ class Exporter:
         return self._sender.problem
 
     @property
+    def last_problem(self) -> tuple[str, float] | None:
+        """The last reason why calls were not taken, and when that was, in seconds since the epoch."""
+        return self._sender.last_problem
+
+    @property
     def dropped(self) -> int:
         """Number of calls that were not and will not be sent."""
         return sum(self.counts().dropped.values())
@@ -81,9 +88,10 @@ class Exporter:
         """Return what became of the calls that were submitted so far."""
         with self._tally.lock:
             sent, dropped = self._tally.sent, {reason.value: n for reason, n in self._tally.dropped.items()}
+            rejected = self._tally.rejected_spans
             # Read last, so that no call is counted as sent before it was submitted.
             submitted = _taken_from(self._submissions)
-        return Counts(submitted, sent, submitted - sent - sum(dropped.values()), dropped)
+        return Counts(submitted, sent, submitted - sent - sum(dropped.values()), dropped, rejected)
 
     def is_full(self) -> bool:
         """Return whether the next calls would push out others that wait."""
@@ -105,6 +113,14 @@ class Exporter:
             self._arrived.set()
         if not self._reader.is_running:
             self._reader.start()
+
+    def warm_up(self, *functions: Callable[[], object]) -> None:
+        """Call functions in the thread that sends, before it sends anything. Returns at once and never raises.
+
+        Mirrors wait for it, requests do not.
+        """
+        self._sender.warm_up_with(functions)
+        self._sender_thread.start()
 
     def flush(self, timeout: float = STOP_SECONDS) -> bool:
         """Send what waits now, without the pauses between tries, and complete the totals of the traces.
@@ -146,6 +162,7 @@ class Exporter:
         with self._changed:
             self._changed.wait_for(lambda: not self.counts().waiting, max(0.0, stop_by - time.monotonic()))
         counts = self.counts()
+        self._meter.note(self.counts)
         if counts.waiting or counts.dropped.get(Reason.STOPPED.value):
             logger.warning(
                 "%d mirrored calls could not be sent before the process ended and are lost; %d more were on their way.",
@@ -162,8 +179,16 @@ class Exporter:
         self._changed = threading.Condition()
         self._stop_by = None
         self._log = TroubleLog()
+        self._meter = ExporterMeter(self._max_waiting_calls)
         self._sender = Sender(
-            self.destination, self._waiting, self._tally, self._changed, self._log, self._wait_seconds, self.counts
+            self.destination,
+            self._waiting,
+            self._tally,
+            self._changed,
+            self._log,
+            self._wait_seconds,
+            self.counts,
+            self._meter,
         )
         self._reader = Worker("agent-gateway-reader", self._read_for_ever, self._log_no_thread)
         self._sender_thread = Worker("agent-gateway-exporter", self._sender.run, self._log_no_thread)
@@ -190,6 +215,7 @@ class Exporter:
             self._sender_thread.start()
             with self._changed:
                 self._changed.notify_all()
+            self._meter.note(self.counts)
             self._sender.rest_after(begun)
 
     def _take_in(self, call: GatewayCall, finish: Finish | None) -> None:

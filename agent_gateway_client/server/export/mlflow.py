@@ -51,6 +51,10 @@ class Store(Protocol):
 
     known_seconds: float
 
+    @property
+    def description(self) -> str:
+        """Which store it is, without credentials."""
+
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
         """Return a context in which the store reads and writes in a workspace."""
 
@@ -86,6 +90,16 @@ class MlflowDestination(Destination):
         self._store = store
         self._known: dict[TraceKey, tuple[MlflowPlace, float]] = {}
         self._totals = Totals(store)
+
+    @property
+    def description(self) -> str:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
+        return self._store.description
+
+    def warm_up(self) -> None:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
+        # A trace that is not there.
+        self.locate([TraceKey(0, next(iter(self._store.workspaces()), None))])
 
     def locate(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, Place]:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""

@@ -25,6 +25,7 @@ from mlflow.utils.workspace_context import get_request_workspace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from agent_gateway_client._log import logger
+from agent_gateway_client.server.export.destination import address_of
 from agent_gateway_client.server.export.mlflow_store import ended_filter, ids_filter, with_metadata
 
 TIMEOUT_SECONDS = 30
@@ -75,6 +76,11 @@ class HttpStore:
         self._experiments: dict[str | None, list[str]] = {}
         self._read_at: dict[str | None, float] = {}
         """By workspace, when the experiments were read, in seconds of the monotonic clock."""
+
+    @property
+    def description(self) -> str:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        return f"MLflow at {address_of(self._rest.get_host_creds().host)}"
 
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""

@@ -25,6 +25,11 @@ class SqlStore:
         self._get_store = get_store
         self._knows_columns = True
 
+    @property
+    def description(self) -> str:
+        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        return "MLflow's store in this process"
+
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         if workspace is None:

@@ -25,11 +25,14 @@ from agent_gateway_client.server.export.destination import (
     Place,
     Refused,
     Unavailable,
+    address_of,
 )
 from agent_gateway_client.server.mirror import Convention
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """OpenTelemetry's own variables that say where spans go; they are read when the destination is made."""
+
+_DEFAULT_ENDPOINT = "http://localhost:4318"
 
 _FILE_VARIABLES = (
     "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
@@ -63,6 +66,7 @@ class OtlpDestination(Destination):
             )
         for variable in ENDPOINT_VARIABLES:
             _check_endpoint(variable)
+        self._address = address_of(next(filter(None, map(os.environ.get, ENDPOINT_VARIABLES)), _DEFAULT_ENDPOINT))
         for variable in _FILE_VARIABLES:
             _check_file(variable)
         try:
@@ -95,7 +99,12 @@ class OtlpDestination(Destination):
         session.hooks["response"].append(note_answer)
         self._exporter = self._new_exporter(session=session)
 
-    def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> None:
+    @property
+    def description(self) -> str:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
+        return f"OTLP at {self._address}"
+
+    def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> int:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         self._answer = None
         token = _sending.set(True)
@@ -105,9 +114,7 @@ class OtlpDestination(Destination):
             _sending.reset(token)
         answer = self._answer
         if result is SpanExportResult.SUCCESS:
-            if answer is not None:
-                _warn_of_rejected_spans(answer)
-            return
+            return 0 if answer is None else _rejected_spans(answer)
         if answer is None:
             raise Unavailable("the OTLP endpoint did not answer")
         status = answer.status_code
@@ -124,16 +131,16 @@ class OtlpDestination(Destination):
         self._connect()
 
 
-def _warn_of_rejected_spans(answer: Any) -> None:
-    """Say that the endpoint took a request and not all of its spans (OTLP, partial success)."""
+def _rejected_spans(answer: Any) -> int:
+    """Return how many spans the endpoint rejected of a request that it took (OTLP, partial success); warn of them."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
     try:
-        rejected = ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans
+        rejected = int(ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans)
     except DecodeError:
         # Some answer in JSON, or with nothing at all.
-        return
+        return 0
     if rejected:
         logger.debug("The OTLP endpoint rejected %d spans of a request that it took", rejected)
         warn_once(
@@ -141,6 +148,7 @@ def _warn_of_rejected_spans(answer: Any) -> None:
             "The OTLP endpoint took a request and rejected %d of its spans; look at its log. This is said once.",
             rejected,
         )
+    return max(0, rejected)
 
 
 def _check_endpoint(variable: str) -> None:

@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from agent_gateway_client._log import logger
@@ -17,6 +17,7 @@ from agent_gateway_client.server.export.waiting import (
     WaitingCalls,
     pause_after,
 )
+from agent_gateway_client.server.observed.metrics import ExporterMeter
 
 MAX_BATCH = 200
 """Calls that are sent together."""
@@ -45,9 +46,11 @@ class Sender:
         log: Where trouble is logged.
         wait_seconds: How long a call waits for its trace.
         counts: Returns what became of all calls so far.
+        meter: What is told of it, for metrics.
 
     Attributes:
         problem: Why the last calls were not taken; ``None`` if they were.
+        last_problem: The last such reason, and when that was, in seconds since the epoch.
         is_tended: Whether the last batch is done with, and the destination has done all it can after it.
     """
 
@@ -60,8 +63,12 @@ class Sender:
         log: TroubleLog,
         wait_seconds: float,
         counts: Callable[[], Counts],
+        meter: ExporterMeter,
     ) -> None:
         self.problem: str | None = None
+        self.last_problem: tuple[str, float] | None = None
+        self._meter = meter
+        self._warm_up: list[Callable[[], object]] = []
         self.is_tended = True
         self._destination = destination
         self._waiting = waiting
@@ -78,6 +85,8 @@ class Sender:
 
     def run(self) -> None:
         """Send for ever."""
+        while self._warm_up:
+            _run_harmlessly(self._warm_up.pop(0))
         while True:
             self._wait_for_work()
             begun = time.monotonic()
@@ -92,6 +101,10 @@ class Sender:
                 self._changed.notify_all()
             if len(batch) < MAX_BATCH:
                 self.rest_after(begun)
+
+    def warm_up_with(self, functions: Iterable[Callable[[], object]]) -> None:
+        """Have functions called in the thread before it sends anything. Has no effect once it runs."""
+        self._warm_up += functions
 
     def rest_after(self, begun: float) -> None:
         """Wait until it is time for another batch after one that began then, unless somebody waits for it."""
@@ -139,7 +152,10 @@ class Sender:
 
     def _settle(self, outcome: Outcome) -> None:
         self.problem = outcome.trouble
+        if outcome.trouble is not None:
+            self.last_problem = outcome.trouble, time.time()
         self._tally.send(len(outcome.sent))
+        self._tally.reject(outcome.rejected_spans)
         for _, reason in outcome.dropped:
             self._tally.drop(reason, 1)
         given_up = self._put_back(outcome)
@@ -147,6 +163,10 @@ class Sender:
         if outcome.again:
             self._log.waiting(f"the store cannot be reached ({outcome.trouble})", self._counts())
         self._log.dropped(self._counts())
+        now_ns = time.time_ns()
+        self._meter.note(
+            self._counts, [max(0, now_ns - (held.call.end_time_ns or now_ns)) / 1e9 for held in outcome.sent]
+        )
 
     def _put_back(self, outcome: Outcome) -> int:
         """Let calls wait on. Returns how many were given up for them."""
@@ -204,3 +224,11 @@ class Sender:
         self._tend_at = None if pause is None else time.monotonic() + pause
         if everything:
             self.is_tended = True
+
+
+def _run_harmlessly(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception as error:
+        logger.debug("Could not warm up", exc_info=True)
+        logger.warning("Could not warm up (%s); the first call does what is missing.", type(error).__name__)

@@ -17,6 +17,7 @@ from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.joining import MAX_SECONDS, MayJoin, joins, unanswered
 from agent_gateway_client.server.litellm_proxy._calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
 from agent_gateway_client.server.litellm_proxy._facts import Facts, ends_stream
+from agent_gateway_client.server.observed.companion import Companion
 from agent_gateway_client.server.probe import answer, scan_headers
 from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
 
@@ -41,6 +42,7 @@ class LiteLLMProxyMirror(CustomLogger):
         self._given_up = False
         self._upstream_gateways = reached_gateways()
         self.exporter = exporter
+        self.companion = Companion(exporter, may_join, self._upstream_gateways)
         if not hasattr(CustomLogger, "async_post_call_failure_deployment_hook"):
             warn_once(
                 "litellm_proxy.failures",

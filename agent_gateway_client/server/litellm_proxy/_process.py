@@ -14,6 +14,8 @@ from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.export.environment import EXPORTER_VARIABLE
 from agent_gateway_client.server.joining import may_join_from_environment
 from agent_gateway_client.server.litellm_proxy._callback import LiteLLMProxyMirror
+from agent_gateway_client.server.litellm_proxy._pages import add_pages
+from agent_gateway_client.server.observed.pages import token_from_environment
 from agent_gateway_client.server.shared import shared_exporter
 
 
@@ -23,8 +25,11 @@ def mirror_from_environment() -> LiteLLMProxyMirror:
     Raises:
         ConfigurationError: A variable of the environment has a value that cannot work.
     """
+    token = token_from_environment()
     made = LiteLLMProxyMirror(_exporter(), may_join_from_environment())
     _call_when_the_proxy_stops(made.shutdown)
+    add_pages(made.companion, token)
+    made.companion.start()
     return made
 
 

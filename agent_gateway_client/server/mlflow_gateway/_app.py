@@ -2,10 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
+from functools import partial
+from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, cast
 
 import mlflow
@@ -28,6 +31,8 @@ from agent_gateway_client.server.export.mlflow_store import SqlStore, server_sto
 from agent_gateway_client.server.export.otlp import ENDPOINT_VARIABLES, OtlpDestination
 from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
 from agent_gateway_client.server.mlflow_gateway._spans import attribute, read_spans
+from agent_gateway_client.server.observed.pages import token_from_environment
+from agent_gateway_client.server.observed.prometheus import make_directory
 from agent_gateway_client.server.reading.details import is_success
 from agent_gateway_client.server.upstreams import span_id_of_new_attempt
 
@@ -84,6 +89,12 @@ class MlflowGateway(GatewayTracingMiddleware):
         self._prefix = os.environ.get("_MLFLOW_STATIC_PREFIX", "").rstrip("/") + "/gateway"
         self._observer = _SpanObserver()
         self._observed_provider: object = None
+
+    app_guards_pages = True
+
+    def warm_up(self) -> Iterable[Callable[[], object]]:
+        """Return the import of LiteLLM, for which the first call of a worker would wait."""
+        return [partial(import_module, "litellm")] if find_spec("litellm") else []
 
     def is_call(self, scope: Scope) -> bool:
         """Tell whether a request goes to one of the gateway's routes."""
@@ -230,6 +241,9 @@ def check_environment() -> None:
     _wrapped_app()
     exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
     may_join_from_environment()
+    token_from_environment()
+    # MLflow has metrics of its own, which it makes at its import.
+    make_directory()
     Gateways.from_environment()
 
 

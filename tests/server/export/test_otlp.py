@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from agent_gateway_client._version import __version__
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.server.export import Refused, Unavailable
+from agent_gateway_client.server.export import Exporter, Refused, Unavailable
 from agent_gateway_client.server.export.environment import exporter_from_environment
 from agent_gateway_client.server.export.otlp import OtlpDestination
 from agent_gateway_client.server.mirror import _resource, mirror
@@ -219,7 +219,7 @@ def test_spans_that_are_rejected_of_a_request_that_is_taken(receiver: Receiver, 
     ).SerializeToString()
     destination = OtlpDestination()
     for _ in range(2):
-        destination.send(mirror(full_call(), destination.convention))
+        assert destination.send(mirror(full_call(), destination.convention)) == 2
     (message,) = logged.messages
     assert "rejected 2 of its spans" in message
     assert "canary" not in logged.text
@@ -231,3 +231,24 @@ def test_a_file_that_does_not_exist_is_an_error_at_the_start(variable: str, monk
     monkeypatch.setenv(variable, "/no/such/file.pem")
     with pytest.raises(ConfigurationError, match=f"{variable} is '/no/such/file.pem'"):
         OtlpDestination()
+
+
+@pytest.mark.parametrize(("rejected", "sent"), [(1, 1), (3, 0)])
+def test_rejected_spans_are_counted(receiver: Receiver, rejected: int, sent: int):
+    """It is not said whose they are: a call is dropped only where all spans of the request were rejected."""
+    receiver.answer = ExportTraceServiceResponse(
+        partial_success=ExportTracePartialSuccess(rejected_spans=rejected)
+    ).SerializeToString()
+    exporter = Exporter(OtlpDestination())
+    exporter.submit(full_call())
+    assert exporter.flush()
+    exporter.shutdown()
+    counts = exporter.counts()
+    assert (counts.rejected_spans, counts.sent, sum(counts.dropped.values())) == (rejected, sent, 1 - sent)
+    assert len(receiver.requests) == 1
+    assert exporter.problem == f"the endpoint rejected {rejected} spans of a request that it took"
+
+
+def test_the_destination_is_named_without_credentials(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:c4n4ry@collector:4318/c4n4ry?key=c4n4ry")
+    assert OtlpDestination().description == "OTLP at https://collector:4318"

@@ -17,6 +17,7 @@ from zlib import crc32
 
 import litellm
 import pytest
+from fastapi import FastAPI
 from litellm.proxy.types_utils.utils import get_instance_fn
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -558,6 +559,20 @@ async def test_the_configurations_line(fresh: None, server: Any, monkeypatch: py
     # Not in the thread of the event loop, which has other requests to finish.
     assert stopped == ["litellm", ANY]
     assert stopped[1] != threading.current_thread().name
+
+
+@pytest.mark.parametrize("missing", ["app", "user_api_key_auth"])
+def test_a_litellm_whose_application_is_elsewhere(
+    missing: str, fresh: None, server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """It costs the status, which is said once, and nothing else."""
+    monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp")
+    server.app, server.user_api_key_auth = FastAPI(), lambda: None
+    before = len(server.app.routes)
+    monkeypatch.delattr(server, missing)
+    assert isinstance(litellm_proxy.mirror, LiteLLMProxyMirror)
+    assert "no page /agent-gateway/status" in caplog.text
+    assert len(getattr(server, "app", FastAPI()).routes) == before
 
 
 @pytest.mark.parametrize(

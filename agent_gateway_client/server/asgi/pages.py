@@ -1,0 +1,60 @@
+"""The companion's own pages in an ASGI application."""
+
+from agent_gateway_client.server.asgi.exchange import ASGIApp, Message, Receive, Scope, Send
+from agent_gateway_client.server.observed.companion import Companion
+from agent_gateway_client.server.observed.pages import PATHS, closed, is_opened_by, read_page
+
+
+def is_for_page(scope: Scope) -> bool:
+    """Tell whether a request is for one of the pages, below any prefix."""
+    return bool(scope["path"].endswith(PATHS) and scope["method"] in ("GET", "HEAD"))
+
+
+async def serve_page(
+    companion: Companion, token: str | None, guard: ASGIApp | None, exchange: tuple[Scope, Receive, Send]
+) -> bool:
+    """Answer a request for a page.
+
+    Args:
+        companion: What the pages are about.
+        token: What opens them, where there is one.
+        guard: Without a token, the application that decides: who gets as far as its 404 was let in.
+        exchange: The request.
+
+    Returns:
+        Whether it was answered; if not, there is no such page.
+    """
+    scope, receive, send = exchange
+    if token is not None:
+        is_open = is_opened_by(token, _authorization(scope))
+    elif guard is None:
+        return False
+    else:
+        turned_away = _TurnedAway(send)
+        await guard(scope, receive, turned_away.send)
+        if not turned_away.was_let_in:
+            return True
+        is_open = True
+    page = read_page(scope["path"], companion) if is_open else closed()
+    headers = [(name.encode(), value.encode()) for name, value in page.headers]
+    await send({"type": "http.response.start", "status": page.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else page.body})
+    return True
+
+
+class _TurnedAway:
+    """Passes the answer of an application on unless it is that there is no such page."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.was_let_in = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.was_let_in = message["status"] == 404
+        if not self.was_let_in:
+            await self._send(message)
+
+
+def _authorization(scope: Scope) -> str | None:
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"), None)

@@ -1,0 +1,99 @@
+"""An MLflow gateway with several workers: the metrics of any of them add up to the calls that were made."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import mlflow
+import pytest
+
+from agent_gateway_client import trace_headers
+from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import CHAT, tracing_into
+from tests.support.server import DEADLINE_S
+
+parser = pytest.importorskip("prometheus_client.parser")
+
+WORKERS = 2
+CALLS = 40
+AT_ONCE = 4
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
+    directory = tmp_path_factory.mktemp("watched")
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(directory / "metrics"), "AGENT_GATEWAY_WARM_UP": "1"}
+    with (
+        DemoGateway(workers=WORKERS, directory=directory, env=environment) as gateway,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.delenv("AGENT_GATEWAY_URLS", raising=False)
+        with tracing_into(gateway):
+            yield gateway
+
+
+def metrics(gateway: DemoGateway) -> dict[str, float]:
+    """Scrape once, over a connection of its own; returns the sums by name, with one of all calls that were dropped."""
+    answer = httpx.get(f"{gateway.tracking_uri}/agent-gateway/metrics", timeout=DEADLINE_S)
+    assert answer.status_code == 200
+    found: dict[str, float] = {}
+    for family in parser.text_string_to_metric_families(answer.text):
+        assert family.name.startswith("agent_gateway_")
+        for sample in family.samples:
+            dropped = "_dropped" if sample.labels.get("error_type") else ""
+            name = sample.name.removeprefix("agent_gateway_exporter_") + dropped
+            found[name] = found.get(name, 0.0) + sample.value
+    return found
+
+
+def statuses(gateway: DemoGateway) -> dict[int, dict[str, Any]]:
+    """Ask until each worker has answered for itself."""
+    found: dict[int, dict[str, Any]] = {}
+    deadline = time.monotonic() + DEADLINE_S
+    while len(found) < WORKERS and time.monotonic() < deadline:
+        told = httpx.get(f"{gateway.tracking_uri}/agent-gateway/status", timeout=DEADLINE_S).json()
+        found[told["pid"]] = told
+    return found
+
+
+def call(gateway: DemoGateway) -> int:
+    with mlflow.start_span("agent"):
+        url = f"{gateway.openai_base_url}/chat/completions"
+        headers = trace_headers(url, gateways=[gateway.gateway_url])
+        assert "traceparent" in headers
+        # A connection of its own each, so that every worker gets some.
+        return httpx.post(url, json={"model": "chat", **CHAT}, headers=headers, timeout=DEADLINE_S).status_code
+
+
+def test_metrics_add_up_to_the_calls_made(watched: DemoGateway):
+    """While calls are made, and when all is stored, whichever worker is scraped; and so do the workers' statuses."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        calls = [threads.submit(call, watched) for _ in range(CALLS)]
+        last = 0.0
+        while not all(one.done() for one in calls):
+            seen = metrics(watched)
+            done = seen.get("call_exported_total", 0) + seen.get("call_exported_total_dropped", 0)
+            assert last <= done <= seen["call_submitted_total"] <= CALLS
+            last = done
+            time.sleep(0.2)
+    assert {one.result() for one in calls} == {200}
+    mlflow.flush_trace_async_logging()
+    deadline = time.monotonic() + DEADLINE_S
+    while (seen := metrics(watched))["call_exported_total"] < CALLS and time.monotonic() < deadline:
+        time.sleep(0.2)
+    found = statuses(watched)
+    assert seen["call_submitted_total"] == seen["call_exported_total"] == CALLS, (seen, found)
+    assert seen["call_delay_seconds_count"] == CALLS
+    assert (seen["call_queue_size"], seen["call_queue_capacity"]) == (0, WORKERS * 10_000)
+    assert sum(told["sent"] for told in found.values()) == CALLS
+    assert all(told["sent"] for told in found.values()), found
+
+
+def test_each_worker_says_what_it_is(watched: DemoGateway):
+    """One line each, in uvicorn's format, which names the worker that the status names."""
+    lines = [line for line in watched.log_path.read_text().splitlines() if "calls are mirrored to" in line]
+    assert len(lines) == WORKERS
+    assert all("INFO: " in line for line in lines)
+    assert {int(line.rpartition("[")[2].rstrip("]")) for line in lines} == set(statuses(watched))
