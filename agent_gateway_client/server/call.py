@@ -173,6 +173,8 @@ class GatewayCall:
             here. ``span_id`` is that mirror's.
         caller_is_known: Whether the gateway has let the caller in. A gateway sets it once it has checked the caller's
             key; what it refuses after that is mirrored too. It is not in the mirror.
+        user: The gateway's name of the caller, where it says which traces the caller may write to. It is not in the
+            mirror.
     """
 
     parent: TraceContext
@@ -195,6 +197,7 @@ class GatewayCall:
     engine_runs: list[EngineRun] = field(default_factory=list)
     mirrored_elsewhere: bool = False
     caller_is_known: bool = False
+    user: str | None = None
 
     def is_refused(self) -> bool:
         """Tell whether the caller was turned away, as far as is known, before the gateway had let it in.
@@ -260,7 +263,8 @@ class GatewayCall:
             _correct_times(run)
 
 
-_CALL_TEXTS = tuple(one.name for one in fields(GatewayCall) if one.type in (str | None, Operation))
+# A user's name that was cut would be another user's.
+_CALL_TEXTS = tuple(one.name for one in fields(GatewayCall) if one.type in (str | None, Operation) and one.name != "user")
 _ENGINE_TEXTS = tuple(one.name for one in fields(EngineRun) if one.type == str | None)
 _ATTEMPT_TEXTS = tuple(one.name for one in fields(Attempt) if one.type == str | None)
 _NANOSECONDS = "nanoseconds since the epoch as an int"
