@@ -40,7 +40,7 @@ new_span_id = RandomIdGenerator().generate_span_id
 class TokenUsage:
     """Tokens as the provider reported them; ``None`` for what it did not report.
 
-    ``input_tokens`` contains the cached ones, as in MLflow and OpenTelemetry. What is not a count of tokens is left out
+    ``input_tokens`` contains the cached ones and ``output_tokens`` the reasoning, as in MLflow and OpenTelemetry. What is not a count of tokens is left out
     with a warning: a gateway's request must not fail because of it.
     """
 
@@ -49,6 +49,7 @@ class TokenUsage:
     total_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    reasoning_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -83,7 +84,8 @@ class Attempt:
 
     Attributes:
         provider: The provider's name in the gateway's configuration, like ``openai``.
-        model: The provider's name for the model, like ``gpt-4o-mini``.
+        model: The model that the provider is asked for, in the provider's words, like ``gpt-4o-mini``.
+        response_model: The model that has answered, as the provider says, like ``gpt-4o-mini-2024-07-18``.
         start_time_ns: Nanoseconds since the epoch.
         end_time_ns: Nanoseconds since the epoch; ``None`` while the attempt is under way. One that is never ended
             lasts as long as its call.
@@ -100,6 +102,7 @@ class Attempt:
     cost: Cost | None = None
     finish_reason: str | None = None
     span_id: int = field(default_factory=new_span_id)
+    response_model: str | None = None
 
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
         """Note that the attempt is over, and what it failed of if it did. Only the first time counts."""
@@ -264,7 +267,9 @@ class GatewayCall:
 
 
 # A user's name that was cut would be another user's.
-_CALL_TEXTS = tuple(one.name for one in fields(GatewayCall) if one.type in (str | None, Operation) and one.name != "user")
+_CALL_TEXTS = tuple(
+    one.name for one in fields(GatewayCall) if one.type in (str | None, Operation) and one.name != "user"
+)
 _ENGINE_TEXTS = tuple(one.name for one in fields(EngineRun) if one.type == str | None)
 _ATTEMPT_TEXTS = tuple(one.name for one in fields(Attempt) if one.type == str | None)
 _NANOSECONDS = "nanoseconds since the epoch as an int"

@@ -59,9 +59,7 @@ def begin(gateway: DemoGateway, experiment_id: str) -> str:
     return trace_id
 
 
-def test_only_who_may_write_to_the_experiment(
-    guarded: DemoGateway, experiment: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_only_who_may_write_to_the_experiment(guarded: DemoGateway, experiment: str, monkeypatch: pytest.MonkeyPatch):
     """Both users may call the gateway. Whose calls get mirrors follows their rights as they are when one is written."""
     database = Database(guarded.log_path.parent / "mlflow.db")
 

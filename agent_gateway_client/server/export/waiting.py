@@ -184,7 +184,8 @@ def size_of(call: GatewayCall) -> int:
     size = _CALL_BYTES + _bytes_of((*texts, call.workspace, call.user))
     for attempt in call.attempts:
         size += _ATTEMPT_BYTES
-        size += _bytes_of((attempt.provider, attempt.model, attempt.error_type, attempt.finish_reason))
+        size += _bytes_of((attempt.provider, attempt.model, attempt.response_model))
+        size += _bytes_of((attempt.error_type, attempt.finish_reason))
     for run in call.engine_runs:
         size += _ATTEMPT_BYTES + _bytes_of((run.model, run.error_type))
     return size
