@@ -40,8 +40,8 @@ new_span_id = RandomIdGenerator().generate_span_id
 class TokenUsage:
     """Tokens as the provider reported them; ``None`` for what it did not report.
 
-    ``input_tokens`` contains the cached ones and ``output_tokens`` the reasoning, as in MLflow and OpenTelemetry. What is not a count of tokens is left out
-    with a warning: a gateway's request must not fail because of it.
+    ``input_tokens`` contains the cached ones and ``output_tokens`` the reasoning, as in MLflow and OpenTelemetry. What
+    is not a count of tokens is left out with a warning: a gateway's request must not fail because of it.
     """
 
     input_tokens: int | None = None

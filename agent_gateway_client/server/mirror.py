@@ -1,8 +1,8 @@
 """A gateway call to mirror spans. The only place that names span attributes.
 
-Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under
-it (OpenTelemetry calls that ``<operation> <model>``); below an attempt, ``engine/<model>`` where the model server tells what it did. The vocabulary is closed, and every
-text is cut to a bounded, printable name.
+Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under it
+(OpenTelemetry calls that ``<operation> <model>``); below an attempt, ``engine/<model>`` where the model server tells
+what it did. The vocabulary is closed, and every text is cut to a bounded, printable name.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""MLflow's basic-auth with the companion as it comes: a mirror is written where its caller may write, and nowhere else."""
+"""MLflow's basic-auth with the companion as it comes: a mirror is written only where its caller may write."""
 
 import secrets
 from collections.abc import Iterator

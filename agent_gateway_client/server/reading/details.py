@@ -100,6 +100,7 @@ def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = No
     attempt.error_type = attempt.error_type or facts.error_type
     attempt.response_model = attempt.response_model or facts.model
     attempt.usage = attempt.usage or facts.usage
+    attempt.cost = attempt.cost or facts.cost
     attempt.finish_reason = attempt.finish_reason or facts.finish_reason
 
 
