@@ -51,6 +51,25 @@ messages = st.lists(
 )
 
 
+NOTES = [
+    "model_group", "original_model_group", "model_group_alias", "deployment_model_name", "deployment", "api_base",
+    "user_api_key_auth", "user_api_key_alias", "user_api_key_user_id", "tags", "endpoint", "endpoint_id", "trace_id",
+    "session_id", "generation_name", "requester_metadata", "headers", "previous_models", "caching_groups",
+]  # fmt: skip
+"""What gateways note themselves in a request's metadata; a caller may send it too."""
+
+CALL_IDS = ["litellm_call_id", "litellm_trace_id", "litellm_session_id", "litellm_logging_obj", "id", "request_id"]
+NAMES = ["custom_llm_provider", "provider", "call_type", "user", "end_user", "user_id", "service_tier", "api_base"]
+
+
+def forged(models: Iterable[str]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return metadata that imitates a gateway's notes, some of it with names that the gateway knows."""
+    known = st.sampled_from(list(models))
+    return st.dictionaries(st.sampled_from(NOTES) | texts, known | texts | values, max_size=6).flatmap(
+        lambda notes: (known | texts).map(lambda name: {**notes, "model_info": {"id": name}})
+    )
+
+
 class Question(NamedTuple):
     """What a caller sends beside its ``traceparent``.
 
@@ -71,7 +90,26 @@ def _header_value(text: str) -> str:
 
 header_values = texts.map(_header_value)
 named_headers = st.sampled_from(
-    ["user-agent", "cookie", "referer", "x-request-id", "openai-organization", "x-api-key", "forwarded", "from"]
+    [
+        "user-agent",
+        "cookie",
+        "referer",
+        "x-request-id",
+        "openai-organization",
+        "x-api-key",
+        "forwarded",
+        "from",
+        "x-forwarded-host",
+        "anthropic-beta",
+        "openai-project",
+        "x-litellm-call-id",
+        "x-litellm-trace-id",
+        "x-litellm-session-id",
+        "x-litellm-tags",
+        "x-litellm-end-user-id",
+        "x-litellm-customer-id",
+        "x-litellm-spend-logs-metadata",
+    ]
 )
 header_lines = st.lists(
     st.tuples(named_headers, header_values)
@@ -93,17 +131,24 @@ def questions(models: Iterable[str], more: st.SearchStrategy[str] = sentences) -
         models: Models or endpoints that it has.
         more: What is asked for in their place, some of the time.
     """
+    models = list(models)
     bodies = st.fixed_dictionaries(
-        {"model": st.sampled_from(list(models)) | more, "messages": messages},
+        {"model": st.sampled_from(models) | more, "messages": messages},
         optional={
             "stream": st.booleans(),
             "user": texts,
-            "metadata": st.dictionaries(texts, texts, max_size=2),
+            "metadata": st.dictionaries(texts, texts, max_size=2) | forged(models),
             "stop": st.lists(texts, max_size=2),
             "tools": st.lists(objects, max_size=2),
             "prompt": values,
             "input": values,
-            "provider": texts,
+            "litellm_metadata": forged(models) | forged(models).map(json.dumps) | texts,
+            "litellm_params": st.fixed_dictionaries({"metadata": forged(models), "custom_llm_provider": texts}),
+            "model_info": st.fixed_dictionaries({"id": texts}),
+            "tags": st.lists(texts, max_size=2),
+            "proxy_server_request": st.fixed_dictionaries({"url": texts, "headers": st.dictionaries(texts, texts)}),
+            "standard_logging_object": objects,
+            **dict.fromkeys([*NAMES, *CALL_IDS], texts),
         },
     )
     junk = st.builds(lambda text: text.encode("utf-8", "replace"), texts)

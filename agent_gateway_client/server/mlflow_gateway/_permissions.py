@@ -4,6 +4,7 @@ The question is the one that MLflow answers for spans that a user sends over OTL
 """
 
 import asyncio
+from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.utils.otlp import MLFLOW_EXPERIMENT_ID_HEADER, OTLP_TRACES_PATH
@@ -50,5 +51,5 @@ def _ask(username: str, experiment_id: str) -> bool:
         return True
     lines = [(MLFLOW_EXPERIMENT_ID_HEADER.lower().encode(), experiment_id.encode())]
     request = Request({"type": "http", "method": "POST", "path": OTLP_TRACES_PATH, "headers": lines})
-    validate = auth._find_fastapi_validator(OTLP_TRACES_PATH, "POST")
+    validate: Any = auth._find_fastapi_validator(OTLP_TRACES_PATH, "POST")
     return asyncio.run(validate(username, request)) is True

@@ -225,6 +225,9 @@ class _Reading:
             if kind == "message-end":
                 # Cohere.
                 self._see_part(delta)
+        if isinstance(session := value.get("session"), dict):
+            # OpenAI's Realtime API.
+            self._model = self._model or model_name(session.get("model"))
         if isinstance(result := value.get("result"), dict):
             # Cloudflare Workers AI.
             self._see_part(result)

@@ -1,6 +1,5 @@
 """The tokens and the cost that a provider reports, under whatever names; docs/providers.md says what is read where."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -80,7 +79,8 @@ def _openai_or_anthropic(usage: Usage) -> TokenUsage:
     by_lifetime = _object(usage, "cache_creation")
     if created is None and by_lifetime:
         created = _sum(*(_count(by_lifetime, name) for name in _LIFETIMES))
-    details = _object(usage, "prompt_tokens_details", "input_tokens_details")
+    # OpenAI's Realtime API leaves the s out.
+    details = _object(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     if details:
         read = _count(details, "cached_tokens", "cache_read_input_tokens") if read is None else read
         created = _count(details, "cache_write_tokens", "cache_creation_input_tokens") if created is None else created
@@ -88,7 +88,8 @@ def _openai_or_anthropic(usage: Usage) -> TokenUsage:
         # Anthropic's input_tokens leaves out what the cache read and wrote. OpenTelemetry's has it in, and so has
         # what MLflow's own gateway makes of it (gateway/providers/anthropic.py).
         input_tokens = _sum(input_tokens, read, created)
-    thoughts = _count(_object(usage, "completion_tokens_details", "output_tokens_details"), *_THOUGHTS)
+    written = _object(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
+    thoughts = _count(written, "reasoning_tokens", "thinking_tokens")
     thoughts = _count(usage, "reasoning_tokens") if thoughts is None else thoughts
     if thoughts and output_tokens is not None and _sum(input_tokens, output_tokens, thoughts) == total:
         # xAI counts reasoning beside completion_tokens, OpenAI within; the total tells which.
@@ -97,7 +98,6 @@ def _openai_or_anthropic(usage: Usage) -> TokenUsage:
 
 
 _LIFETIMES = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
-_THOUGHTS = ("reasoning_tokens", "thinking_tokens")
 
 
 def _gemini(usage: Usage) -> TokenUsage:
@@ -155,7 +155,7 @@ def _count(usage: Usage, *names: str) -> int | None:
 def _amount(usage: Usage, *names: str) -> float | None:
     for name in names:
         value = usage.get(name)
-        if type(value) in (int, float) and math.isfinite(value) and 0 <= value <= MAX_COST:
+        if isinstance(value, (int, float)) and type(value) is not bool and 0 <= value <= MAX_COST:
             return float(value)
     return None
 
