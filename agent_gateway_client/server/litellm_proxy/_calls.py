@@ -130,9 +130,10 @@ class OpenCall:
         attempt = found.attempt
         attempt.end_time_ns = attempt.end_time_ns or end_ns
         attempt.provider = attempt.provider or read.provider(payload.get("custom_llm_provider"))
-        if attempt.provider is not None:
-            # Without one, a model's name with a slash would read as a provider's.
-            attempt.model = attempt.model or model_name(found.model)
+        asked = model_name(found.model)
+        if attempt.provider is not None or "/" not in (asked or ""):
+            # Where no provider is known, the beginning of a name with a slash would read as one.
+            attempt.model = attempt.model or asked
             attempt.response_model = model_name(getattr(response, "model", None))
         attempt.usage = read.token_usage(payload)
         attempt.cost = read.cost(payload)
