@@ -62,12 +62,15 @@ CALL_IDS = ["litellm_call_id", "litellm_trace_id", "litellm_session_id", "litell
 NAMES = ["custom_llm_provider", "provider", "call_type", "user", "end_user", "user_id", "service_tier", "api_base"]
 
 
+HOLDERS = ["litellm_params", "proxy_server_request", "standard_logging_object", "model_info", "extra_body"]
+"""Objects in which LiteLLM keeps notes; a caller may send them too."""
+
+
 def forged(models: Iterable[str]) -> st.SearchStrategy[dict[str, Any]]:
     """Return metadata that imitates a gateway's notes, some of it with names that the gateway knows."""
-    known = st.sampled_from(list(models))
-    return st.dictionaries(st.sampled_from(NOTES) | texts, known | texts | values, max_size=6).flatmap(
-        lambda notes: (known | texts).map(lambda name: {**notes, "model_info": {"id": name}})
-    )
+    names = st.sampled_from(list(models)) | texts
+    notes = st.dictionaries(st.sampled_from(NOTES), names, max_size=4)
+    return st.builds(lambda noted, name: {**noted, "model_info": {"id": name}}, notes, names)
 
 
 class Question(NamedTuple):
@@ -137,20 +140,23 @@ def questions(models: Iterable[str], more: st.SearchStrategy[str] = sentences) -
         optional={
             "stream": st.booleans(),
             "user": texts,
-            "metadata": st.dictionaries(texts, texts, max_size=2) | forged(models),
+            "metadata": st.dictionaries(texts, texts, max_size=2),
             "stop": st.lists(texts, max_size=2),
             "tools": st.lists(objects, max_size=2),
             "prompt": values,
             "input": values,
-            "litellm_metadata": forged(models) | forged(models).map(json.dumps) | texts,
-            "litellm_params": st.fixed_dictionaries({"metadata": forged(models), "custom_llm_provider": texts}),
-            "model_info": st.fixed_dictionaries({"id": texts}),
-            "tags": st.lists(texts, max_size=2),
-            "proxy_server_request": st.fixed_dictionaries({"url": texts, "headers": st.dictionaries(texts, texts)}),
-            "standard_logging_object": objects,
-            **dict.fromkeys([*NAMES, *CALL_IDS], texts),
         },
     )
+    notes = forged(models)
+    fields = st.fixed_dictionaries({"metadata": notes, "custom_llm_provider": texts})
+    imitations = (
+        st.builds(lambda name, text: {name: text}, st.sampled_from([*NAMES, *CALL_IDS]), texts)
+        | st.builds(lambda name, noted: {name: noted}, st.sampled_from(["metadata", "litellm_metadata"]), notes)
+        | st.builds(lambda noted: {"litellm_metadata": json.dumps(noted)}, notes)
+        | st.builds(lambda name, held: {name: held}, st.sampled_from(HOLDERS), fields)
+        | st.builds(lambda text: {"tags": [text]}, texts)
+    )
+    bodies = st.builds(lambda body, *more: {**body, **more[0], **more[1]}, bodies, imitations, imitations)
     junk = st.builds(lambda text: text.encode("utf-8", "replace"), texts)
     return st.builds(
         lambda query, lines, states, body: Question(query, [*lines, *states], body),

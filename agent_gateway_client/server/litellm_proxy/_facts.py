@@ -141,7 +141,12 @@ def endpoint(facts: Facts) -> str | None:
 
 def _configured_deployment(deployment_id: str | None) -> Any:
     router = _router()
-    return None if router is None or deployment_id is None else router.get_deployment(model_id=deployment_id)
+    if router is None or deployment_id is None:
+        return None
+    if registry := getattr(router, "registry", None):
+        # LiteLLM 1.110 warns of the method.
+        return registry().deployment(deployment_id)
+    return router.get_deployment(model_id=deployment_id)
 
 
 def _router() -> Any:
