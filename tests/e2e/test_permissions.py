@@ -22,7 +22,9 @@ PASSWORD = "a password of the tests"
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
     """MLflow's basic-auth app with the companion around it, two users, and an administrator."""
     directory = tmp_path_factory.mktemp("permissions")
-    (directory / "auth.ini").write_text(AUTH)
+    # MLflow 3.15 wants the administrator in here, and not in the environment.
+    administrator = f"admin_username = {CREDENTIALS[0]}\nadmin_password = {CREDENTIALS[1]}\n"
+    (directory / "auth.ini").write_text(AUTH + administrator)
     environment = {
         "AGENT_GATEWAY_MLFLOW_APP": "basic-auth",
         "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
