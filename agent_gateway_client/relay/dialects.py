@@ -12,6 +12,7 @@ OpenInference, OpenLLMetry, LiteLLM (``integrations/opentelemetry.py`` and ``int
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from agent_gateway_client.names import GATEWAY_SPAN_PREFIX
 from agent_gateway_client.relay.spans import IncomingSpan
 
 OWN_SERVICE = "agent-gateway"
@@ -51,6 +52,7 @@ class Dialect:
 _GEN_AI: Keys = {
     "provider": ("gen_ai.provider.name", "gen_ai.system"),
     "model": ("gen_ai.request.model", "gen_ai.response.model"),
+    "response_model": ("gen_ai.response.model",),
     "endpoint": ("gen_ai.request.model",),
     "operation": ("gen_ai.operation.name",),
     "input_tokens": ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens"),
@@ -58,9 +60,11 @@ _GEN_AI: Keys = {
     "total_tokens": ("gen_ai.usage.total_tokens",),
     "cache_read_input_tokens": ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens"),
     "cache_creation_input_tokens": (
+        "gen_ai.usage.cache_write.input_tokens",
         "gen_ai.usage.cache_creation.input_tokens",
         "gen_ai.usage.cache_creation_input_tokens",
     ),
+    "reasoning_output_tokens": ("gen_ai.usage.reasoning.output_tokens",),
     "finish_reason": ("gen_ai.response.finish_reasons", "gen_ai.response.finish_reason"),
     "streaming": ("gen_ai.request.stream", "gen_ai.request.is_stream"),
     "first_chunk_seconds": ("gen_ai.response.time_to_first_chunk", "gen_ai.server.time_to_first_token"),
@@ -191,7 +195,7 @@ def is_own(span: IncomingSpan) -> bool:
 
 
 def _is_own_attempt(span: IncomingSpan) -> bool:
-    return is_own(span) and span.name.startswith("provider")
+    return is_own(span) and not span.name.startswith((GATEWAY_SPAN_PREFIX, "engine"))
 
 
 OWN = Dialect("the companion", _is_own_attempt, _OWN, parent_is_root=True)

@@ -172,6 +172,7 @@ def attempt_of(span: IncomingSpan, facts: Facts, span_id: int) -> Attempt:
         usage=facts.usage,
         cost=facts.cost,
         finish_reason=facts.finish_reason,
+        response_model=facts.name("response_model"),
         span_id=span_id,
     )
 

@@ -40,8 +40,8 @@ new_span_id = RandomIdGenerator().generate_span_id
 class TokenUsage:
     """Tokens as the provider reported them; ``None`` for what it did not report.
 
-    ``input_tokens`` contains the cached ones, as in MLflow and OpenTelemetry. What is not a count of tokens is left out
-    with a warning: a gateway's request must not fail because of it.
+    ``input_tokens`` contains the cached ones and ``output_tokens`` the reasoning, as in MLflow and OpenTelemetry. What
+    is not a count of tokens is left out with a warning: a gateway's request must not fail because of it.
     """
 
     input_tokens: int | None = None
@@ -49,6 +49,7 @@ class TokenUsage:
     total_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    reasoning_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -83,7 +84,8 @@ class Attempt:
 
     Attributes:
         provider: The provider's name in the gateway's configuration, like ``openai``.
-        model: The provider's name for the model, like ``gpt-4o-mini``.
+        model: The model that the provider is asked for, in the provider's words, like ``gpt-4o-mini``.
+        response_model: The model that has answered, as the provider says, like ``gpt-4o-mini-2024-07-18``.
         start_time_ns: Nanoseconds since the epoch.
         end_time_ns: Nanoseconds since the epoch; ``None`` while the attempt is under way. One that is never ended
             lasts as long as its call.
@@ -100,6 +102,7 @@ class Attempt:
     cost: Cost | None = None
     finish_reason: str | None = None
     span_id: int = field(default_factory=new_span_id)
+    response_model: str | None = None
 
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
         """Note that the attempt is over, and what it failed of if it did. Only the first time counts."""
@@ -173,6 +176,8 @@ class GatewayCall:
             here. ``span_id`` is that mirror's.
         caller_is_known: Whether the gateway has let the caller in. A gateway sets it once it has checked the caller's
             key; what it refuses after that is mirrored too. It is not in the mirror.
+        user: The gateway's name of the caller, where it says which traces the caller may write to. It is not in the
+            mirror.
     """
 
     parent: TraceContext
@@ -195,6 +200,7 @@ class GatewayCall:
     engine_runs: list[EngineRun] = field(default_factory=list)
     mirrored_elsewhere: bool = False
     caller_is_known: bool = False
+    user: str | None = None
 
     def is_refused(self) -> bool:
         """Tell whether the caller was turned away, as far as is known, before the gateway had let it in.
@@ -260,7 +266,10 @@ class GatewayCall:
             _correct_times(run)
 
 
-_CALL_TEXTS = tuple(one.name for one in fields(GatewayCall) if one.type in (str | None, Operation))
+# A user's name that was cut would be another user's.
+_CALL_TEXTS = tuple(
+    one.name for one in fields(GatewayCall) if one.type in (str | None, Operation) and one.name != "user"
+)
 _ENGINE_TEXTS = tuple(one.name for one in fields(EngineRun) if one.type == str | None)
 _ATTEMPT_TEXTS = tuple(one.name for one in fields(Attempt) if one.type == str | None)
 _NANOSECONDS = "nanoseconds since the epoch as an int"

@@ -1,8 +1,8 @@
 """A gateway call to mirror spans. The only place that names span attributes.
 
-Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under
-it; below an attempt, ``engine/<model>`` where the model server tells what it did. The vocabulary is closed, and every
-text is cut to a bounded, printable name.
+Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under it
+(OpenTelemetry calls that ``<operation> <model>``); below an attempt, ``engine/<model>`` where the model server tells
+what it did. The vocabulary is closed, and every text is cut to a bounded, printable name.
 """
 
 import json
@@ -61,10 +61,9 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
     for attempt in call.attempts:
         start = min(max(attempt.start_time_ns, call.start_time_ns), end)
         attempt_end = end if attempt.end_time_ns is None else attempt.end_time_ns
-        path = [name for name in (_name(attempt.provider), _name(attempt.model)) if name]
         spans.append(
             _span(
-                PROVIDER_SPAN_PREFIX + "/".join(path) if path else "provider",
+                _attempt_name(attempt, call, convention),
                 call,
                 parent_id=gateway_id,
                 span_id=_free(attempt.span_id, taken),
@@ -95,6 +94,15 @@ def _gateway_span(call: GatewayCall, span_id: int, end: int, convention: Convent
         convention=convention,
         kind=SpanKind.SERVER,
     )
+
+
+def _attempt_name(attempt: Attempt, call: GatewayCall, convention: Convention) -> str:
+    """Return the name of an attempt's span: OpenTelemetry's ``{operation} {model}`` where it knows the operation."""
+    model = _name(attempt.model or attempt.response_model)
+    if convention is Convention.OTEL and call.operation != "other":
+        return " ".join(filter(None, (call.operation, model)))
+    path = [name for name in (_name(attempt.provider), model) if name]
+    return PROVIDER_SPAN_PREFIX + "/".join(path) if path else "provider"
 
 
 def _engine_span(run: EngineRun, call: GatewayCall, span_id: int, end: int, convention: Convention) -> ReadableSpan:
@@ -146,7 +154,7 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     # The gateway's own trace has it in its metadata.
     route = None if linked else "mlflow.gateway.requestType"
     yield route, "agent_gateway.request.type", _name(call.request_type)
-    yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation
+    # No operation and no model: to OpenTelemetry this is no inference, which is counted once, as the attempt.
     yield "gen_ai.request.stream", "gen_ai.request.stream", call.streaming
     yield "http.response.status_code", "http.response.status_code", call.http_status
     yield "gen_ai.response.time_to_first_chunk", "gen_ai.response.time_to_first_chunk", seconds
@@ -191,14 +199,20 @@ def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
     provider = _name(attempt.provider)
     yield "mlflow.llm.provider", None, provider
     yield None, "gen_ai.provider.name", _WELL_KNOWN_PROVIDERS.get(provider.lower(), provider) if provider else None
-    yield "mlflow.llm.model", "gen_ai.request.model", _name(attempt.model)
+    model, response_model = _name(attempt.model), _name(attempt.response_model)
+    yield "mlflow.llm.model", None, model or response_model
+    yield None, "gen_ai.request.model", model
+    is_another = model is not None and response_model != model
+    yield "gen_ai.response.model", None, response_model if is_another else None
+    yield None, "gen_ai.response.model", response_model
     yield None, "gen_ai.operation.name", None if call.operation == "other" else call.operation
     if usage is not None:
         yield "mlflow.chat.tokenUsage", None, _tokens(usage) or None
         yield None, "gen_ai.usage.input_tokens", usage.input_tokens
         yield None, "gen_ai.usage.output_tokens", usage.output_tokens
         yield None, "gen_ai.usage.cache_read.input_tokens", usage.cache_read_input_tokens
-        yield None, "gen_ai.usage.cache_creation.input_tokens", usage.cache_creation_input_tokens
+        yield None, "gen_ai.usage.cache_write.input_tokens", usage.cache_creation_input_tokens
+        yield None, "gen_ai.usage.reasoning.output_tokens", usage.reasoning_output_tokens
     if cost is not None:
         yield "mlflow.llm.cost", None, _known_fields(cost)
         yield None, "agent_gateway.cost.total", cost.total_cost
@@ -207,7 +221,8 @@ def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
 
 
 def _engine_facts(run: EngineRun) -> Iterator[Fact]:
-    yield "mlflow.llm.model", "gen_ai.request.model", _name(run.model)
+    # Not the request's: a span with that is taken for an inference.
+    yield "mlflow.llm.model", "gen_ai.response.model", _name(run.model)
     for name, seconds in (
         ("gen_ai.latency.time_in_queue", run.queue_seconds),
         ("gen_ai.latency.time_in_model_prefill", run.prefill_seconds),
@@ -298,8 +313,10 @@ def _error_name(error_type: str | None) -> str | None:
 
 
 def _tokens(usage: TokenUsage) -> dict[str, int]:
-    """Return the tokens by MLflow's names; that none were cached goes without saying."""
-    return {name: tokens for name, tokens in _known_fields(usage).items() if tokens or not name.startswith("cache_")}
+    """Return the tokens by MLflow's names, which has none for reasoning; that none were cached goes without saying."""
+    known = _known_fields(usage)
+    known.pop("reasoning_output_tokens", None)
+    return {name: tokens for name, tokens in known.items() if tokens or not name.startswith("cache_")}
 
 
 def _known_fields(facts: Any) -> dict[str, Any]:

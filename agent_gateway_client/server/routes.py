@@ -26,6 +26,16 @@ _ROUTES: dict[str, Operation] = {
     ":streamGenerateContent": "generate_content",
     ":embedContent": "embeddings",
     ":batchEmbedContents": "embeddings",
+    # Bedrock, Cohere, Ollama and Text Generation Inference; what else they call their routes says too little.
+    "/converse": "chat",
+    "/converse-stream": "chat",
+    "/invoke-with-response-stream": "chat",
+    "/v2/chat": "chat",
+    "/v2/embed": "embeddings",
+    "/api/chat": "chat",
+    "/api/generate": "text_completion",
+    "/api/embed": "embeddings",
+    "/generate_stream": "text_completion",
     # Claude on Vertex AI.
     ":rawPredict": "chat",
     ":streamRawPredict": "chat",
@@ -35,6 +45,7 @@ that are left out: they list, store or count, and ask nothing of a model.
 """
 
 _SUFFIXES = tuple(_ROUTES)
+_BEDROCK = ("converse", "converse-stream", "invoke", "invoke-with-response-stream")
 
 
 def is_model_call(scope: Mapping[str, Any]) -> bool:
@@ -52,9 +63,12 @@ def route_of(path: str) -> tuple[str, Operation] | None:
 
 
 def model_in_path(path: str) -> str | None:
-    """Return the model that Gemini's paths name, or the deployment that Azure's do."""
+    """Return the model that Gemini's and Bedrock's paths name, or the deployment that Azure's do."""
     model, colon, method = path.rpartition("/models/")[2].partition(":")
     if colon and method and "/" not in model + method:
         return model or None
+    model, _, method = path.partition("/model/")[2].partition("/")
+    if model and method in _BEDROCK:
+        return model
     deployment, _, rest = path.partition("/deployments/")[2].partition("/")
     return (rest and deployment) or None

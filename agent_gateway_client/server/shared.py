@@ -85,6 +85,10 @@ class _MadeWhenNeeded(Destination):
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         return self.make().locate(traces)
 
+    def admits(self, user: str | None, place: Place) -> bool:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
+        return self.make().admits(user, place)
+
     def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> int | None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         return self.make().send(spans, place)

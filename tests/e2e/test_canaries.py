@@ -3,6 +3,7 @@
 The gateways send over OTLP, and the exact bytes are searched. 10,000 examples each with NIGHTLY.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,20 @@ from hypothesis import strategies as st
 
 from agent_gateway_client.demo._endpoints import Endpoints
 from agent_gateway_client.demo.gateway import DemoGateway
-from tests.support.canaries import EXAMPLES, Answer, Question, answers, body_of, headers_of, questions, search, words
+from tests.support.canaries import (
+    CANARY,
+    EXAMPLES,
+    Answer,
+    CanaryFound,
+    Question,
+    answers,
+    body_of,
+    headers_of,
+    questions,
+    search,
+    sentences,
+    words,
+)
 from tests.support.e2e import CHAT, DEADLINE_S, wait_for
 from tests.support.hostile_provider import OK, HostileProvider
 from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy, configuration
@@ -39,8 +53,25 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def environment(receiver: Receiver) -> dict[str, str]:
-    return {"AGENT_GATEWAY_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+ROOT = Path(__file__).parents[2]
+
+
+def environment(receiver: Receiver, leaking: bool = False) -> dict[str, str]:
+    """Return the variables of a gateway that sends to a receiver, perhaps with a leak."""
+    variables = {"AGENT_GATEWAY_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
+    if leaking:
+        variables["AGENT_GATEWAY_MAY_JOIN"] = "tests.support.leaking:may_join"
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return variables
+
+
+def assert_leak_is_found(receiver: Receiver, client: httpx.Client, path: str) -> None:
+    """Send a canary to a gateway with a leak, and find it."""
+    body = {"model": "chat", **CHAT}
+    client.post(path, json=body, headers={"traceparent": TRACEPARENT, "user-agent": f"{CANARY} said"})
+    with pytest.raises(CanaryFound):
+        wait_for("the mirror", lambda: search(receiver))
+    receiver.requests.clear()
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +175,12 @@ def _answers(url: str) -> bool:
         return False
 
 
+FORGED = f"00-{'f0' * 16}-{'f0' * 8}-01"
+LAST = f"00-{'1a' * 16}-{'1a' * 8}-01"
+LITELLM_MODELS = ["chat", "fallback", "claude", "embeddings"]
+wildcards = sentences.map(lambda text: f"any/{text}")
+"""Models that fit a wildcard: their names are the caller's own."""
+
 LITELLM_PATHS = [
     "/v1/chat/completions",
     "/v1/embeddings",
@@ -151,6 +188,12 @@ LITELLM_PATHS = [
     "/v1/completions",
     "/v1/messages",
     "/raw/chat/completions",
+    "/v1/rerank",
+    "/v1/images/generations",
+    "/v1/audio/speech",
+    "/v1/moderations",
+    "/v1/batches",
+    "/v1beta/models/chat:generateContent",
 ]
 
 
@@ -167,7 +210,7 @@ def test_litellm(provider: HostileProvider, tmp_path: Path):
             client = httpx.Client(base_url=proxy.url, headers=authorization, timeout=DEADLINE_S)
 
             @ONCE
-            @given(questions(["chat", "fallback", "claude", "embeddings"]), answers, st.sampled_from(LITELLM_PATHS))
+            @given(questions(LITELLM_MODELS, sentences | wildcards), answers, st.sampled_from(LITELLM_PATHS))
             def check(question: Question, answer: Answer, path: str) -> None:
                 nonlocal mirrors
                 provider.answer = answer
@@ -178,5 +221,39 @@ def test_litellm(provider: HostileProvider, tmp_path: Path):
             with client:
                 check()
                 provider.answer = OK
+                for headers in ({}, {"authorization": "Bearer sk-wrong"}):
+                    imitate(proxy.url, headers)
+                client.post("/v1/chat/completions", json={"model": "chat", **CHAT}, headers={"traceparent": LAST})
+        # Sent in order: the imitations would be before the last one.
+        arrived = {span.trace_id.hex() for span in receiver.spans}
+        assert LAST[3:35] in arrived
+        assert FORGED[3:35] not in arrived
         mirrors += search(receiver)
     assert mirrors > EXAMPLES.max_examples / 4
+
+
+def imitate(url: str, headers: dict[str, str]) -> None:
+    """Send a body that imitates the proxy's own notes of a request, without a key that is valid."""
+    notes = {"url": f"{url}/v1/chat/completions", "method": "POST", "headers": {"traceparent": FORGED}}
+    body = {"model": "chat", "proxy_server_request": notes, "litellm_params": {"proxy_server_request": notes}, **CHAT}
+    assert not httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=DEADLINE_S).is_success
+
+
+def test_a_leak_of_mlflows_gateway_is_found(provider: HostileProvider, tmp_path: Path):
+    """The same search finds what an MLflow AI Gateway with a leak sends."""
+    with Receiver() as receiver, DemoGateway(directory=tmp_path, env=environment(receiver, True)) as gateway:
+        receiver.requests.clear()
+        with httpx.Client(base_url=gateway.gateway_url, timeout=DEADLINE_S) as client:
+            assert_leak_is_found(receiver, client, "/openai/v1/chat/completions")
+
+
+def test_a_leak_of_a_litellm_proxy_is_found(provider: HostileProvider, tmp_path: Path):
+    """The same search finds what a LiteLLM Proxy with a leak sends."""
+    config, headers = configuration(provider.url), {"authorization": f"Bearer {MASTER_KEY}"}
+    provider.answer = OK
+    with (
+        Receiver() as receiver,
+        LiteLLMProxy(tmp_path, config, **environment(receiver, True)) as proxy,
+        httpx.Client(base_url=proxy.url, headers=headers, timeout=DEADLINE_S) as client,
+    ):
+        assert_leak_is_found(receiver, client, "/v1/chat/completions")

@@ -40,7 +40,7 @@ def test_only_mirrors_go_to_the_collector(exporting: DemoGateway, receiver: Rece
     assert CANARY in answer.text
     wait_for("the mirror", lambda: len(receiver.spans) >= 2)
     mirror, attempt = receiver.spans
-    assert (mirror.name, attempt.name) == ("gateway/chat", "provider/openai/gpt-4o-mini")
+    assert (mirror.name, attempt.name) == ("gateway/chat", "chat gpt-4o-mini")
     assert {span.trace_id.hex() for span in receiver.spans} == {trace_id}
     assert mirror.parent_span_id.hex() == span_id
 

@@ -29,7 +29,7 @@ def ids(call: GatewayCall) -> list[tuple[str, int, int]]:
     """Return kind, id and parent's id of each mirror of a call."""
     return [
         (made.name.partition("/")[0], made.context.span_id, made.parent.span_id)
-        for made in mirror(call, Convention.OTEL)
+        for made in mirror(call, Convention.MLFLOW)
         if made.context and made.parent
     ]
 
@@ -151,7 +151,7 @@ def test_an_engine_below_its_attempt():
     assert ids(call)[2] == ("engine", 4, 2)
     facts = dict(mirror(call, Convention.OTEL)[2].attributes or {})
     assert facts == {
-        "gen_ai.request.model": "llama",
+        "gen_ai.response.model": "llama",
         "gen_ai.latency.time_in_queue": 1.25,
         "gen_ai.latency.time_in_model_prefill": 0.5,
         "gen_ai.latency.time_in_model_decode": 2.0,

@@ -32,7 +32,7 @@ Made = set[tuple[int, str, int]]
 
 def made_of(spans: list[Span]) -> Made:
     """Return id, kind and parent of each mirror that a relay makes of spans."""
-    made = (one for call in collected(read(spans)) for one in mirror(call, Convention.OTEL))
+    made = (one for call in collected(read(spans)) for one in mirror(call, Convention.MLFLOW))
     return {
         (one.context.span_id, one.name.partition("/")[0], one.parent.span_id)
         for one in made

@@ -33,10 +33,12 @@ TEXTS = {
     (GatewayCall, "server_address"),
     (GatewayCall, "error_type"),
     (GatewayCall, "workspace"),
+    (GatewayCall, "user"),
     (Attempt, "provider"),
     (Attempt, "model"),
     (Attempt, "error_type"),
     (Attempt, "finish_reason"),
+    (Attempt, "response_model"),
     (EngineRun, "model"),
     (EngineRun, "error_type"),
 }

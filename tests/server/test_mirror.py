@@ -56,6 +56,7 @@ def test_what_mlflow_is_told():
         "mlflow.spanType": "LLM",
         "mlflow.llm.provider": "anthropic",
         "mlflow.llm.model": "claude-3-5-haiku",
+        "gen_ai.response.model": "claude-3-5-haiku-20241022",
         "mlflow.chat.tokenUsage": {
             "input_tokens": 10,
             "output_tokens": 5,
@@ -107,14 +108,13 @@ def test_nothing_goes_without_saying_for_opentelemetry():
         "server.port": 5000,
         "mlflow.gateway.linkedTraceId": "tr-0000000000000000000000000000000b",
         "agent_gateway.request.type": "unified/chat",
-        "gen_ai.operation.name": "chat",
         "gen_ai.request.stream": False,
         "http.response.status_code": 200,
     }
     facts = attributes_of(attempt)
     assert list(facts["gen_ai.response.finish_reasons"]) == ["stop"]
     assert facts["gen_ai.usage.cache_read.input_tokens"] == 0
-    assert facts["gen_ai.usage.cache_creation.input_tokens"] == 0
+    assert facts["gen_ai.usage.cache_write.input_tokens"] == 0
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,6 @@ def test_what_opentelemetry_is_told():
         "server.port": 5000,
         "mlflow.gateway.linkedTraceId": "tr-0000000000000000000000000000000b",
         "agent_gateway.request.type": "unified/chat",
-        "gen_ai.operation.name": "chat",
         "gen_ai.request.stream": True,
         "http.response.status_code": 206,
         "gen_ai.response.time_to_first_chunk": 1.5,
@@ -189,11 +188,13 @@ def test_what_opentelemetry_is_told():
     assert answered_facts == {
         "gen_ai.provider.name": "anthropic",
         "gen_ai.request.model": "claude-3-5-haiku",
+        "gen_ai.response.model": "claude-3-5-haiku-20241022",
         "gen_ai.operation.name": "chat",
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 5,
         "gen_ai.usage.cache_read.input_tokens": 4,
-        "gen_ai.usage.cache_creation.input_tokens": 2,
+        "gen_ai.usage.cache_write.input_tokens": 2,
+        "gen_ai.usage.reasoning.output_tokens": 3,
         "agent_gateway.cost.total": 0.3,
     }
 

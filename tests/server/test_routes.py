@@ -34,10 +34,12 @@ def test_a_row_of_the_table(path: str, name: str, operation: str, slash: str):
         ("/v1/projects/p/publishers/anthropic/models/claude@1:rawPredict", "claude@1"),
         ("/openai/deployments/ours/chat/completions", "ours"),
         ("/openai/deployments/ours", None),
+        ("/model/anthropic.claude-v2%3A1/converse-stream", "anthropic.claude-v2%3A1"),
+        ("/model/meta.llama/else", None),
         ("/v1/models/a/b:generateContent", None),
         ("/v1/chat/completions", None),
     ],
 )
 def test_the_model_in_a_path(path: str, model: str | None):
-    """Gemini's and Vertex AI's paths name the model, and Azure's the deployment."""
+    """Gemini's, Vertex AI's and Bedrock's paths name the model, and Azure's the deployment."""
     assert model_in_path(path) == model

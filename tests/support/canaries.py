@@ -51,6 +51,28 @@ messages = st.lists(
 )
 
 
+NOTES = [
+    "model_group", "original_model_group", "model_group_alias", "deployment_model_name", "deployment", "api_base",
+    "user_api_key_auth", "user_api_key_alias", "user_api_key_user_id", "tags", "endpoint", "endpoint_id", "trace_id",
+    "session_id", "generation_name", "requester_metadata", "headers", "previous_models", "caching_groups",
+]  # fmt: skip
+"""What gateways note themselves in a request's metadata; a caller may send it too."""
+
+CALL_IDS = ["litellm_call_id", "litellm_trace_id", "litellm_session_id", "litellm_logging_obj", "id", "request_id"]
+NAMES = ["custom_llm_provider", "provider", "call_type", "user", "end_user", "user_id", "service_tier", "api_base"]
+
+
+HOLDERS = ["litellm_params", "proxy_server_request", "standard_logging_object", "model_info", "extra_body"]
+"""Objects in which LiteLLM keeps notes; a caller may send them too."""
+
+
+def forged(models: Iterable[str]) -> st.SearchStrategy[dict[str, Any]]:
+    """Return metadata that imitates a gateway's notes, some of it with names that the gateway knows."""
+    names = st.sampled_from(list(models)) | texts
+    notes = st.dictionaries(st.sampled_from(NOTES), names, max_size=4)
+    return st.builds(lambda noted, name: {**noted, "model_info": {"id": name}}, notes, names)
+
+
 class Question(NamedTuple):
     """What a caller sends beside its ``traceparent``.
 
@@ -71,7 +93,26 @@ def _header_value(text: str) -> str:
 
 header_values = texts.map(_header_value)
 named_headers = st.sampled_from(
-    ["user-agent", "cookie", "referer", "x-request-id", "openai-organization", "x-api-key", "forwarded", "from"]
+    [
+        "user-agent",
+        "cookie",
+        "referer",
+        "x-request-id",
+        "openai-organization",
+        "x-api-key",
+        "forwarded",
+        "from",
+        "x-forwarded-host",
+        "anthropic-beta",
+        "openai-project",
+        "x-litellm-call-id",
+        "x-litellm-trace-id",
+        "x-litellm-session-id",
+        "x-litellm-tags",
+        "x-litellm-end-user-id",
+        "x-litellm-customer-id",
+        "x-litellm-spend-logs-metadata",
+    ]
 )
 header_lines = st.lists(
     st.tuples(named_headers, header_values)
@@ -93,8 +134,9 @@ def questions(models: Iterable[str], more: st.SearchStrategy[str] = sentences) -
         models: Models or endpoints that it has.
         more: What is asked for in their place, some of the time.
     """
+    models = list(models)
     bodies = st.fixed_dictionaries(
-        {"model": st.sampled_from(list(models)) | more, "messages": messages},
+        {"model": st.sampled_from(models) | more, "messages": messages},
         optional={
             "stream": st.booleans(),
             "user": texts,
@@ -103,9 +145,18 @@ def questions(models: Iterable[str], more: st.SearchStrategy[str] = sentences) -
             "tools": st.lists(objects, max_size=2),
             "prompt": values,
             "input": values,
-            "provider": texts,
         },
     )
+    notes = forged(models)
+    fields = st.fixed_dictionaries({"metadata": notes, "custom_llm_provider": texts})
+    imitations = (
+        st.builds(lambda name, text: {name: text}, st.sampled_from([*NAMES, *CALL_IDS]), texts)
+        | st.builds(lambda name, noted: {name: noted}, st.sampled_from(["metadata", "litellm_metadata"]), notes)
+        | st.builds(lambda noted: {"litellm_metadata": json.dumps(noted)}, notes)
+        | st.builds(lambda name, held: {name: held}, st.sampled_from(HOLDERS), fields)
+        | st.builds(lambda text: {"tags": [text]}, texts)
+    )
+    bodies = st.builds(lambda body, *more: {**body, **more[0], **more[1]}, bodies, imitations, imitations)
     junk = st.builds(lambda text: text.encode("utf-8", "replace"), texts)
     return st.builds(
         lambda query, lines, states, body: Question(query, [*lines, *states], body),

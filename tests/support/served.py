@@ -14,12 +14,12 @@ from tests.support.server import DEADLINE_S
 class Served:
     """An application under uvicorn, in a thread, as a context manager; gives the server's URL."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, ws: str = "none") -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
-            ws="none",
+            ws=ws,  # type: ignore[arg-type]
             timeout_graceful_shutdown=5,
             timeout_keep_alive=KEEP_ALIVE_S,
         )

@@ -50,9 +50,10 @@ def full_call(**facts: Any) -> GatewayCall:
                 model="claude-3-5-haiku",
                 start_time_ns=4_000,
                 end_time_ns=8_000,
-                usage=TokenUsage(10, 5, 15, 4, 2),
+                usage=TokenUsage(10, 5, 15, 4, 2, 3),
                 cost=Cost(0.1, 0.2, 0.3),
                 finish_reason="length",
+                response_model="claude-3-5-haiku-20241022",
             ),
         ],
     }

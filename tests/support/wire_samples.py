@@ -56,7 +56,7 @@ CHAT_USAGE = {
     "prompt_tokens_details": {"cached_tokens": 64, "audio_tokens": 0},
     "completion_tokens_details": {"reasoning_tokens": 8},
 }
-CHAT_FACTS = ResponseFacts(MODEL, TokenUsage(100, 20, 120, 64), "tool_calls")
+CHAT_FACTS = ResponseFacts(MODEL, TokenUsage(100, 20, 120, 64, None, 8), "tool_calls")
 
 
 def chat_chunk(delta: Any, finish_reason: str | None = None, **more: Any) -> Any:
@@ -128,7 +128,7 @@ RESPONSE = {
     "user": None,
     "metadata": {"model": CANARY, "usage": TEXT},
 }
-RESPONSE_FACTS = ResponseFacts(MODEL, TokenUsage(36, 87, 123, 0), "completed")
+RESPONSE_FACTS = ResponseFacts(MODEL, TokenUsage(36, 87, 123, 0, None, 0), "completed")
 RESPONSE_EVENTS: list[Any] = [
     {"type": "response.created", "response": {**RESPONSE, "status": "in_progress", "output": [], "usage": None}},
     {"type": "response.output_text.delta", "delta": TEXT},
@@ -137,7 +137,7 @@ RESPONSE_EVENTS: list[Any] = [
 ]
 
 GEMINI = "gemini-2.0-flash-001"
-GEMINI_FACTS = ResponseFacts(GEMINI, TokenUsage(15, 9, 24, 4), "MAX_TOKENS")
+GEMINI_FACTS = ResponseFacts(GEMINI, TokenUsage(15, 9, 24, 4, None, 2), "MAX_TOKENS")
 GENERATED = {
     "candidates": [{"content": {"role": "model", "parts": [{"text": TEXT}]}, "finishReason": "MAX_TOKENS", "index": 0}],
     "usageMetadata": {

@@ -10,6 +10,8 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
 from agent_gateway_client.server.asgi.pages import is_for_page, serve_page
+from agent_gateway_client.server.asgi.websocket import REALTIME, Session, is_realtime
+from agent_gateway_client.server.asgi.websocket import end as end_session
 from agent_gateway_client.server.call import NOBODY, GatewayCall, current_call, status_code
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.joining import MayJoin, joins
@@ -44,6 +46,8 @@ class GatewayTracingMiddleware:
             environment that cannot work makes the application's start fail.
         is_call: Which requests are calls of a model, by ASGI scope; by default the POSTs to the routes of the OpenAI,
             Anthropic and Gemini APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`).
+            Websockets are not asked about: those whose path ends with ``/realtime`` are sessions of a model, with one
+            mirror each.
         endpoint: The endpoint's name, or what returns it for an ASGI scope after the request was served. By default
             the ``model`` that the request asks for, if the gateway's answer was a success; else the caller could write
             into the trace what it likes, and the call is named after its route.
@@ -109,6 +113,13 @@ class GatewayTracingMiddleware:
                 if is_traced:
                     await self._mirrored(call, self.exporter, scope, receive, send)
                     return
+        elif scope["type"] == "websocket" and self.exporter is not None and is_realtime(scope):
+            parent = extract(scope["headers"])
+            if parent is not None and parent.sampled:
+                call = GatewayCall(parent, server_address=_address(scope), operation="chat", request_type=REALTIME)
+                await self._session(call, self.exporter, self.application_scope(scope), receive, send)
+                return
+            scope = self.application_scope(scope)
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
             return
@@ -199,6 +210,27 @@ class GatewayTracingMiddleware:
                     finish, scope, request=exchange.request, response=exchange.response, provider=self._provider
                 )
                 exporter.submit(call, details)
+
+    async def _session(self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a realtime session: one call, however many answers it has."""
+        call.streaming = True
+        session = Session(call, receive, send)
+        token, outer = current_call.set(call), model_call.get()
+        if self._upstream_gateways:
+            model_call.set(UpstreamRequests(call, self._upstream_gateways, self.attempt_span_id))
+        try:
+            await self.app(scope, session.receive, session.send)
+        except BaseException as error:
+            call.end(error)
+            raise
+        finally:
+            current_call.reset(token)
+            model_call.set(outer)
+            end_session(call)
+            if self._endpoint is not None and call.endpoint is None:
+                call.endpoint = self._endpoint_of(scope)
+            if not call.is_refused() and (self._may_join is None or await joins(self._may_join, scope)):
+                exporter.submit(call, session.finish(scope, self._provider))
 
     def _answering(self, send: Send, header: tuple[bytes, bytes], call: GatewayCall, scope: Scope) -> Send:
         """Return a ``send`` that adds the probe's answer to the response of a caller who was let in."""

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, status_code
-from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
+from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody, can_be_expanded
 from agent_gateway_client.server.reading.details import is_success
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event
 
@@ -115,10 +115,14 @@ def body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | Compre
             content_type = value.partition(b";")[0].strip().lower()
         elif len(name) == 16 and name.lower() == b"content-encoding":
             encoding = value.strip().lower()
-    call.streaming = content_type in (b"text/event-stream", b"application/x-ndjson")
+    call.streaming = content_type in _STREAMS
     is_json = content_type == b"application/json" or content_type.endswith(b"+json")
     if not (call.streaming or (is_json and is_success(call))):
         return None
     if encoding in (b"", b"identity"):
         return KeptBody()
-    return CompressedBody() if encoding in (b"gzip", b"x-gzip", b"deflate") else None
+    return CompressedBody(encoding) if can_be_expanded(encoding) else None
+
+
+_STREAMS = frozenset({b"text/event-stream", b"application/x-ndjson", b"application/vnd.amazon.eventstream"})
+"""The content types in which answers come piece by piece: most providers', Ollama's, Bedrock's."""

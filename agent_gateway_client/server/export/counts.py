@@ -18,6 +18,7 @@ class Reason(Enum):
     QUEUE_FULL = "queue_full"
     UNKNOWN_TRACE = "unknown_trace"
     OTHER_WORKSPACE = "other_workspace"
+    NOT_ALLOWED = "not_allowed"
     TRACE_GONE = "trace_gone"
     REFUSED = "refused"
     INVALID = "invalid"
@@ -34,6 +35,7 @@ _WHAT_TO_DO = {
     Reason.OTHER_WORKSPACE: (
         "the caller's trace is in another MLflow workspace than the gateway: let the agent trace into the gateway's"
     ),
+    Reason.NOT_ALLOWED: "their callers may not write to the experiment that the trace is in",
     Reason.TRACE_GONE: "the caller's trace was deleted or archived in the meantime",
     Reason.REFUSED: "the store refused them",
     Reason.INVALID: "a field holds what it must not; look at what the gateway sets on current_gateway_call()",

@@ -134,12 +134,16 @@ class _Delivery:
         begun = time.monotonic()
         places = self._places = self._destination.locate(dict.fromkeys(held.key for held in calls))
         self._outcome.looked_up_in = time.monotonic() - begun
+        located = {(held.call.user, places[held.key]) for held in calls if held.key in places}
+        admitted = {(user, place) for user, place in located if self._destination.admits(user, place)}
         groups: defaultdict[Place, list[Held]] = defaultdict(list)
         for held in calls:
-            if held.key in places:
+            if held.key not in places:
+                self._outcome.unknown.append(held)
+            elif (held.call.user, places[held.key]) in admitted:
                 groups[places[held.key]].append(held)
             else:
-                self._outcome.unknown.append(held)
+                self._outcome.dropped.append((held, Reason.NOT_ALLOWED))
         return groups
 
     def _send(self, group: list[Held], place: Place) -> None:

@@ -53,6 +53,18 @@ class Destination:
         """
         return dict.fromkeys(traces, ANYWHERE)
 
+    def admits(self, user: str | None, place: Place) -> bool:
+        """Tell whether calls of a user may be written at a place, as things are now.
+
+        Args:
+            user: The gateway's name of the caller; ``None`` where it has none.
+            place: Where the caller's trace is stored.
+
+        Raises:
+            Unavailable: That cannot be told now.
+        """
+        return True
+
     def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> int | None:
         """Store spans whose traces are all at the same place.
 

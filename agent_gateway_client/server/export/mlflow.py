@@ -7,7 +7,7 @@ it, and one that MLflow does not know yet is left alone.
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -82,12 +82,15 @@ class MlflowDestination(Destination):
 
     Args:
         store: How it is reached.
+        may_write: Tells by a user's name and an experiment's id whether the user's calls may be written there; by
+            default all may, also those of nobody known.
     """
 
     convention = Convention.MLFLOW
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, may_write: Callable[[str, str], bool] | None = None) -> None:
         self._store = store
+        self._may_write = may_write
         self._known: dict[TraceKey, tuple[MlflowPlace, float]] = {}
         self._totals = Totals(store)
 
@@ -121,6 +124,14 @@ class MlflowDestination(Destination):
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         return found
+
+    def admits(self, user: str | None, place: Place) -> bool:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
+        if self._may_write is None:
+            return True
+        assert isinstance(place, MlflowPlace)
+        with self._store.in_workspace(place.workspace):
+            return user is not None and self._may_write(user, place.experiment_id)
 
     def send(self, spans: Sequence[ReadableSpan], place: Place = ANYWHERE) -> None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""

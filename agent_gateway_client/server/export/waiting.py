@@ -180,11 +180,12 @@ def pause_after(seconds: float) -> float:
 
 def size_of(call: GatewayCall) -> int:
     """Estimate the bytes that a call takes while it waits."""
-    texts = (call.endpoint, call.endpoint_id, call.request_type, call.server_address, call.error_type, call.workspace)
-    size = _CALL_BYTES + _bytes_of(texts)
+    texts = (call.endpoint, call.endpoint_id, call.request_type, call.server_address, call.error_type)
+    size = _CALL_BYTES + _bytes_of((*texts, call.workspace, call.user))
     for attempt in call.attempts:
         size += _ATTEMPT_BYTES
-        size += _bytes_of((attempt.provider, attempt.model, attempt.error_type, attempt.finish_reason))
+        size += _bytes_of((attempt.provider, attempt.model, attempt.response_model))
+        size += _bytes_of((attempt.error_type, attempt.finish_reason))
     for run in call.engine_runs:
         size += _ATTEMPT_BYTES + _bytes_of((run.model, run.error_type))
     return size

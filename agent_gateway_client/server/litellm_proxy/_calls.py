@@ -94,12 +94,11 @@ class OpenCall:
             self._suspected_failure = None
             for broken in self._unfinished():
                 broken.attempt.end(_MID_STREAM_FALLBACK)
-        routing = read.routing(details)
-        group = read.configured(routing.get("deployment_model_name"))
+        chosen = read.deployment(details)
         model = read.text(details.get("model"))
-        named_by_configuration = group is not None and "*" not in group
+        named_by_configuration = chosen is not None and chosen.names_model
         attempt = Attempt(read.provider(details.get("custom_llm_provider")), model if named_by_configuration else None)
-        self._add(_Try(attempt, read.deployment_id(routing), model))
+        self._add(_Try(attempt, None if chosen is None else chosen.id, model))
 
     def end_attempt(self, arguments: Facts, error: BaseException | None = None) -> None:
         """Note that a deployment has answered, and its answer was no stream, or that it has failed."""
@@ -131,7 +130,11 @@ class OpenCall:
         attempt = found.attempt
         attempt.end_time_ns = attempt.end_time_ns or end_ns
         attempt.provider = attempt.provider or read.provider(payload.get("custom_llm_provider"))
-        attempt.model = attempt.model or model_name(found.model)
+        asked = model_name(found.model)
+        if attempt.provider is not None or "/" not in (asked or ""):
+            # Where no provider is known, the beginning of a name with a slash would read as one.
+            attempt.model = attempt.model or asked
+            attempt.response_model = model_name(getattr(response, "model", None))
         attempt.usage = read.token_usage(payload)
         attempt.cost = read.cost(payload)
         attempt.finish_reason = read.finish_reason(response)
@@ -263,7 +266,7 @@ class OpenCalls:
             if found is not None or not begin or key in self._closed:
                 return found
             parent = extract(headers)
-            if parent is None or not parent.sampled:
+            if parent is None or not parent.sampled or not read.is_from_proxy(facts):
                 return None
             # No address: LiteLLM makes a request's URL of the Host header, which its caller wrote.
             call = GatewayCall(parent)

@@ -6,7 +6,7 @@ sets, and names that the proxy's configuration knows; the rest may be a caller's
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import litellm
@@ -67,15 +67,64 @@ def server_request(facts: Facts) -> Facts:
     return facts.get("proxy_server_request") or (facts.get("litellm_params") or {}).get("proxy_server_request") or {}
 
 
-def routing(facts: Facts) -> Facts:
-    """Return the metadata in which LiteLLM's router notes what it chose."""
-    params = facts.get("litellm_params") or facts
-    # Which of the two names depends on the route; the other one then holds what the caller sent.
+def is_from_proxy(facts: Facts) -> bool:
+    """Tell whether the proxy has let the request in and noted itself what it keeps of it.
+
+    Before that, what a callback gets of a refused request is its body as the caller wrote it, which may imitate all of
+    the proxy's notes. No body can hold an object that JSON has no form for.
+    """
+    # The pass-through routes keep the framework's own headers, and no metadata.
+    return type(server_request(facts).get("headers")) not in _FROM_JSON or bool(_notes(facts))
+
+
+def _notes(facts: Facts) -> Facts:
+    """Return the metadata that the proxy and its router write to: the one with the caller's ``UserAPIKeyAuth``.
+
+    Which of the two names it has depends on the route; the other one holds what the caller sent.
+    """
+    # A request's own data may have litellm_params too, which are the caller's.
+    params = facts if "proxy_server_request" in facts else facts.get("litellm_params") or {}
     for name in ("litellm_metadata", "metadata"):
         metadata = params.get(name)
-        if isinstance(metadata, Mapping) and "model_group" in metadata:
+        if isinstance(metadata, Mapping) and type(metadata.get("user_api_key_auth")) not in _FROM_JSON:
             return metadata
     return {}
+
+
+_FROM_JSON = frozenset({type(None), bool, int, float, str, list, dict})
+
+
+class Deployment(NamedTuple):
+    """What the configuration says of a deployment that a provider is asked for.
+
+    Attributes:
+        id: LiteLLM's id of it.
+        group: The model group that it is in, which may be a wildcard.
+        requested_group: The model group that the request was for, as far as the router notes it.
+        names_model: Whether the model that the provider is asked for is the configuration's, and not the caller's.
+    """
+
+    id: str
+    group: str
+    requested_group: Any
+    names_model: bool
+
+
+def deployment(details: Facts) -> Deployment | None:
+    """Return the deployment that LiteLLM's router chose, by the details of a call; ``None`` where no router did.
+
+    The router's notes may have been in the request already, and are believed as far as the configuration agrees.
+    """
+    notes = _notes(details)
+    found = _configured_deployment(deployment_id(notes))
+    if found is None or not (group := configured(notes.get("deployment_model_name"))) or group != found.model_name:
+        return None
+    names_model = "*" not in group
+    if names_model and not str(found.litellm_params.model).endswith(str(details.get("model") or "?")):
+        return None
+    # Once there was a fallback, the chosen deployment is of another group than the one that was asked for.
+    requested = notes.get("original_model_group") or notes.get("model_group")
+    return Deployment(found.model_info.id, group, requested, names_model)
 
 
 def endpoint(facts: Facts) -> str | None:
@@ -83,11 +132,25 @@ def endpoint(facts: Facts) -> str | None:
 
     A model that fits a wildcard is named after the wildcard.
     """
-    metadata = routing(facts)
-    group = metadata.get("model_group")
-    requested = metadata.get("original_model_group") or group or facts.get("model")
-    # Once there was a fallback, the chosen deployment is of another group than the one that was asked for.
-    return configured(requested) or (configured(metadata.get("deployment_model_name")) if requested == group else None)
+    chosen = deployment(facts)
+    if chosen is None:
+        return configured(facts.get("model"))
+    is_first = chosen.requested_group == _notes(facts).get("model_group")
+    return configured(chosen.requested_group) or (chosen.group if is_first else None)
+
+
+def _configured_deployment(deployment_id: str | None) -> Any:
+    router = _router()
+    if router is None or deployment_id is None:
+        return None
+    if registry := getattr(router, "registry", None):
+        # LiteLLM 1.110 warns of the method.
+        return registry().deployment(deployment_id)
+    return router.get_deployment(model_id=deployment_id)
+
+
+def _router() -> Any:
+    return getattr(sys.modules.get("litellm.proxy.proxy_server"), "llm_router", None)
 
 
 def provider(name: Any) -> str | None:
@@ -106,7 +169,7 @@ def call_type(facts: Facts) -> str | None:
 
 def configured(name: Any) -> str | None:
     """Return a name if it is one of the proxy's models or aliases."""
-    router = getattr(sys.modules.get("litellm.proxy.proxy_server"), "llm_router", None)
+    router = _router()
     if router is None or not isinstance(name, str):
         return None
     if registry := getattr(router, "registry", None):
@@ -144,6 +207,7 @@ def token_usage(payload: Facts) -> TokenUsage | None:
         # LiteLLM fills in zeros for what the provider does not report.
         cache_read_input_tokens=usage.get("cache_read_input_tokens") or details.get("cached_tokens") or None,
         cache_creation_input_tokens=usage.get("cache_creation_input_tokens") or None,
+        reasoning_output_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or None,
     )
 
 

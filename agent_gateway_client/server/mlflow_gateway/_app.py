@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -29,7 +29,8 @@ from agent_gateway_client.server.export.environment import exporter_from_environ
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore, server_store
 from agent_gateway_client.server.export.otlp import ENDPOINT_VARIABLES, OtlpDestination
-from agent_gateway_client.server.joining import MayJoin, may_join_from_environment
+from agent_gateway_client.server.joining import MAY_JOIN_VARIABLE, MayJoin, may_join_from_environment
+from agent_gateway_client.server.mlflow_gateway._permissions import may_write
 from agent_gateway_client.server.mlflow_gateway._spans import attribute, read_spans
 from agent_gateway_client.server.observed.pages import token_from_environment
 from agent_gateway_client.server.observed.prometheus import make_directory
@@ -127,6 +128,8 @@ class MlflowGateway(GatewayTracingMiddleware):
 
         def finish(call: GatewayCall) -> None:
             call.workspace = _workspace(scope["path"], header)
+            username = state.get("username")
+            call.user = username if isinstance(username, str) else None
             read_spans(call, observed.spans)
             if call.linked is None:
                 _read_state(call, state)
@@ -229,17 +232,29 @@ def _exporter() -> Exporter:
     of them. Whoever wants that says so, by ``MLFLOW_ENABLE_OTLP_EXPORTER=true``.
     """
     # The store is looked up at the first use: MLflow opens it when the first request comes.
-    exporter = exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
+    exporter = exporter_from_environment(_own_store)
     if isinstance(exporter.destination, OtlpDestination) and "MLFLOW_ENABLE_OTLP_EXPORTER" not in os.environ:
         for variable in ENDPOINT_VARIABLES:
             os.environ.pop(variable, None)
     return exporter
 
 
+def _own_store() -> MlflowDestination:
+    """Return the server's own store as the destination.
+
+    With MLflow's users, a mirror is written only to an experiment that its caller may write to, unless the operator
+    says otherwise who may join.
+    """
+    wrapped = _mlflow_apps().get(os.environ.get(APP_VARIABLE, ""))
+    has_users = wrapped is not None and wrapped.module == "mlflow.server.auth"
+    asks_mlflow = has_users and not os.environ.get(MAY_JOIN_VARIABLE)
+    return MlflowDestination(SqlStore(server_store), may_write if asks_mlflow else None)
+
+
 def check_environment() -> None:
     """Raise what a variable of the environment with a value that cannot work would raise later."""
     _wrapped_app()
-    exporter_from_environment(lambda: MlflowDestination(SqlStore(server_store)))
+    exporter_from_environment(_own_store)
     may_join_from_environment()
     token_from_environment()
     # MLflow has metrics of its own, which it makes at its import.
@@ -258,10 +273,15 @@ def _wrapped_app() -> Callable[[], ASGIApp]:
             return cast(ASGIApp, app)
 
         return plain_app
-    apps = {point.name: point for point in entry_points(group="mlflow.app") if point.name != "agent-gateway"}
+    apps = _mlflow_apps()
     if name not in apps:
         raise ConfigurationError(
             f"{APP_VARIABLE} is {name!r}, and no such MLflow app is installed; there are: {', '.join(sorted(apps))}."
         )
     factory: Callable[[], ASGIApp] = apps[name].load()
     return factory
+
+
+def _mlflow_apps() -> dict[str, EntryPoint]:
+    """Return the MLflow apps that can be wrapped, by name."""
+    return {point.name: point for point in entry_points(group="mlflow.app") if point.name != "agent-gateway"}

@@ -1,6 +1,12 @@
 """The beginning and the end of a body, kept by reference while it passes, in bounded memory."""
 
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
 from typing import Any
 
 HEAD_BYTES = 16 * 1024
@@ -87,13 +93,18 @@ class KeptBody:
 
 
 class CompressedBody:
-    """The bytes of a body in gzip or deflate, up to ``MAX_COMPRESSED_BYTES``."""
+    """The bytes of a compressed body, up to ``MAX_COMPRESSED_BYTES``.
 
-    __slots__ = ("_chunks", "_size")
+    Args:
+        encoding: What :func:`can_be_expanded` takes.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_chunks", "_encoding", "_size")
+
+    def __init__(self, encoding: bytes = b"gzip") -> None:
         self._chunks: list[bytes] = []
         self._size = 0
+        self._encoding = encoding
 
     def add(self, chunk: Any) -> None:
         """Take the next chunk: ``bytes``, or anything that ``bytes()`` takes."""
@@ -110,25 +121,16 @@ class CompressedBody:
     def expanded(self) -> KeptBody:
         """Return the beginning and the end of what was compressed, as far as it can be read."""
         kept = KeptBody()
-        rest = b"".join(self._chunks)
-        inflate = zlib.decompressobj(_window_bits(rest[:2]))
         room = MAX_EXPANDED_BYTES
         try:
-            while rest:
-                if inflate.eof:
-                    # gzip may have several members (RFC 1952, 2.2); what else follows is passed over.
-                    if not rest.startswith(_GZIP):
-                        break
-                    inflate = zlib.decompressobj(_window_bits(_GZIP))
-                piece = inflate.decompress(rest, _EXPANSION_STEP)
-                rest = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+            for piece in _EXPAND[self._encoding](b"".join(self._chunks)):
                 room -= len(piece)
                 if room < 0:
                     return KeptBody()
                 kept.add(piece)
-            kept.add(inflate.flush())
-        except zlib.error:
-            # A stream that was broken off, or nothing compressed at all; what could be read is kept.
+        except Exception:
+            # Each library has errors of its own for a stream that was broken off, or is nothing compressed at all; what
+            # could be read is kept.
             return kept
         return kept
 
@@ -141,7 +143,25 @@ class CompressedBody:
         self._chunks = []
 
 
+def can_be_expanded(encoding: bytes) -> bool:
+    """Tell whether bodies of a ``Content-Encoding`` can be read: brotli and zstd only where their packages are."""
+    return encoding in _EXPAND and (encoding not in _PACKAGES or _package_of(encoding) is not None)
+
+
 _GZIP = b"\x1f\x8b"
+
+
+def _inflated(data: bytes) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(_window_bits(data[:2]))
+    while data:
+        if inflate.eof:
+            # gzip may have several members (RFC 1952, 2.2); what else follows is passed over.
+            if not data.startswith(_GZIP):
+                break
+            inflate = zlib.decompressobj(_window_bits(_GZIP))
+        yield inflate.decompress(data, _EXPANSION_STEP)
+        data = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
+    yield inflate.flush()
 
 
 def _window_bits(start: bytes) -> int:
@@ -151,3 +171,46 @@ def _window_bits(start: bytes) -> int:
     if len(start) == 2 and start[0] & 0x0F == 8 and int.from_bytes(start, "big") % 31 == 0:
         return zlib.MAX_WBITS
     return -zlib.MAX_WBITS
+
+
+def _from_brotli(data: bytes) -> Iterator[bytes]:
+    expander = import_module(_package_of(b"br") or "brotli").Decompressor()
+    # Pieces so small that none can grow large: before brotli 1.2 a limit of the output cannot be set.
+    for at in range(0, len(data), _BROTLI_STEP):
+        yield expander.process(data[at : at + _BROTLI_STEP])
+
+
+_BROTLI_STEP = 64
+
+
+def _from_zstd(data: bytes) -> Iterator[bytes]:
+    name = _package_of(b"zstd") or "zstandard"
+    package = import_module(name)
+    if name == "zstandard":
+        reader = package.ZstdDecompressor().stream_reader(BytesIO(data), read_across_frames=True)
+    else:
+        reader = package.ZstdFile(BytesIO(data))
+    while piece := reader.read(_EXPANSION_STEP):
+        yield piece
+
+
+_EXPAND: dict[bytes, Callable[[bytes], Iterator[bytes]]] = {
+    b"gzip": _inflated,
+    b"x-gzip": _inflated,
+    b"deflate": _inflated,
+    b"br": _from_brotli,
+    b"zstd": _from_zstd,
+}
+_PACKAGES = {
+    b"br": ("brotli", "brotlicffi"),
+    b"zstd": ("zstandard", "compression.zstd", "backports.zstd"),
+}
+
+
+@cache
+def _package_of(encoding: bytes) -> str | None:
+    for name in _PACKAGES[encoding]:
+        with suppress(ImportError):
+            if find_spec(name) is not None:
+                return name
+    return None

@@ -98,8 +98,9 @@ def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = No
         return
     attempt.provider = attempt.provider or provider
     attempt.error_type = attempt.error_type or facts.error_type
-    attempt.model = attempt.model or facts.model
+    attempt.response_model = attempt.response_model or facts.model
     attempt.usage = attempt.usage or facts.usage
+    attempt.cost = attempt.cost or facts.cost
     attempt.finish_reason = attempt.finish_reason or facts.finish_reason
 
 
@@ -108,7 +109,7 @@ def _attempt_that_answered(call: GatewayCall, facts: ResponseFacts) -> Attempt |
     answered = [one for one in call.attempts if one.error_type in (None, call.error_type, CLIENT_DISCONNECT)]
     if call.error_type is None and any(one.error_type is None for one in answered):
         answered = [one for one in answered if one.error_type is None]
-    of_model = [one for one in answered if facts.model is not None and one.model == facts.model]
+    of_model = [one for one in answered if facts.model is not None and facts.model in (one.model, one.response_model)]
     last = None
     for attempt in of_model or answered:
         # Of attempts that run side by side, the first to end is the one that was taken.

@@ -1,22 +1,21 @@
 """What a response says of the call that it answers: model, tokens, finish reason, failure. Never its text.
 
-Read are OpenAI's chat completions, completions, responses and embeddings, Anthropic's messages and Gemini's
-``generateContent``, as JSON, as server-sent events, and as one JSON object per line. Which of them a response is shows
+Read are the APIs in the table of docs/providers.md, as JSON, as server-sent events, as one JSON object per line, and as
+Amazon's binary event stream. Which of them a response is shows
 in its objects, so a gateway may serve any of them anywhere. Only counts, and names of a strict form, leave this module.
 """
 
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from agent_gateway_client.server.call import TokenUsage
+from agent_gateway_client.server.call import Cost, TokenUsage
+from agent_gateway_client.server.reading import event_stream
 from agent_gateway_client.server.reading.bodies import KeptBody
 from agent_gateway_client.server.reading.json_ends import first_members, last_members
-
-MAX_TOKENS = 2**53
-"""Counts beyond this are no counts; it is also the largest that every JSON and OTLP reader takes."""
+from agent_gateway_client.server.reading.usage import TOP_LEVEL_COUNTS, USAGE_NAMES, reported_cost, token_usage
 
 _MODEL = re.compile(r"[A-Za-z0-9._:/@-]{1,200}\Z")
 _FINISH_REASON = re.compile(r"[A-Za-z_]{1,40}\Z")
@@ -28,13 +27,15 @@ _ERROR = re.compile(
 _ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
 """The states of OpenAI's Responses API that are final."""
 
-_USAGE_NAMES = ("usage", "usageMetadata")
 _MODEL_NAMES = ("model", "modelVersion")
-_FINISH_NAMES = ("stop_reason", "stopReason", "finish_reason", "finishReason")
-_WANTED = frozenset((*_USAGE_NAMES, *_MODEL_NAMES, *_FINISH_NAMES))
+_FINISH_NAMES = ("stop_reason", "stopReason", "finish_reason", "finishReason", "done_reason")
+_OWN_FINISH_NAMES = ("stop_reason", "stopReason", "finish_reason", "done_reason")
+"""The finish reasons that are members of the response itself, or of the object with its counts."""
+
+_WANTED = frozenset((*USAGE_NAMES, *TOP_LEVEL_COUNTS, *_MODEL_NAMES, *_FINISH_NAMES))
 
 _TELLING = re.compile(
-    rf'"(?:{"|".join((*_USAGE_NAMES, *_FINISH_NAMES))}|error)"\s*:(?!\s*null)|"type"\s*:\s*"(?:error|response\.failed)"'
+    rf'"(?:{"|".join((*USAGE_NAMES, *_FINISH_NAMES))}|error)"\s*:(?!\s*null)|"type"\s*:\s*"(?:error|response\.failed)"'
 )
 """Matches the few events of a stream that say more than a piece of the answer."""
 
@@ -48,15 +49,17 @@ class ResponseFacts:
         usage: The tokens; ``input_tokens`` contains the cached ones whatever the provider's own way of counting.
         finish_reason: In the provider's own words.
         error_type: What failed although the HTTP status says success, as of a stream that breaks off.
+        cost: What the provider itself says that it charges.
     """
 
     model: str | None = None
     usage: TokenUsage | None = None
     finish_reason: str | None = None
     error_type: str | None = None
+    cost: Cost | None = None
 
     def __bool__(self) -> bool:
-        return any(value is not None for value in (self.model, self.usage, self.finish_reason, self.error_type))
+        return self != ResponseFacts()
 
 
 LAST_CHUNKS = 4
@@ -66,9 +69,12 @@ _LAST_EVENT = re.compile(
     rb"(?:\A|\n)data: ?\[DONE\]"
     rb'|(?<!\\)"type"\s*:\s*"(?:message_stop|response\.(?:completed|incomplete|failed))"'
     rb'|(?<!\\)"finishReason"\s*:'
+    rb'|(?<!\\)"type"\s*:\s*"message-end"'
+    rb'|(?<!\\)"done"\s*:\s*true'
+    rb"|:event-type\x07\x00\x08metadata"
 )
-"""How the streams of OpenAI's chat, Anthropic and OpenAI's responses, and Gemini end. An answer that speaks of these
-events is within a JSON string, where quotes are escaped and lines do not begin."""
+"""How streams end: OpenAI's chat, Anthropic and OpenAI's responses, Gemini, Cohere, Ollama, Bedrock. An answer that
+speaks of these events is within a JSON string, where quotes are escaped and lines do not begin."""
 
 
 def has_last_event(content: bytes) -> bool:
@@ -84,6 +90,9 @@ def read_response(body: KeptBody, *, streaming: bool) -> ResponseFacts:
         streaming: Whether it is a stream of events, and no JSON document.
     """
     reading = _Reading()
+    if event_stream.begins(body.ends()[0]):
+        _read_event_stream(reading, body)
+        return reading.facts()
     head, tail = (part.decode("utf-8", "replace") for part in body.ends())
     head = head.removeprefix("\ufeff")
     if streaming:
@@ -133,6 +142,17 @@ def _read_stream(reading: "_Reading", head: str, tail: str | None) -> None:
             reading.see(_parsed(event))
 
 
+def _read_event_stream(reading: "_Reading", body: KeptBody) -> None:
+    head, tail = body.ends()
+    for message in event_stream.messages(head, tail) if body.cut else event_stream.messages(head + tail, None):
+        if message.exception is not None:
+            reading.see({"error": {"type": message.exception[:1].upper() + message.exception[1:]}})
+            continue
+        event = _parsed(message.payload.decode("utf-8", "replace"))
+        chunk = event_stream.chunk_of(event)
+        reading.see(event if chunk is None else _parsed(chunk.decode("utf-8", "replace")))
+
+
 def _lines(text: str) -> list[str]:
     # Not splitlines(), for which other characters end a line too.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -179,7 +199,8 @@ class _Reading:
         self._error_type: str | None = None
 
     def facts(self) -> ResponseFacts:
-        return ResponseFacts(self._model, _token_usage(self._usage), self._finish_reason, self._error_type)
+        usage, cost = token_usage(self._usage), reported_cost(self._usage)
+        return ResponseFacts(self._model, usage, self._finish_reason, self._error_type, cost)
 
     def see_document(self, document: Any) -> None:
         # Gemini streams a JSON array to those who do not ask for events.
@@ -201,6 +222,15 @@ class _Reading:
             self._see_part({**message, "usage": begun} if kind == "message_start" else message)
         if isinstance(delta := value.get("delta"), dict):
             self._see_finish_reason(delta.get("stop_reason"))
+            if kind == "message-end":
+                # Cohere.
+                self._see_part(delta)
+        if isinstance(session := value.get("session"), dict):
+            # OpenAI's Realtime API.
+            self._model = self._model or model_name(session.get("model"))
+        if isinstance(result := value.get("result"), dict):
+            # Cloudflare Workers AI.
+            self._see_part(result)
         if kind == "error" and "error" not in value:
             self._see_error(value)
 
@@ -218,11 +248,15 @@ class _Reading:
     def _see_part(self, part: dict[str, Any]) -> None:
         for name in _MODEL_NAMES:
             self._model = self._model or model_name(part.get(name))
-        for name in _USAGE_NAMES:
+        for name in USAGE_NAMES:
             if isinstance(usage := part.get(name), dict):
-                self._usage.update((key, count) for key, count in usage.items() if count is not None)
-        self._see_finish_reason(part.get("stop_reason"))
-        self._see_finish_reason(part.get("stopReason"))
+                self._see_usage(usage)
+        self._see_usage({name: part[name] for name in TOP_LEVEL_COUNTS if name in part})
+        for name in _OWN_FINISH_NAMES:
+            self._see_finish_reason(part.get(name))
+        for result in _objects(part.get("results")):
+            # watsonx.ai's text generation.
+            self._see_usage(result)
         for choice in (*_objects(part.get("choices")), *_objects(part.get("candidates"))):
             self._see_finish_reason(choice.get("finish_reason"))
             self._see_finish_reason(choice.get("finishReason"))
@@ -232,6 +266,12 @@ class _Reading:
             self._see_finish_reason(details.get("reason") if isinstance(details, dict) else None)
         if part.get("error"):
             self._see_error(part["error"])
+
+    def _see_usage(self, usage: dict[str, Any]) -> None:
+        self._usage.update((key, count) for key, count in usage.items() if count is not None)
+        reason = usage.get("finish_reason", usage.get("stop_reason"))
+        # SGLang says more of it.
+        self._see_finish_reason(reason.get("type") if isinstance(reason, dict) else reason)
 
     def _see_finish_reason(self, value: Any) -> None:
         self._finish_reason = reason_name(value) or self._finish_reason
@@ -244,67 +284,3 @@ class _Reading:
 
 def _objects(value: Any) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _token_usage(usage: dict[str, Any]) -> TokenUsage | None:
-    """Return the tokens of a provider's usage object; docs/providers.md says what is read where."""
-    if "promptTokenCount" in usage or "totalTokenCount" in usage:
-        result = _gemini_usage(usage)
-    elif "inputTokens" in usage or "outputTokens" in usage:
-        result = _converse_usage(usage)
-    else:
-        result = _openai_or_anthropic_usage(usage)
-    if result.total_tokens is None and result.input_tokens is not None and result.output_tokens is not None:
-        result = replace(result, total_tokens=result.input_tokens + result.output_tokens)
-    return None if result == TokenUsage() else result
-
-
-def _gemini_usage(usage: dict[str, Any]) -> TokenUsage:
-    # Gemini counts thoughts and the use of tools apart, and their sum is the total.
-    return TokenUsage(
-        _sum(_count(usage, "promptTokenCount"), _count(usage, "toolUsePromptTokenCount")),
-        _sum(_count(usage, "candidatesTokenCount"), _count(usage, "thoughtsTokenCount")),
-        _count(usage, "total_tokens", "totalTokenCount"),
-        _count(usage, "cachedContentTokenCount"),
-    )
-
-
-def _converse_usage(usage: dict[str, Any]) -> TokenUsage:
-    # Bedrock's inputTokens leaves out what the cache read and wrote.
-    read, written = _count(usage, "cacheReadInputTokens"), _count(usage, "cacheWriteInputTokens")
-    input_tokens = _sum(_count(usage, "inputTokens"), read, written)
-    return TokenUsage(input_tokens, _count(usage, "outputTokens"), None, read, written)
-
-
-def _openai_or_anthropic_usage(usage: dict[str, Any]) -> TokenUsage:
-    input_tokens = _count(usage, "prompt_tokens", "input_tokens")
-    output_tokens = _count(usage, "completion_tokens", "output_tokens")
-    total = _count(usage, "total_tokens", "totalTokenCount")
-    read = _count(usage, "cache_read_input_tokens", "prompt_cache_hit_tokens")
-    created = _count(usage, "cache_creation_input_tokens")
-    details = usage.get("prompt_tokens_details", usage.get("input_tokens_details"))
-    if isinstance(details, dict):
-        read = _count(details, "cached_tokens") if read is None else read
-    elif "input_tokens" in usage and total is None:
-        # Anthropic's input_tokens leaves out what the cache read and wrote. OpenTelemetry's has it in, and so has
-        # what MLflow's own gateway makes of it (gateway/providers/anthropic.py).
-        input_tokens = _sum(input_tokens, read, created)
-    reasoning = usage.get("completion_tokens_details")
-    thoughts = _count(reasoning, "reasoning_tokens") if isinstance(reasoning, dict) else None
-    if thoughts and output_tokens is not None and _sum(input_tokens, output_tokens, thoughts) == total:
-        # xAI counts reasoning beside completion_tokens, OpenAI within; the total tells which.
-        output_tokens += thoughts
-    return TokenUsage(input_tokens, output_tokens, total, read, created)
-
-
-def _count(usage: dict[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = usage.get(name)
-        if type(value) is int and 0 <= value <= MAX_TOKENS:
-            return value
-    return None
-
-
-def _sum(*counts: int | None) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None

@@ -48,7 +48,9 @@ async def test_a_call_is_known_from_what_passes(name: str, framework: str, encod
     assert of_call["mlflow.gateway.requestType"] in sample.path
     assert of_attempt["mlflow.llm.model"] == sample.facts.model
     usage = sample.facts.usage
-    known = {name: count for name in TokenUsage.__slots__ if (count := getattr(usage, name, None))}
+    # MLflow has no count of the reasoning.
+    names = set(TokenUsage.__slots__) - {"reasoning_output_tokens"}
+    known = {name: count for name in names if (count := getattr(usage, name, None))}
     assert of_attempt.get("mlflow.chat.tokenUsage", {}) == known
     reason = sample.facts.finish_reason
     assert_told(of_attempt, {"gen_ai.response.finish_reasons": [reason] if reason else None})

@@ -69,8 +69,8 @@ def test_spans_arrive(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
     assert {span.trace_state for span in receiver.spans} == {""}, "it is the caller's own text"
     assert [span.name for span in receiver.spans] == [
         "gateway/chat",
-        "provider/openai/gpt-4o",
-        "provider/anthropic/claude-3-5-haiku",
+        "chat gpt-4o",
+        "chat claude-3-5-haiku",
     ]
     assert [(span.start_time_unix_nano, span.end_time_unix_nano) for span in receiver.spans] == [
         (1_000, 9_000),

@@ -18,6 +18,7 @@ from zlib import crc32
 import litellm
 import pytest
 from fastapi import FastAPI
+from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.types_utils.utils import get_instance_fn
 from opentelemetry.sdk.trace import ReadableSpan
 
@@ -35,14 +36,34 @@ NOW_S = 1_800_000_000.0
 SERVER = "litellm.proxy.proxy_server"
 
 
+DEPLOYMENTS = [
+    ("chat", "gpt-4o-mini"), ("chat", "slow"), ("chat", "slower"), ("other", "gpt-4o"), ("any/*", "*")
+]  # fmt: skip
+
+
+def deployment_id(group: str, model: str) -> str:
+    """Return LiteLLM's id of a deployment; a wildcard's is that of all models."""
+    return "id of *" if "*" in group else f"id of {model}"
+
+
+def key() -> dict[str, Any]:
+    """Return the metadata of a request that the proxy has let in."""
+    return {"user_api_key_auth": UserAPIKeyAuth()}
+
+
 @pytest.fixture(autouse=True)
 def server(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The module of the proxy's server, with a real router."""
     server = types.ModuleType(SERVER)
-    parameters = {"model": "openai/gpt-4o-mini", "api_key": "none"}
-    groups = ("chat", "other", "any/*")
     server.llm_router = litellm.Router(  # type: ignore[attr-defined]
-        model_list=[{"model_name": name, "litellm_params": parameters} for name in groups],
+        model_list=[
+            {
+                "model_name": group,
+                "litellm_params": {"model": f"openai/{model}", "api_key": "none"},
+                "model_info": {"id": deployment_id(group, model)},
+            }
+            for group, model in DEPLOYMENTS
+        ],
         model_group_alias={"alias": "chat"},
     )
     monkeypatch.setitem(sys.modules, SERVER, server)
@@ -76,7 +97,8 @@ def request(
     http = {"url": "http://gw:4000/v1/chat/completions", "method": method, "headers": headers}
     if arrival_time is not None:
         http["arrival_time"] = arrival_time or (NOW_S if call_id == "1" else NOW_S + crc32(call_id.encode()) / 2**32)
-    return {"litellm_call_id": call_id, "proxy_server_request": http, "messages": [{"content": CANARY}], **more}
+    asked = {"litellm_call_id": call_id, "messages": [{"content": CANARY}], "metadata": key()}
+    return {**asked, "proxy_server_request": http, **more}
 
 
 def details(group: str = "chat", model: str = "gpt-4o-mini", first_group: str | None = None, **more: Any) -> Any:
@@ -86,7 +108,8 @@ def details(group: str = "chat", model: str = "gpt-4o-mini", first_group: str | 
         "model_group": group,
         "original_model_group": first_group or group,
         "deployment_model_name": group,
-        "model_info": {"id": f"id of {model}"},
+        "model_info": {"id": deployment_id(group, model)},
+        **key(),
     }
     return {
         "litellm_call_id": asked["litellm_call_id"],
@@ -103,7 +126,7 @@ def success(model: str = "gpt-4o-mini", group: str = "chat", **payload: Any) -> 
     """Return the details of a logged success."""
     of_call = {key: payload.pop(key) for key in ("call_id", "arrival_time", "call_type") if key in payload}
     logged = {
-        "model_id": f"id of {model}",
+        "model_id": deployment_id(group, model),
         "endTime": NOW_S + 2,
         "prompt_tokens": 3,
         "completion_tokens": 5,
@@ -212,6 +235,65 @@ async def test_a_name_that_the_caller_made_up(field: str, mirror: LiteLLMProxyMi
     assert [name for name in names if name.startswith("gateway/")] == ["gateway/chat", "gateway/unknown"]
 
 
+FORGED = {
+    "model_group": "chat",
+    "original_model_group": "chat",
+    "deployment_model_name": "chat",
+    "model_info": {"id": "id of gpt-4o-mini"},
+}
+"""What a caller may write into a request's metadata, where LiteLLM's router writes too."""
+
+AT_ROOT = {"proxy_server_request": request()["proxy_server_request"]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**AT_ROOT, "metadata": FORGED},
+        {**AT_ROOT, "metadata": {**FORGED, "user_api_key_auth": {"user_id": "admin"}}},
+        {**AT_ROOT, "litellm_metadata": {"user_api_key_auth": "sk-1"}, "metadata": FORGED},
+        {"litellm_params": {**AT_ROOT, "metadata": FORGED}},
+    ],
+)
+async def test_a_body_that_imitates_the_proxys_notes(
+    body: dict[str, Any], mirror: LiteLLMProxyMirror, destination: MemoryDestination
+):
+    """LiteLLM hands the body of who has no key to the failure hook as it came: it leaves no mirror."""
+    await mirror.async_post_call_failure_hook({"model": "chat", **body}, ServiceUnavailableError(), None)
+    assert sent(mirror, destination) == []
+
+
+@pytest.mark.parametrize("name", ["metadata", "litellm_metadata"])
+async def test_routing_that_the_caller_made_up(name: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """Where no router ran, the caller's own metadata names neither endpoint nor model."""
+    asked = details(model=f"ignore-{CANARY}")
+    notes = {**key(), **FORGED}
+    asked["litellm_params"] = {"proxy_server_request": request()["proxy_server_request"], name: notes}
+    mirror.log_pre_api_call("", CANARY, asked)
+    failed = request(model=CANARY, litellm_params={"metadata": notes}, **{name: notes})
+    await mirror.async_post_call_failure_hook(failed, ServiceUnavailableError(), None)
+    assert told(sent(mirror, destination)) == [("gateway/acompletion", "503"), ("provider/openai", "503")]
+
+
+async def test_metadata_of_the_other_name(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """The router notes what it chose beside the caller's key; what the caller sent under the other name is not read."""
+    asked = details("other", "gpt-4o")
+    asked["litellm_params"]["litellm_metadata"] = asked["litellm_params"].pop("metadata")
+    asked["litellm_params"]["metadata"] = FORGED
+    mirror.log_pre_api_call("", CANARY, asked)
+    await mirror.async_post_call_failure_hook(request(model="other"), ServiceUnavailableError(), None)
+    assert told(sent(mirror, destination)) == [("gateway/other", "503"), ("provider/openai/gpt-4o", "503")]
+
+
+async def test_a_model_whose_name_reads_as_a_providers(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
+    """Where no provider is known, the model that the caller asked for is not said: it would be taken for one."""
+    ask(mirror, "any/*", "ignore-that/openai/x", custom_llm_provider="ignore-that")
+    await respond(mirror)
+    logged = success("ignore-that/openai/x", "any/*", custom_llm_provider="ignore-that")
+    await log(mirror, logged)
+    assert told(sent(mirror, destination)) == [("gateway/any/*", None), ("provider", None)]
+
+
 async def test_a_provider_of_the_proxys_own(
     mirror: LiteLLMProxyMirror, destination: MemoryDestination, monkeypatch: pytest.MonkeyPatch
 ):
@@ -236,7 +318,7 @@ async def test_a_retry_with_the_same_call_id(mirror: LiteLLMProxyMirror, destina
 async def test_a_call_within_a_call(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
     """LiteLLM serves Gemini's route by a chat completion with another call id: it is one request, with one mirror."""
     inner = details(call_id="inner", arrival_time=NOW_S)
-    inner["litellm_params"]["metadata"] = {}
+    inner["litellm_params"]["metadata"] = key()
     mirror.log_pre_api_call("", CANARY, inner)
     await mirror.async_post_call_success_hook(request("outer", arrival_time=NOW_S, model="chat"), None, None)
     await log(mirror, success(call_id="inner", arrival_time=NOW_S))
@@ -478,7 +560,7 @@ async def test_calls_of_one_id(mirror: LiteLLMProxyMirror, destination: MemoryDe
     """Callers choose LiteLLM's ids themselves; the same one in two traces is two calls."""
     other = TRACEPARENT.replace("b7ad6b7169203331", "00f067aa0ba902b7")
     ask(mirror)
-    ask(mirror, "other", headers={"traceparent": other})
+    ask(mirror, "other", "gpt-4o", headers={"traceparent": other})
     await mirror.async_post_call_failure_hook(request(), ServiceUnavailableError(), None)
     data = request(headers={"traceparent": other})
     await mirror.async_post_call_failure_hook(data, ServiceUnavailableError(), None)

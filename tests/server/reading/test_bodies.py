@@ -1,6 +1,8 @@
 """bodies.py: what is kept of a body, and how much at most."""
 
+import contextlib
 import gzip
+import importlib
 import os
 import random
 import zlib
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent_gateway_client.server.reading import bodies
 from agent_gateway_client.server.reading.bodies import (
     HEAD_BYTES,
     MAX_COMPRESSED_BYTES,
@@ -16,6 +19,7 @@ from agent_gateway_client.server.reading.bodies import (
     TAIL_BYTES,
     CompressedBody,
     KeptBody,
+    can_be_expanded,
 )
 
 MOST = HEAD_BYTES + 3 * TAIL_BYTES
@@ -109,6 +113,67 @@ def test_compressed(name: str, size: int):
     expanded = body.expanded()
     assert not expanded.cut
     assert b"".join(expanded.ends()) == data
+
+
+OPTIONAL = {b"br": ("brotli", "brotlicffi"), b"zstd": ("zstandard", "backports.zstd", "compression.zstd")}
+"""Content encodings that are read where one of these packages is installed."""
+
+
+def pack(encoding: bytes, data: bytes) -> bytes:
+    """Compress with the package that is there, or skip the test where there is none."""
+    for name in OPTIONAL[encoding]:
+        with contextlib.suppress(ImportError):
+            package = importlib.import_module(name)
+            made: bytes = package.ZstdCompressor().compress(data) if name == "zstandard" else package.compress(data)
+            return made
+    pytest.skip(f"none of {', '.join(OPTIONAL[encoding])} is in this environment's constraints file")
+
+
+@pytest.mark.parametrize("encoding", OPTIONAL)
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_compressed_by_a_package(encoding: bytes, size: int):
+    """Brotli and zstd are read where their packages are, in one piece or several, and broken off."""
+    data = b"".join(b'{"number": %d}' % number for number in range(2_000))
+    packed = pack(encoding, data)
+    assert can_be_expanded(encoding)
+    body = CompressedBody(encoding)
+    for at in range(0, len(packed), size):
+        body.add(packed[at : at + size])
+    assert b"".join(body.expanded().ends()) == data
+    broken = CompressedBody(encoding)
+    broken.add(packed[: len(packed) // 2])
+    assert data.startswith(broken.expanded().ends()[0])
+    junk = CompressedBody(encoding)
+    junk.add(b"junk")
+    assert junk.expanded().ends() == (b"", b"")
+
+
+@pytest.mark.parametrize("encoding", OPTIONAL)
+def test_a_bomb_of_a_package(encoding: bytes):
+    """A body that grows a thousandfold is given up at the bound there too."""
+    body = CompressedBody(encoding)
+    body.add(pack(encoding, b"\x00" * (MAX_EXPANDED_BYTES + 1_000_000)))
+    assert body.expanded().ends() == (b"", b"")
+
+
+@pytest.mark.parametrize("encoding", OPTIONAL)
+def test_a_package_that_is_missing(encoding: bytes, monkeypatch: pytest.MonkeyPatch):
+    """Without a package such a body is not kept."""
+    monkeypatch.setattr(bodies, "find_spec", lambda name: None)
+    bodies._package_of.cache_clear()
+    try:
+        assert not can_be_expanded(encoding)
+        assert can_be_expanded(b"gzip")
+    finally:
+        bodies._package_of.cache_clear()
+    assert not can_be_expanded(b"compress")
+
+
+def test_several_frames_of_zstd():
+    """A body may be compressed in pieces, one after another (RFC 8878, 3)."""
+    body = CompressedBody(b"zstd")
+    body.add(pack(b"zstd", b"one ") + pack(b"zstd", b"two"))
+    assert b"".join(body.expanded().ends()) == b"one two"
 
 
 def test_several_gzip_members():

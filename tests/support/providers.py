@@ -1,0 +1,621 @@
+"""What real providers answer, written by us after their API references, and what is read of it.
+
+docs/providers.md shows the same table; a test compares the two. ``READ`` is the day on which the page that is named was
+read: the provider's reference, its SDK's, or a copy of its schema. ``KNOWN`` means that the row was written from what
+was known by then, and the page says where to look.
+"""
+
+import base64
+import json
+import struct
+import zlib
+from typing import Any, NamedTuple
+
+from agent_gateway_client.server.call import Cost, TokenUsage
+
+READ = "2026-11-28"
+KNOWN = "not read again"
+
+
+class Row(NamedTuple):
+    """A provider's API.
+
+    Attributes:
+        name: The provider, and the API where it has several.
+        body: What it answers.
+        facts: What is read: tokens, cost, finish reason.
+        reads: Where the counts are, as the table says it: input, output, cached, written to the cache, cost.
+        source: The reference's URL.
+        as_of: When it was read.
+        streaming: Whether the body is a stream.
+    """
+
+    name: str
+    body: bytes
+    usage: TokenUsage
+    finish_reason: str | None
+    reads: tuple[str, str, str, str, str]
+    source: str
+    as_of: str
+    cost: Cost | None = None
+    streaming: bool = False
+
+
+def document(**members: Any) -> bytes:
+    return json.dumps(members).encode()
+
+
+def chat(usage: dict[str, Any], **more: Any) -> bytes:
+    """Return a chat completion."""
+    choices = [{"index": 0, "message": {"role": "assistant", "content": "4"}, "finish_reason": "stop"}]
+    return document(id="c", object="chat.completion", model="m", choices=choices, usage=usage, **more)
+
+
+def events(*data: Any, end: str = "") -> bytes:
+    """Return server-sent events."""
+    return ("".join(f"data: {json.dumps(one)}\n\n" for one in data) + end).encode()
+
+
+def lines(*data: Any) -> bytes:
+    """Return one JSON object a line."""
+    return "".join(json.dumps(one) + "\n" for one in data).encode()
+
+
+def message(kind: str, payload: Any, category: str = "event") -> bytes:
+    """Return a message of Amazon's event stream."""
+    named = {f":{category}-type": kind, ":content-type": "application/json", ":message-type": category}
+    headers = b"".join(
+        bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+        for name, value in named.items()
+    )
+    body = json.dumps(payload).encode()
+    prelude = struct.pack(">II", 16 + len(headers) + len(body), len(headers))
+    whole = prelude + struct.pack(">I", zlib.crc32(prelude)) + headers + body
+    return whole + struct.pack(">I", zlib.crc32(whole))
+
+
+def wrapped(event: Any) -> bytes:
+    """Return an event of a model as Bedrock's InvokeModelWithResponseStream sends it."""
+    return message("chunk", {"bytes": base64.b64encode(json.dumps(event).encode()).decode()})
+
+
+_OPENAI = ("`prompt_tokens`", "`completion_tokens`", "`prompt_tokens_details.cached_tokens`", "", "")
+_PLAIN = ("`prompt_tokens`", "`completion_tokens`", "", "", "")
+_ANTHROPIC_READS = (
+    "`input_tokens` + cached + written",
+    "`output_tokens`",
+    "`cache_read_input_tokens`",
+    "`cache_creation_input_tokens`, or the sum of `cache_creation`",
+    "",
+)
+_CLAUDE_USAGE = {
+    "input_tokens": 10,
+    "cache_read_input_tokens": 40,
+    "cache_creation_input_tokens": 300,
+    "cache_creation": {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200},
+    "output_tokens": 5,
+}
+_CLAUDE_EVENTS = (
+    {"type": "message_start", "message": {"model": "m", "usage": {**_CLAUDE_USAGE, "output_tokens": 1}}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "4"}},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
+    {"type": "message_stop"},
+)
+_CLAUDE_TOKENS = TokenUsage(350, 5, 355, 40, 300)
+_GEMINI = {
+    "candidates": [{"content": {"parts": [{"text": "4"}]}, "finishReason": "STOP"}],
+    "modelVersion": "m",
+    "usageMetadata": {
+        "promptTokenCount": 10,
+        "cachedContentTokenCount": 4,
+        "toolUsePromptTokenCount": 3,
+        "candidatesTokenCount": 5,
+        "thoughtsTokenCount": 7,
+        "totalTokenCount": 25,
+    },
+}
+_GEMINI_TOKENS = TokenUsage(13, 12, 25, 4, None, 7)
+_GEMINI_READS = (
+    "`promptTokenCount` + `toolUsePromptTokenCount`",
+    "`candidatesTokenCount` + `thoughtsTokenCount`",
+    "`cachedContentTokenCount`",
+    "",
+    "",
+)
+_CONVERSE_USAGE = {
+    "inputTokens": 10,
+    "outputTokens": 5,
+    "totalTokens": 75,
+    "cacheReadInputTokens": 40,
+    "cacheWriteInputTokens": 20,
+    "cacheDetails": [{"ttl": "1h", "inputTokens": 20}],
+}
+_CONVERSE_READS = (
+    "`inputTokens` + cached + written",
+    "`outputTokens`",
+    "`cacheReadInputTokens`",
+    "`cacheWriteInputTokens`",
+    "",
+)
+_REASONING = {"prompt_tokens": 32, "completion_tokens": 103, "total_tokens": 135}
+_DETAILS = {"prompt_tokens_details": {"cached_tokens": 6}, "completion_tokens_details": {"reasoning_tokens": 94}}
+_REASONED = TokenUsage(32, 103, 135, 6, None, 94)
+_FEW = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+ROWS = [
+    Row(
+        "OpenAI, chat completions",
+        chat({**_REASONING, **_DETAILS}),
+        _REASONED,
+        "stop",
+        _OPENAI,
+        "https://platform.openai.com/docs/api-reference/chat/object",
+        KNOWN,
+    ),
+    Row(
+        "OpenAI, responses",
+        document(
+            object="response",
+            status="completed",
+            model="m",
+            usage={
+                "input_tokens": 32,
+                "input_tokens_details": {"cached_tokens": 6},
+                "output_tokens": 103,
+                "output_tokens_details": {"reasoning_tokens": 94},
+                "total_tokens": 135,
+            },
+        ),
+        _REASONED,
+        "completed",
+        ("`input_tokens`", "`output_tokens`", "`input_tokens_details.cached_tokens`", "", ""),
+        "https://platform.openai.com/docs/api-reference/responses/object",
+        KNOWN,
+    ),
+    Row(
+        "Azure OpenAI",
+        events(
+            {"model": "m", "choices": [], "prompt_filter_results": []}, {"choices": [], "usage": _REASONING | _DETAILS}
+        ),
+        _REASONED,
+        None,
+        _OPENAI,
+        "https://learn.microsoft.com/azure/ai-foundry/openai/reference",
+        KNOWN,
+        streaming=True,
+    ),
+    Row(
+        "Anthropic",
+        events(*_CLAUDE_EVENTS),
+        _CLAUDE_TOKENS,
+        "end_turn",
+        _ANTHROPIC_READS,
+        "https://www.rubydoc.info/gems/anthropic/Anthropic/Models/CacheCreation",
+        READ,
+        streaming=True,
+    ),
+    Row(
+        "Claude on Vertex AI",
+        document(type="message", model="m", stop_reason="end_turn", usage=_CLAUDE_USAGE),
+        _CLAUDE_TOKENS,
+        "end_turn",
+        _ANTHROPIC_READS,
+        "https://cloud.google.com/vertex-ai/generative-ai/docs/partner-models/claude",
+        KNOWN,
+    ),
+    Row(
+        "Gemini",
+        document(**_GEMINI),
+        _GEMINI_TOKENS,
+        "STOP",
+        _GEMINI_READS,
+        "https://firebase.google.com/docs/reference/js/ai.usagemetadata",
+        READ,
+    ),
+    Row(
+        "Gemini on Vertex AI",
+        events({**_GEMINI, "usageMetadata": {"trafficType": "ON_DEMAND"}}, _GEMINI),
+        _GEMINI_TOKENS,
+        "STOP",
+        _GEMINI_READS,
+        "https://firebase.google.com/docs/reference/js/ai.usagemetadata",
+        READ,
+        streaming=True,
+    ),
+    Row(
+        "Bedrock, Converse",
+        document(stopReason="end_turn", usage=_CONVERSE_USAGE, metrics={"latencyMs": 9}),
+        TokenUsage(70, 5, 75, 40, 20),
+        "end_turn",
+        _CONVERSE_READS,
+        "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html",
+        READ,
+    ),
+    Row(
+        "Bedrock, ConverseStream",
+        message("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "4"}})
+        + message("messageStop", {"stopReason": "end_turn"})
+        + message("metadata", {"usage": _CONVERSE_USAGE, "metrics": {"latencyMs": 9}}),
+        TokenUsage(70, 5, 75, 40, 20),
+        "end_turn",
+        _CONVERSE_READS,
+        "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStreamMetadataEvent.html",
+        READ,
+        streaming=True,
+    ),
+    Row(
+        "Bedrock, InvokeModelWithResponseStream, Claude",
+        b"".join(map(wrapped, _CLAUDE_EVENTS)),
+        _CLAUDE_TOKENS,
+        "end_turn",
+        _ANTHROPIC_READS,
+        "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModelWithResponseStream.html",
+        KNOWN,
+        streaming=True,
+    ),
+    Row(
+        "Bedrock, InvokeModelWithResponseStream, others",
+        wrapped({"generation": "4", "stop_reason": None})
+        + wrapped(
+            {
+                "generation": "",
+                "stop_reason": "stop",
+                "amazon-bedrock-invocationMetrics": {
+                    "inputTokenCount": 10,
+                    "outputTokenCount": 5,
+                    "invocationLatency": 9,
+                },
+            }
+        ),
+        TokenUsage(10, 5, 15),
+        "stop",
+        (
+            "`inputTokenCount` + cached + written",
+            "`outputTokenCount`",
+            "`cacheReadInputTokenCount`",
+            "`cacheWriteInputTokenCount`",
+            "",
+        ),
+        "https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-meta.html",
+        KNOWN,
+        streaming=True,
+    ),
+    Row(
+        "xAI",
+        chat({**_REASONING, "completion_tokens": 9, **_DETAILS, "num_sources_used": 0, "cost_in_usd_ticks": 37756000}),
+        _REASONED,
+        "stop",
+        (
+            "`prompt_tokens`",
+            "`completion_tokens` + `reasoning_tokens`, if only both make up the total",
+            "`prompt_tokens_details.cached_tokens`",
+            "",
+            "`cost_in_usd_ticks` / 10¹⁰",
+        ),
+        "https://docs.x.ai/developers/cost-tracking",
+        READ,
+        Cost(None, None, 0.0037756),
+    ),
+    Row(
+        "DeepSeek",
+        chat({**_FEW, "prompt_cache_hit_tokens": 6, "prompt_cache_miss_tokens": 4}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        ("`prompt_tokens`", "`completion_tokens`", "`prompt_cache_hit_tokens`", "", ""),
+        "https://api-docs.deepseek.com/guides/kv_cache",
+        KNOWN,
+    ),
+    Row(
+        "Mistral",
+        chat({**_FEW, "prompt_audio_seconds": None, "num_cached_tokens": 6}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        (
+            "`prompt_tokens`",
+            "`completion_tokens`",
+            "`prompt_tokens_details.cached_tokens`, `num_cached_tokens`",
+            "",
+            "",
+        ),
+        "https://docs.mistral.ai/api",
+        KNOWN,
+    ),
+    Row(
+        "Cohere, v2",
+        events(
+            {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": "4"}}}},
+            {
+                "type": "message-end",
+                "delta": {
+                    "finish_reason": "COMPLETE",
+                    "usage": {
+                        "billed_units": {"input_tokens": 8, "output_tokens": 5},
+                        "tokens": {"input_tokens": 74, "output_tokens": 6},
+                        "cached_tokens": 64,
+                    },
+                },
+            },
+        ),
+        TokenUsage(74, 6, 80, 64),
+        "COMPLETE",
+        ("`tokens.input_tokens`, or `billed_units`", "`tokens.output_tokens`", "`cached_tokens`", "", ""),
+        "https://docs.cohere.com/v2/reference/chat",
+        KNOWN,
+        streaming=True,
+    ),
+    Row(
+        "Groq",
+        chat({**_FEW, "queue_time": 0.1, "total_time": 0.2, "prompt_tokens_details": {"cached_tokens": 6}}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        _OPENAI,
+        "https://console.groq.com/docs/prompt-caching",
+        KNOWN,
+    ),
+    Row(
+        "Together",
+        chat({**_FEW, "cached_tokens": 6}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        ("`prompt_tokens`", "`completion_tokens`", "`cached_tokens`", "", ""),
+        "https://docs.together.ai/reference/chat-completions",
+        KNOWN,
+    ),
+    Row(
+        "Fireworks",
+        chat({**_FEW, "prompt_tokens_details": {"cached_tokens": 6}}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        _OPENAI,
+        "https://docs.fireworks.ai/api-reference/post-chatcompletions",
+        KNOWN,
+    ),
+    Row(
+        "OpenRouter",
+        events(
+            {"model": "m", "choices": [{"delta": {"content": "4"}, "finish_reason": "stop"}]},
+            {
+                "choices": [],
+                "usage": {
+                    "prompt_tokens": 194,
+                    "completion_tokens": 2,
+                    "total_tokens": 196,
+                    "cost": 0.95,
+                    "is_byok": False,
+                    "cost_details": {"upstream_inference_cost": 19},
+                    "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 100, "audio_tokens": 0},
+                    "completion_tokens_details": {"reasoning_tokens": 0},
+                },
+            },
+            end="data: [DONE]\n\n",
+        ),
+        TokenUsage(194, 2, 196, 0, 100, 0),
+        "stop",
+        (
+            "`prompt_tokens`",
+            "`completion_tokens`",
+            "`prompt_tokens_details.cached_tokens`",
+            "`prompt_tokens_details.cache_write_tokens`",
+            "`cost`; with `is_byok`, + `cost_details.upstream_inference_cost`",
+        ),
+        "https://openrouter.ai/docs/use-cases/usage-accounting",
+        READ,
+        Cost(None, None, 0.95),
+        streaming=True,
+    ),
+    Row(
+        "Perplexity, Agent API",
+        document(
+            object="response",
+            status="completed",
+            model="m",
+            usage={
+                "input_tokens": 10,
+                "input_tokens_details": {"cache_creation_input_tokens": 2, "cache_read_input_tokens": 6},
+                "output_tokens": 5,
+                "total_tokens": 15,
+                "cost": {"currency": "USD", "input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.35},
+            },
+        ),
+        TokenUsage(10, 5, 15, 6, 2),
+        "completed",
+        (
+            "`input_tokens`",
+            "`output_tokens`",
+            "`input_tokens_details.cache_read_input_tokens`",
+            "`input_tokens_details.cache_creation_input_tokens`",
+            "`cost.total_cost` and its parts, in USD",
+        ),
+        "https://raw.githubusercontent.com/api-evangelist/perplexity/refs/heads/main/json-schema/perplexity-responsesusage-schema.json",
+        READ,
+        Cost(0.1, 0.2, 0.35),
+    ),
+    Row(
+        "DeepInfra",
+        chat({**_FEW, "estimated_cost": 0.0002}),
+        TokenUsage(10, 5, 15),
+        "stop",
+        ("`prompt_tokens`", "`completion_tokens`", "`prompt_tokens_details.cached_tokens`", "", "`estimated_cost`"),
+        "https://deepinfra.com/docs/openai_api",
+        KNOWN,
+        Cost(None, None, 0.0002),
+    ),
+    Row(
+        "Cerebras",
+        chat({**_FEW, "prompt_tokens_details": {"cached_tokens": 6}}, time_info={"queue_time": 0.1}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        _OPENAI,
+        "https://inference-docs.cerebras.ai/api-reference/chat-completions",
+        KNOWN,
+    ),
+    Row(
+        "SambaNova",
+        chat({**_FEW, "total_latency": 0.1, "completion_tokens_per_sec": 50.0}),
+        TokenUsage(10, 5, 15),
+        "stop",
+        _PLAIN,
+        "https://docs.sambanova.ai/docs/en/api-reference",
+        KNOWN,
+    ),
+    Row(
+        "NVIDIA NIM",
+        chat(_FEW),
+        TokenUsage(10, 5, 15),
+        "stop",
+        _PLAIN,
+        "https://docs.api.nvidia.com/nim/reference/llm-apis",
+        KNOWN,
+    ),
+    Row(
+        "Moonshot (Kimi)",
+        chat({**_FEW, "cached_tokens": 6}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        ("`prompt_tokens`", "`completion_tokens`", "`cached_tokens`", "", ""),
+        "https://platform.moonshot.ai/docs/api/chat",
+        KNOWN,
+    ),
+    Row(
+        "Alibaba Model Studio (Qwen)",
+        chat(
+            {
+                **_FEW,
+                "prompt_tokens_details": {
+                    "cached_tokens": 6,
+                    "cache_creation_input_tokens": 2,
+                    "cache_creation": {"ephemeral_5m_input_tokens": 2},
+                    "cache_type": "ephemeral",
+                },
+            }
+        ),
+        TokenUsage(10, 5, 15, 6, 2),
+        "stop",
+        (
+            "`prompt_tokens`",
+            "`completion_tokens`",
+            "`prompt_tokens_details.cached_tokens`",
+            "`prompt_tokens_details.cache_creation_input_tokens`",
+            "",
+        ),
+        "https://www.alibabacloud.com/help/en/model-studio/context-cache",
+        KNOWN,
+    ),
+    Row(
+        "Z.ai (GLM)",
+        chat({**_FEW, "prompt_tokens_details": {"cached_tokens": 6}}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        _OPENAI,
+        "https://docs.z.ai/api-reference/llm/chat-completion",
+        KNOWN,
+    ),
+    Row(
+        "Cloudflare Workers AI",
+        document(result={"response": "4", "usage": _FEW}, success=True, errors=[], messages=[]),
+        TokenUsage(10, 5, 15),
+        None,
+        ("`result.usage.prompt_tokens`", "`result.usage.completion_tokens`", "", "", ""),
+        "https://developers.cloudflare.com/workers-ai/models/",
+        KNOWN,
+    ),
+    Row(
+        "IBM watsonx.ai, text generation",
+        document(
+            model_id="m",
+            results=[
+                {"generated_text": "4", "generated_token_count": 5, "input_token_count": 10, "stop_reason": "eos_token"}
+            ],
+        ),
+        TokenUsage(10, 5, 15),
+        "eos_token",
+        ("`input_token_count`", "`generated_token_count`", "", "", ""),
+        "https://ibm.github.io/watsonx-ai-node-sdk/interfaces/0_1_x.WatsonXAI.TextGenResult-1.html",
+        READ,
+    ),
+    Row(
+        "Databricks",
+        chat(_FEW),
+        TokenUsage(10, 5, 15),
+        "stop",
+        _PLAIN,
+        "https://docs.databricks.com/aws/en/machine-learning/foundation-model-apis/api-reference",
+        KNOWN,
+    ),
+    Row(
+        "vLLM",
+        chat({**_FEW, "prompt_tokens_details": {"cached_tokens": 6}}),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        _OPENAI,
+        "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html",
+        KNOWN,
+    ),
+    Row(
+        "Ollama",
+        lines(
+            {"model": "m", "message": {"role": "assistant", "content": "4"}, "done": False},
+            {
+                "model": "m",
+                "message": {"role": "assistant", "content": ""},
+                "done": True,
+                "done_reason": "stop",
+                "prompt_eval_count": 10,
+                "prompt_eval_cached_count": 6,
+                "eval_count": 5,
+            },
+        ),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        ("`prompt_eval_count`", "`eval_count`", "`prompt_eval_cached_count`", "", ""),
+        "https://docs.ollama.com/api/usage",
+        READ,
+        streaming=True,
+    ),
+    Row(
+        "SGLang, `/generate`",
+        document(
+            text="4",
+            meta_info={
+                "prompt_tokens": 10,
+                "completion_tokens": 5,
+                "cached_tokens": 6,
+                "finish_reason": {"type": "stop", "matched": 2},
+            },
+        ),
+        TokenUsage(10, 5, 15, 6),
+        "stop",
+        ("`meta_info.prompt_tokens`", "`meta_info.completion_tokens`", "`meta_info.cached_tokens`", "", ""),
+        "https://docs.sglang.io/basic_usage/native_api.html",
+        KNOWN,
+    ),
+    Row(
+        "Text Generation Inference",
+        events(
+            {"index": 1, "token": {"id": 3, "text": "4"}, "generated_text": None, "details": None},
+            {
+                "index": 2,
+                "token": {"id": 2, "text": "</s>", "special": True},
+                "generated_text": "4",
+                "details": {"finish_reason": "eos_token", "generated_tokens": 5, "input_length": 10, "seed": None},
+            },
+        ),
+        TokenUsage(10, 5, 15),
+        "eos_token",
+        ("`details.input_length`", "`details.generated_tokens`", "", "", ""),
+        "https://app.unpkg.com/@huggingface/tasks/files/src/tasks/text-generation/spec/stream_output.json",
+        READ,
+        streaming=True,
+    ),
+]
+
+
+def table() -> list[str]:
+    """Return the lines of the table in docs/providers.md."""
+    head = ["Provider", "Input", "Output", "Cached", "Written to the cache", "Cost", "Reference"]
+    rows = [[row.name, *row.reads, f"[{row.as_of}]({row.source})"] for row in ROWS]
+    return [
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
+        *(f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |") for cells in rows),
+    ]
