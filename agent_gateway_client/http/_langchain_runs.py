@@ -1,7 +1,7 @@
 """LangChain's runs are followed while :func:`instrument` is in force, where the program has langchain-core.
 
-The span that MLflow's autolog keeps for a run is not the active one in async code. Nothing of LangChain is imported here
-before the program has imported its models.
+The span that MLflow's autolog keeps for a run is not the active one in async code. Nothing of LangChain is imported
+here before the program has imported its models.
 """
 
 import sys
