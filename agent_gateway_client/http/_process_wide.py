@@ -80,11 +80,10 @@ class Instrumentation:
     @property
     def is_on(self) -> bool:
         """Whether neither this handle nor :func:`uninstrument` has undone it."""
-        return self._is_on and (self._handle is self or self.is_named)
+        return self._is_on and (self._handle is self or self.is_named())
 
-    @property
     def is_named(self) -> bool:
-        """Whether this one or another that is counted together with it is in force."""
+        """Tell whether this one or another that is counted together with it is in force."""
         return self._handle in _counts
 
     def uninstrument(self, *, wait: bool = True) -> None:
@@ -103,7 +102,7 @@ class Instrumentation:
                     return
                 del _counts[self._handle]
         _patches.remove(self._handle, wait=wait)
-        if self.is_named:
+        if self.is_named():
             # Another thread has named the same gateways in the meantime.
             _patches.add(self._handle)
 
