@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import Any
 
+from agent_gateway_client._after_import import AfterImport
 from agent_gateway_client._log import logger
-from agent_gateway_client.auto._imports import AfterImport
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
 

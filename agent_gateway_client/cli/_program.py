@@ -14,12 +14,21 @@ from agent_gateway_client.doctor.program import Request, Run, run_recorded
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE
 
 
-def examine_program(command: Sequence[str], gateway: str | None, *, json_output: bool) -> int:
+def examine_program(
+    command: Sequence[str], gateway: str | None, tracking_uri: str | None, wait: float, *, json_output: bool
+) -> int:
     """Run a program, and print each of its requests and what to do.
 
+    Args:
+        command: The program and its arguments.
+        gateway: The gateway, or ``None`` for those of the environment.
+        tracking_uri: Where to look for mirrors; nowhere if it is ``None``.
+        wait: How many seconds to wait for them after the program has ended.
+        json_output: Whether to print JSON.
+
     Returns:
-        The exit status: the program's where that is not 0, else 1 where a request lost its context or none went to a
-        gateway, else 0.
+        The exit status: the program's where that is not 0, else 1 where a request lost its context or its mirror, or
+        none went to a gateway, else 0.
     """
     environment = environment_for([gateway] if gateway else [])
     try:
@@ -27,6 +36,11 @@ def examine_program(command: Sequence[str], gateway: str | None, *, json_output:
     except OSError as error:
         click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
         return 127 if isinstance(error, FileNotFoundError) else 126
+    if tracking_uri:
+        from agent_gateway_client.doctor.arrivals import with_mirrors
+        from agent_gateway_client.traces.read import client_for
+
+        run = run._replace(requests=with_mirrors(run.requests, client_for(tracking_uri), wait))
     gateways = environment[GATEWAY_URLS_VARIABLE]
     if json_output:
         click.echo(json.dumps(_as_json(run, gateways), indent=2))
@@ -52,13 +66,18 @@ def _show(run: Run, gateways: str) -> None:
     for request in run.requests:
         mark, style = _mark(request)
         carried = f" [span {request.span_id}]" if request.span_id else ""
+        carried += _MIRROR[request.mirror]
         console.print(
             Text.assemble((f"{mark:>7}", style), f"  {request.url}: {request.reason}{carried}"), soft_wrap=True
         )
     for advice in run.advice(gateways):
         console.print(Text.assemble("What to do: ", (advice, "bold")), soft_wrap=True)
     if run.ok:
-        console.print(Text("Every request to a gateway carries its span.", style="bold green"))
+        arrived = " and has its mirror" if any(request.mirror for request in run.requests) else ""
+        console.print(Text(f"Every request to a gateway carries its span{arrived}.", style="bold green"))
+
+
+_MIRROR = {None: "", True: ", mirror arrived", False: ", no mirror"}
 
 
 def _mark(request: Request) -> tuple[str, str]:

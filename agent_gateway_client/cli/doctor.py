@@ -45,7 +45,7 @@ def doctor(
     if command:
         from agent_gateway_client.cli._program import examine_program
 
-        raise SystemExit(examine_program(command, gateway, json_output=json_output))
+        raise SystemExit(examine_program(command, gateway, tracking_uri, wait, json_output=json_output))
     for name, value in (("--gateway", gateway), ("--model", model)):
         if not value:
             raise click.UsageError(f"Missing option '{name}', or a command to run.")

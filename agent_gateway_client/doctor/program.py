@@ -25,6 +25,7 @@ class Request(NamedTuple):
         traceparent: What it carried.
         pid: The process that sent it.
         near_miss: Whether it was probably meant to go to a gateway.
+        mirror: Whether its mirror has arrived; ``None`` where nobody has looked, or it carried no span.
     """
 
     url: str
@@ -35,11 +36,12 @@ class Request(NamedTuple):
     traceparent: str | None
     pid: int
     near_miss: bool
+    mirror: bool | None = None
 
     @property
     def is_broken(self) -> bool:
-        """Whether it should carry the trace context and does not."""
-        return self.outcome == "no span" or self.near_miss
+        """Whether it should carry the trace context and does not, or its mirror is missing."""
+        return self.outcome == "no span" or self.near_miss or self.mirror is False
 
 
 class Run(NamedTuple):
@@ -55,7 +57,7 @@ class Run(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the program ended well, called a gateway, and lost no context on the way."""
+        """Whether the program ended well, called a gateway, lost no context on the way and no mirror."""
         reached = any(request.outcome in ("sent", "kept") for request in self.requests)
         return self.exit_status == 0 and reached and not any(request.is_broken for request in self.requests)
 
@@ -71,6 +73,11 @@ class Run(NamedTuple):
                 "A gateway was called while no span was active. Make the call inside mlflow.start_span(), a function "
                 "with @mlflow.trace, or under autolog. Where there is a span, MLflow could not record it: call "
                 "mlflow.set_tracking_uri() and mlflow.set_experiment() first."
+            )
+        if any(request.mirror is False for request in self.requests):
+            found.append(
+                "A mirror has not arrived. Run agent-gateway doctor --gateway URL --model MODEL, which finds the link "
+                "that is broken. Only calls of models are mirrored, and --wait gives slow ones more time."
             )
         if not self.requests:
             found.append(

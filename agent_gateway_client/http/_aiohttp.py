@@ -10,6 +10,7 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
 from agent_gateway_client.http._propagate import put_trace_context
+from agent_gateway_client.http._redirects import hops, shares_notes_async
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of aiohttp; it is sent without it", "aiohttp")
@@ -21,7 +22,7 @@ class AiohttpRequest:
     """What :func:`put_trace_context` reads and writes of a request.
 
     aiohttp makes a new request for each hop of a redirect, out of the headers that the user gave: a header that is set
-    here never goes on to another host.
+    here never goes on to another host. What the hops share is in :mod:`._redirects`.
 
     Args:
         request: An ``aiohttp.ClientRequest`` that is about to be sent.
@@ -36,8 +37,9 @@ class AiohttpRequest:
             raw_path=url.raw_path.encode(),
         )
         self.headers = _Headers(request.headers)
+        shared = hops.get()
         # Kept on the request, which a middleware may send twice.
-        self.extensions: dict[str, Any] = vars(request).setdefault(_EXTENSIONS, {})
+        self.extensions: dict[str, Any] = vars(request).setdefault(_EXTENSIONS, {} if shared is None else shared)
 
 
 class _Headers:
@@ -83,5 +85,5 @@ def _propagate(request: Any) -> None:
             put_trace_context(AiohttpRequest(request), KnownGateways(model_call.get()))
 
 
-REPLACEMENTS = {"aiohttp:ClientRequest.send": _send}
-"""The function, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""
+REPLACEMENTS = {"aiohttp:ClientRequest.send": _send, "aiohttp:ClientSession._request": shares_notes_async}
+"""The functions, and what replaces them while :func:`agent_gateway_client.instrument` is in force."""

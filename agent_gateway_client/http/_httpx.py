@@ -5,7 +5,7 @@ from typing import Any
 
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
-from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.http._known import KnownGateways, may_carry
 from agent_gateway_client.http._opentelemetry import suppress_otel_overwrite
 from agent_gateway_client.http._propagate import propagate
 
@@ -15,9 +15,12 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
         if not switch.is_on:
             return original(client, request, *args, **kwargs)
         call = model_call.get()
-        propagate(request, KnownGateways(call, client))
         try:
-            with suppress_otel_overwrite(request.headers):
+            if may_carry(request, call):
+                propagate(request, KnownGateways(call, client))
+                with suppress_otel_overwrite(request.headers):
+                    response = original(client, request, *args, **kwargs)
+            else:
                 response = original(client, request, *args, **kwargs)
         except BaseException as error:
             if call is not None:
@@ -35,9 +38,12 @@ def _async_send(original: Callable[..., Any], switch: Switch) -> Any:
         if not switch.is_on:
             return await original(client, request, *args, **kwargs)
         call = model_call.get()
-        propagate(request, KnownGateways(call, client))
         try:
-            with suppress_otel_overwrite(request.headers):
+            if may_carry(request, call):
+                propagate(request, KnownGateways(call, client))
+                with suppress_otel_overwrite(request.headers):
+                    response = await original(client, request, *args, **kwargs)
+            else:
                 response = await original(client, request, *args, **kwargs)
         except BaseException as error:
             if call is not None:

@@ -4,7 +4,9 @@ from typing import Any
 
 from agent_gateway_client.active_span import ModelCall
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
+from agent_gateway_client.http import _notes
 from agent_gateway_client.http._clients import hook_of
+from agent_gateway_client.http._propagate import is_marked
 
 _gateways = NO_GATEWAYS
 """Those of all handles in force. Replaced as a whole, so that a request can read it without a lock."""
@@ -18,7 +20,15 @@ def instrumented_gateways() -> Gateways:
 def set_process_gateways(gateways: Gateways) -> None:
     """Replace the gateways of the process."""
     global _gateways
-    _gateways = gateways
+    _gateways = gateways or NO_GATEWAYS
+
+
+def may_carry(request: Any, call: ModelCall | None) -> bool:
+    """Tell whether a request of httpx's kind may go to a gateway, or has been to one.
+
+    Where a framework's adapter is on and the request belongs to none of its calls, no gateway is known for it.
+    """
+    return bool(_gateways or (call is not None and call.gateways) or is_marked(request) or _notes.is_wanted())
 
 
 class KnownGateways:

@@ -3,7 +3,7 @@
 httpx, httpx2, aiohttp, urllib3 (and with it requests and boto3) and websockets. Each has one function through which all
 requests go, for each retry and each hop of a redirect. These are replaced while at least one :func:`instrument` is in
 force. A library that is not installed is left out; one that is installed is imported, so that it does not matter what
-the program imports later.
+the program imports later. LangChain's runs are followed too, once the program has imported its models.
 """
 
 import threading
@@ -16,12 +16,20 @@ from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
 from agent_gateway_client.http import _aiohttp, _httpx, _known, _urllib3, _websockets
+from agent_gateway_client.http._langchain_runs import runs
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
+
+
+def _changed(handles: tuple[Any, ...]) -> None:
+    gateways = Gateways(url for handle in handles for url in handle.gateways)
+    _known.set_process_gateways(gateways)
+    runs.follow(bool(gateways))
+
 
 _patches = PatchSet(
     {**_httpx.REPLACEMENTS, **_aiohttp.REPLACEMENTS, **_urllib3.REPLACEMENTS, **_websockets.REPLACEMENTS},
     "its requests are sent without trace context",
-    lambda handles: _known.set_process_gateways(Gateways(url for handle in handles for url in handle.gateways)),
+    _changed,
 )
 
 _lock = threading.Lock()
@@ -47,18 +55,20 @@ class Instrumentation:
         gateways: Those that were named for this one.
     """
 
-    def __init__(self, gateways: Gateways, *, for_adapter: bool = False) -> None:
+    def __init__(self, gateways: Gateways, *, for_adapter: bool = False, is_counted: bool = True) -> None:
         """Switch it on.
 
         Args:
             gateways: May be none, for an adapter whose model calls bring their own.
             for_adapter: Whether it belongs to a framework's adapter, and :func:`uninstrument` leaves it alone.
+            is_counted: Whether those that name the same gateways are counted, which takes a lock. If not, each is kept
+                by itself, and the garbage collector may switch it off.
         """
         self.gateways = gateways
         self.for_adapter = for_adapter
         self._handle: Any = self
-        if not for_adapter:
-            self._handle = _Named(gateways.urls, _generation)
+        if is_counted:
+            self._handle = _Named(gateways.urls, 0 if for_adapter else _generation, for_adapter)
             with _lock:
                 _counts[self._handle] += 1
         self._is_on = True
@@ -70,7 +80,11 @@ class Instrumentation:
     @property
     def is_on(self) -> bool:
         """Whether neither this handle nor :func:`uninstrument` has undone it."""
-        return self._is_on and (self.for_adapter or self._handle in _counts)
+        return self._is_on and (self._handle is self or self.is_named())
+
+    def is_named(self) -> bool:
+        """Tell whether this one or another that is counted together with it is in force."""
+        return self._handle in _counts
 
     def uninstrument(self, *, wait: bool = True) -> None:
         """Switch this one off; others stay in force. The second time does nothing.
@@ -81,14 +95,14 @@ class Instrumentation:
         if not self.is_on:
             return
         self._is_on = False
-        if not self.for_adapter:
+        if self._handle is not self:
             with _lock:
                 _counts[self._handle] -= 1
                 if _counts[self._handle] > 0:
                     return
                 del _counts[self._handle]
         _patches.remove(self._handle, wait=wait)
-        if self._handle in _counts:
+        if self.is_named():
             # Another thread has named the same gateways in the meantime.
             _patches.add(self._handle)
 

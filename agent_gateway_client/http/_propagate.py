@@ -22,6 +22,11 @@ _LOCAL = "agent_gateway_client.local"
 """The key for the headers that somebody else has set for a span of this process."""
 
 
+def is_marked(request: Any) -> bool:
+    """Tell whether an httpx request, or the hop before it, was sent to a gateway."""
+    return _SENT_BY_US in request.extensions or _LOCAL in request.extensions
+
+
 def propagate(request: Any, gateways: KnowsGateways) -> None:
     """Put the current trace context on an httpx request to a gateway; take it off one that leaves. Never raises."""
     with _guard:

@@ -1,7 +1,8 @@
 """urllib3, and with it requests, boto3 and whatever else sends through its pools.
 
 All requests of all pools go through one method, for each retry and each hop of a redirect, with the headers that the
-caller gave: a header that is added there never goes on to another host. botocore has signed the request by then. Its
+caller gave: a header that is added there never goes on to another host. What the hops share is in
+:mod:`._redirects`. botocore has signed the request by then. Its
 signature covers the headers that it lists, and says nothing about one that is added later.
 """
 
@@ -11,10 +12,11 @@ from urllib.parse import urlsplit
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
-from agent_gateway_client.active_span import model_call
+from agent_gateway_client.active_span import is_local_span, model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
+from agent_gateway_client.http._redirects import hops, shares_notes
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of urllib3; it is sent without it", "urllib3")
@@ -36,9 +38,14 @@ def _add_headers(pool: Any, url: str, kwargs: dict[str, Any]) -> None:
         makes_room = is_by_instrumentation(present)
         scheme, host, port, path = _target(pool, url)
         seen = {} if present is None or makes_room else {TRACEPARENT: present}
-        context = decide(scheme, host, port, path, seen, KnownGateways(model_call.get())).context
+        outcome, context = decide(scheme, host, port, path, seen, KnownGateways(model_call.get()))
         if context is not None:
             kwargs["headers"] = _with(given, context.to_headers(), replaced=present is not None)
+        elif present is not None and (shared := hops.get()) is not None:
+            if outcome == "kept" and is_local_span(present):
+                shared[TRACEPARENT] = present
+            elif outcome == "not a gateway" and shared.get(TRACEPARENT) == present:
+                kwargs["headers"] = _with(given, {}, replaced=True)
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
@@ -71,5 +78,9 @@ def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-REPLACEMENTS = {"urllib3.connectionpool:HTTPConnectionPool._make_request": _make_request}
-"""The method, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""
+REPLACEMENTS = {
+    "urllib3.connectionpool:HTTPConnectionPool._make_request": _make_request,
+    "urllib3.poolmanager:PoolManager.urlopen": shares_notes,
+    "requests:Session.send": shares_notes,
+}
+"""The methods, and what replaces them while :func:`agent_gateway_client.instrument` is in force."""

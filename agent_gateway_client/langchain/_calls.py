@@ -12,9 +12,9 @@ from typing import Any
 from langchain_core.callbacks import BaseCallbackHandler
 
 from agent_gateway_client.active_span import ModelCall, active_trace_context, model_call
-from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
+from agent_gateway_client.gateways import NO_GATEWAYS
 from agent_gateway_client.http._known import instrumented_gateways
-from agent_gateway_client.langchain._mlflow import activate, active_context, span_of_run
+from agent_gateway_client.langchain._mlflow import guard, mlflow_contexts, span_of_run
 from agent_gateway_client.w3c import TraceContext
 
 
@@ -48,23 +48,26 @@ class LangChainCall(ModelCall):
     the end in another context, or, when the call was cancelled, not at all. What the reader does next would be recorded
     as done inside the call, and its tokens not be counted.
 
+    What most calls do not need is in the class: a call whose run is not followed costs little more than a context
+    variable.
+
     Attributes:
         gateways: Those of the handlers of the call's run; none before the run has begun and after the call is over.
-        has_begun: Whether it is known which run this is.
+        has_begun: Whether it is known which handlers the run has.
+        is_idle: Whether no gateway is known for the run, and no other call is around this one.
+        manager: LangChain's run manager, which has a ``run_id`` and all ``handlers``. ``None`` where no run is known to
+            be the one that a request belongs to.
     """
 
-    __slots__ = ("_inside", "_manager", "_outer", "_outside", "_token", "gateways", "has_begun")
-
-    gateways: Gateways
-
-    def __init__(self) -> None:
-        self.gateways = NO_GATEWAYS
-        self.has_begun = False
-        self._manager: Any = None
-        self._outer: TraceContext | None = None
-        self._inside: Any = None
-        self._outside: Any = None
-        self._token: Token[ModelCall | None] | None = None
+    gateways = NO_GATEWAYS
+    has_begun = False
+    is_idle = False
+    manager: Any = None
+    _outer: TraceContext | None = None
+    _contexts: Any = None
+    _inside: Any = None
+    _outside: Any = None
+    _token: Token[ModelCall | None] | None = None
 
     def begin(self, handlers: Sequence[Any]) -> None:
         """Set the call's gateways, before its run begins. Only the first run that begins in a call is the call's.
@@ -73,40 +76,38 @@ class LangChainCall(ModelCall):
             handlers: LangChain's callback handlers of the run.
         """
         self.has_begun = True
+        is_followed = instrumented_gateways() is not NO_GATEWAYS
         for handler in handlers:
-            if isinstance(handler, GatewaysHandler):
+            if isinstance(handler, GatewaysHandler) and handler.gateways:
                 self.gateways = self.gateways | handler.gateways if self.gateways else handler.gateways
-        if self.gateways or instrumented_gateways():
+                is_followed = True
+        if is_followed:
             # A span that is active later is the run's own, or one that the user opened.
             self._outer = active_trace_context()
-
-    def belongs_to(self, managers: Sequence[Any]) -> None:
-        """Say which run it is.
-
-        Args:
-            managers: LangChain's run managers, which have a ``run_id`` and all ``handlers``. With more than one, no run
-                is known to be the one that a request belongs to.
-        """
-        self._manager = managers[0] if len(managers) == 1 else None
+            self._contexts = mlflow_contexts()
+            if self._token is not None and self._contexts is not None:
+                self._outside = self._contexts.get_current()
+        else:
+            self.is_idle = self._token is not None and self._token.old_value in (None, Token.MISSING)
 
     def end(self) -> None:
         """Be nothing from now on, wherever the context in which this was the current call has been copied to."""
         self.has_begun = True
-        self._manager = None
+        self.manager = None
         self.gateways = NO_GATEWAYS
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
         """Return the run's own span, or ``active`` where there is none or the user has opened another one since."""
-        own = span_of_run(self._manager) if self._manager else None
+        own = span_of_run(self.manager) if self.manager else None
         return own if own and active in (own, self._outer) else active
 
     def __enter__(self) -> "LangChainCall":
         self._token = model_call.set(self)
-        # Of a run that has none of our handlers no more is looked at.
-        if self.gateways or not self.has_begun:
-            self._outside = active_context()
-            if self._inside is not None:
-                activate(self._inside)
+        if self._contexts is not None:
+            with guard:
+                self._outside = self._contexts.get_current()
+                if self._inside is not None:
+                    self._contexts.attach(self._inside)
         return self
 
     def __exit__(
@@ -119,8 +120,9 @@ class LangChainCall(ModelCall):
         except ValueError:
             # Left by the garbage collector, which closes what nobody finished, in a context that never entered.
             return
-        if self.gateways and self._outside is not None:
-            inside = active_context()
-            if inside is not self._outside:
-                self._inside = inside
-                activate(self._outside)
+        if self._contexts is not None:
+            with guard:
+                inside = self._contexts.get_current()
+                if inside is not self._outside:
+                    self._inside = inside
+                    self._contexts.attach(self._outside)

@@ -14,7 +14,7 @@ class _LangChainInstrumentation(Instrumentation):
     """The patches that one handler holds. It names no gateways: a run takes those of its handlers."""
 
     def __init__(self) -> None:
-        super().__init__(NO_GATEWAYS, for_adapter=True)
+        super().__init__(NO_GATEWAYS, for_adapter=True, is_counted=False)
         patches.add(self)
 
     def uninstrument(self, *, wait: bool = True) -> None:

@@ -6,9 +6,8 @@ to, that a stream is suspended, that a call was cancelled, or which other handle
 
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import PatchSet, Replace, Switch
@@ -24,14 +23,20 @@ def _call(original: Method, switch: Switch) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return original(*args, **kwargs)
-        call = new_call(args, kwargs)
+        manager = manager_of(args, kwargs) if manager_of else None
+        if manager is None:
+            call = LangChainCall()
+        elif _is_current(manager):
+            return original(*args, **kwargs)
+        else:
+            call = _new_call(manager)
         try:
             with call:
                 return original(*args, **kwargs)
         finally:
             call.end()
 
-    new_call = _maker(original)
+    manager_of = _finder(original)
     return replacement
 
 
@@ -39,14 +44,20 @@ def _async_call(original: Method, switch: Switch) -> Method:
     async def replacement(*args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return await original(*args, **kwargs)
-        call = new_call(args, kwargs)
+        manager = manager_of(args, kwargs) if manager_of else None
+        if manager is None:
+            call = LangChainCall()
+        elif _is_current(manager):
+            return await original(*args, **kwargs)
+        else:
+            call = _new_call(manager)
         try:
             with call:
                 return await original(*args, **kwargs)
         finally:
             call.end()
 
-    new_call = _maker(original)
+    manager_of = _finder(original)
     return replacement
 
 
@@ -55,7 +66,7 @@ def _steps(original: Method, switch: Switch) -> Method:
         return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
 
     def steps_of(args: Any, kwargs: Any) -> Iterator[Any]:
-        call = new_call(args, kwargs)
+        call = _new_call(manager_of(args, kwargs) if manager_of else None)
         try:
             with call:
                 steps = original(*args, **kwargs)
@@ -75,11 +86,14 @@ def _steps(original: Method, switch: Switch) -> Method:
                 except BaseException as error:
                     step = partial(steps.throw, error)
                 else:
+                    if call.is_idle:
+                        yield from steps
+                        return
                     step = partial(next, steps)
         finally:
             call.end()
 
-    new_call = _maker(original)
+    manager_of = _finder(original)
     return replacement
 
 
@@ -88,15 +102,18 @@ def _async_steps(original: Method, switch: Switch) -> Method:
         return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
 
     async def steps_of(args: Any, kwargs: Any) -> AsyncIterator[Any]:
-        call = new_call(args, kwargs)
+        call = _new_call(manager_of(args, kwargs) if manager_of else None)
         try:
             with call:
                 steps = original(*args, **kwargs)
             step = steps.__anext__
             while True:
                 try:
-                    with call:
+                    if call.is_idle:
                         item = await step()
+                    else:
+                        with call:
+                            item = await step()
                 except StopAsyncIteration:
                     return
                 try:
@@ -112,7 +129,7 @@ def _async_steps(original: Method, switch: Switch) -> Method:
         finally:
             call.end()
 
-    new_call = _maker(original)
+    manager_of = _finder(original)
     return replacement
 
 
@@ -120,11 +137,20 @@ def _start(original: Method, switch: Switch) -> Method:
     def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return original(manager, *args, **kwargs)
-        call, place = _starting(manager)
-        with place:
+        call = model_call.get()
+        if isinstance(call, LangChainCall) and not call.has_begun:
+            with _guard:
+                call.begin(manager.handlers)
             managers = original(manager, *args, **kwargs)
+        else:
+            # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+            call = LangChainCall()
+            _begin(call, manager)
+            with call:
+                managers = original(manager, *args, **kwargs)
         with _guard:
-            call.belongs_to(managers)
+            if len(managers) == 1:
+                call.manager = managers[0]
         return managers
 
     return replacement
@@ -134,51 +160,65 @@ def _async_start(original: Method, switch: Switch) -> Method:
     async def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return await original(manager, *args, **kwargs)
-        call, place = _starting(manager)
-        with place:
+        call = model_call.get()
+        if isinstance(call, LangChainCall) and not call.has_begun:
+            with _guard:
+                call.begin(manager.handlers)
             managers = await original(manager, *args, **kwargs)
+        else:
+            # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+            call = LangChainCall()
+            _begin(call, manager)
+            with call:
+                managers = await original(manager, *args, **kwargs)
         with _guard:
-            call.belongs_to(managers)
+            if len(managers) == 1:
+                call.manager = managers[0]
         return managers
 
     return replacement
 
 
-def _starting(manager: Any) -> tuple[LangChainCall, AbstractContextManager[Any]]:
-    """Return the call that the run belongs to, and the context manager to start the run in."""
-    current = model_call.get()
-    # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
-    is_new = not isinstance(current, LangChainCall) or current.has_begun
-    call = LangChainCall() if is_new else cast(LangChainCall, current)
+def _begin(call: LangChainCall, manager: Any) -> None:
     with _guard:
         call.begin(manager.handlers)
-    return call, call if is_new else nullcontext()
 
 
-def _maker(original: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], LangChainCall]:
-    """Return a function that makes a call from a method's arguments; it has begun if they include the run's manager.
+def _new_call(manager: Any) -> LangChainCall:
+    """Return a new call, which has begun if the manager of its run is known."""
+    call = LangChainCall()
+    if manager is not None:
+        call.manager = manager
+        _begin(call, manager)
+    return call
+
+
+def _is_current(manager: Any) -> bool:
+    """Tell whether an outer method has begun the call of this run, so that nothing is left to do."""
+    current = model_call.get()
+    return isinstance(current, LangChainCall) and current.manager is manager
+
+
+def _finder(original: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Any] | None:
+    """Return a function that finds the run's manager in a method's arguments; ``None`` where a method takes none.
 
     Raises:
         AttributeError: The method is private and takes no manager.
     """
     parameters = list(inspect.signature(original).parameters)
     name = next((name for name in ("run_manager", "run_managers") if name in parameters), "")
-    if not name and original.__name__.startswith("_"):
-        raise AttributeError(f"{original.__qualname__} takes no run_manager")
-    position = parameters.index(name) if name else 0
+    if not name:
+        if original.__name__.startswith("_"):
+            raise AttributeError(f"{original.__qualname__} takes no run_manager")
+        return None
+    position = parameters.index(name)
 
-    def make(args: tuple[Any, ...], kwargs: dict[str, Any]) -> LangChainCall:
-        call = LangChainCall()
-        with _guard:
-            given = (args[position] if len(args) > position else kwargs.get(name)) if name else None
-            if given:
-                # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
-                manager = given[0] if isinstance(given, list) else given
-                call.begin(manager.handlers)
-                call.belongs_to([manager])
-        return call
+    def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = args[position] if len(args) > position else kwargs.get(name)
+        # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
+        return (given[0] if given else None) if isinstance(given, list) else given
 
-    return make
+    return find
 
 
 _MODELS = "langchain_core.language_models"

@@ -20,6 +20,9 @@ _GUARDS = {
     for module in (_PROVIDER, _TRACER)
 }
 
+guard = _GUARDS[_PROVIDER]
+"""For whoever uses what :func:`mlflow_contexts` returns."""
+
 
 def span_of_run(manager: Any) -> TraceContext | None:
     """Return the span that MLflow's autolog keeps for a run; ``None`` where it keeps none.
@@ -40,18 +43,17 @@ def span_of_run(manager: Any) -> TraceContext | None:
     return _guarded(look_up, _TRACER)
 
 
-def active_context() -> Any:
-    """Return MLflow's current context, of which the active span is a part; ``None`` without MLflow."""
-    return _guarded(_current)
+def mlflow_contexts() -> Any:
+    """Return what holds MLflow's current context, of which the active span is a part; ``None`` without MLflow.
+
+    It has ``get_current()`` and ``attach(context)``, as OpenTelemetry's ``context`` has.
+    """
+    # Asked once for a call: MLflow asks os.environ each time.
+    return _guarded(_contexts)
 
 
-def _current(provider: Any) -> Any:
-    return provider.get_context_api().get_current()
-
-
-def activate(context: Any) -> None:
-    """Make a context of MLflow's the current one."""
-    _guarded(lambda provider: provider.get_context_api().attach(context))
+def _contexts(provider: Any) -> Any:
+    return provider.get_context_api()
 
 
 def _guarded(use: Callable[[Any], T], module: str = _PROVIDER) -> T | None:

@@ -21,19 +21,24 @@ class LiteLLMInstrumentation(Instrumentation):
 
     def __init__(self, gateways: Gateways) -> None:
         super().__init__(gateways, for_adapter=True)
-        _patches.add(self)
+        _patches.add(self._handle)
 
     def uninstrument(self, *, wait: bool = True) -> None:
         """Switch this one off; others stay in force. The second time does nothing."""
         if not self.is_on:
             return
         super().uninstrument(wait=wait)
+        if self.is_named():
+            return
         # Autolog would make a second span of a call that LiteLLM logs only now.
         for call in list(followed_calls):
             _patches.add(call)
             if call.is_forgotten:
                 _patches.remove(call)
-        _patches.remove(self, wait=wait)
+        _patches.remove(self._handle, wait=wait)
+        if self.is_named():
+            # Another thread has named the same gateways in the meantime.
+            _patches.add(self._handle)
 
 
 def instrument_litellm(*urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> LiteLLMInstrumentation:
@@ -212,7 +217,7 @@ _is_instrumented = False
 
 def _changed(handles: tuple[Any, ...]) -> None:
     global _is_instrumented
-    _is_instrumented = any(isinstance(handle, LiteLLMInstrumentation) for handle in handles)
+    _is_instrumented = any(not isinstance(handle, LiteLLMCall) for handle in handles)
 
 
 _patches = PatchSet(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,37 @@ def test_broken_programs(body: str, change: str, said: str, server: HttpServer, 
     last = ended.stdout.splitlines()[-1]
     assert last.startswith("What to do: ")
     assert said in last
+
+
+MIRRORED = """
+import sys, mlflow, requests
+mlflow.set_experiment("agent")
+with mlflow.start_span("agent"):
+    for number in range(2):
+        requests.get(sys.argv[1])
+    for number in range(MIRRORS):
+        with mlflow.start_span("gateway/chat"):  # as a gateway writes it
+            pass
+mlflow.flush_trace_async_logging()
+"""
+
+
+@pytest.mark.parametrize("mirrors", [2, 1, 0])
+def test_whether_mirrors_have_arrived(mirrors: int, server: HttpServer, tmp_path: Path):  # noqa: F811
+    """With a tracking URI each request says whether its mirror is in the trace; a missing one makes the status 1."""
+    pytest.importorskip("sqlalchemy")
+    uri, program = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "program.py"
+    program.write_text(MIRRORED.replace("MIRRORS", str(mirrors)))
+    wait = "60" if mirrors == 2 else "0.1"
+    command = ("--", sys.executable, str(program), server.gateway)
+    given = ("doctor", "--gateway", server.gateway, "--wait", wait, "--tracking-uri", uri)
+    ended = agent_gateway(*given, "--json", *command, MLFLOW_TRACKING_URI=uri)
+    seen = json.loads(ended.stdout)
+    assert [request["mirror"] for request in seen["requests"]] == [True] * mirrors + [False] * (2 - mirrors)
+    assert (seen["ok"], ended.returncode) == ((True, 0) if mirrors == 2 else (False, 1)), ended.stderr
+    assert ["A mirror has not arrived" in advice for advice in seen["advice"]] == [True] * (mirrors < 2)
+    shown = agent_gateway(*given, *command, MLFLOW_TRACKING_URI=uri).stdout
+    assert (shown.count(", mirror arrived"), shown.count(", no mirror")) == (mirrors, 2 - mirrors)
 
 
 def test_a_program_that_fails(server: HttpServer, write: Any):  # noqa: F811

@@ -159,6 +159,22 @@ def test_opentelemetrys_entry_point(server: HttpServer, write: Any):
     assert list(AgentGatewayInstrumentor().instrumentation_dependencies()) == []
 
 
+def test_a_jupyter_kernel(server: HttpServer, tmp_path: Path):
+    """The kernel of a notebook is a child process, and what its cells send is covered."""
+    nbformat = pytest.importorskip("nbformat")
+    for needed in ("nbclient", "ipykernel"):
+        pytest.importorskip(needed)
+    cell = SPAN.replace("sys.argv[-1]", repr(server.gateway)) + "import requests\nrequests.get(url)\n"
+    notebook = tmp_path / "agent.ipynb"
+    cells = [nbformat.v4.new_code_cell(cell)]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), notebook)
+    execute = "import nbclient, nbformat, sys; nbclient.execute(nbformat.read(sys.argv[1], 4))"
+    ended = agent_gateway("run", "--gateway", server.gateway, "--", sys.executable, "-c", execute, str(notebook))
+    assert ended.returncode == 0, ended.stderr
+    assert server.sent() == [[TRACEPARENT]]
+
+
 def test_the_entry_point_is_declared():
     """pip tells ``opentelemetry-instrument`` of it."""
     declared = '[project.entry-points.opentelemetry_instrumentor]\nagent-gateway = "'

@@ -169,6 +169,18 @@ async def test_each_hop_of_a_redirect(client: str, server: HttpServer):
     assert server.sent() == [ours, ours, [], ours]
 
 
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name not in (*NO_REDIRECTS, "websockets")])
+async def test_a_header_of_this_process_leaves_no_gateway(client: str, server: HttpServer):
+    """A traceparent that the caller set for a span of this process is taken off where a redirect leaves the gateway."""
+    get = CLIENTS[client]
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        mine = named_by(agent)
+        await get(via(server.gateway, server.other, server.gateway + "/2"), traceparent=mine)
+        await get(server.other, traceparent=mine)
+        await get(via(server.gateway, server.other), traceparent=TRACEPARENT)
+    assert server.sent() == [[mine], [], [mine], [mine], [TRACEPARENT], [TRACEPARENT]]
+
+
 @each_client
 @pytest.mark.usefixtures("guards_hold")
 async def test_without_a_span_or_with_a_broken_one(client: str, server: HttpServer):

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+import weakref
 from importlib import metadata
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_everything_is_put_back():
         assert not is_same(before)
     second.uninstrument()
     assert is_same(before)
+    with instrument_litellm(GATEWAY):
+        assert not is_same(before)
+    assert is_same(before)
+
+
+def test_repeating_it_keeps_nothing():
+    """The same URL again and again, as a notebook's cell gives it: no handle is kept, and each is undone once."""
+    instrument_litellm(GATEWAY).uninstrument()
+    before = replaced()
+    first = instrument_litellm(GATEWAY)
+    handles = len(adapter._patches.handles), len(instrumentation._patches.handles)
+    forgotten = [weakref.ref(instrument_litellm(GATEWAY)) for _ in range(100)]
+    second = instrument_litellm(GATEWAY)
+    assert [ref() for ref in forgotten] == [None] * 100
+    assert (len(adapter._patches.handles), len(instrumentation._patches.handles)) == handles
+    for handle in (first, first, second):
+        handle.uninstrument()
+    assert not is_same(before)
+    for _ in forgotten:
+        instrumentation._counts[first._handle] -= 1
     with instrument_litellm(GATEWAY):
         assert not is_same(before)
     assert is_same(before)

@@ -14,7 +14,7 @@ class AfterImport(MetaPathFinder):
     """Calls functions after packages are imported, or at once for those that are. Is undone with :meth:`stop`.
 
     Args:
-        actions: What to call, by the name of a top-level package. None of the functions may raise.
+        actions: What to call, by the name of a package or module. None of the functions may raise.
     """
 
     def __init__(self, actions: dict[str, Callable[[], None]]) -> None:

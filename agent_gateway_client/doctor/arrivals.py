@@ -1,0 +1,61 @@
+"""Whether the mirrors of a program's requests have arrived in its traces."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
+
+from agent_gateway_client.doctor.program import Request
+from agent_gateway_client.doctor.store import mirrors_in
+from agent_gateway_client.names import mlflow_trace_id
+from agent_gateway_client.w3c import TRACEPARENT, extract
+
+_POLL_S = 0.2
+
+
+def with_mirrors(requests: Sequence[Request], client: TracingClient, patience_s: float) -> list[Request]:
+    """Return the requests, each that carries a span with whether its mirror is in that span's trace.
+
+    Requests of one span, like retries, need a mirror each; the first ones get those that are there.
+
+    Args:
+        requests: The program's, in the order in which they were sent.
+        client: Of the tracking server.
+        patience_s: How long to wait for all of them together.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        found = _look(requests, client)
+        if all(request.mirror is not False for request in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(_POLL_S)
+
+
+def _look(requests: Sequence[Request], client: TracingClient) -> list[Request]:
+    parents = [_parent(request) for request in requests]
+    mirrors: Counter[tuple[str, str | None]] = Counter()
+    for trace_id in {parent[0] for parent in parents if parent}:
+        try:
+            trace = client.get_trace(trace_id)
+        except MlflowException:
+            continue
+        mirrors.update((trace_id, span.parent_id) for span in mirrors_in(trace))
+    found = []
+    for request, parent in zip(requests, parents, strict=True):
+        if parent is not None:
+            request = request._replace(mirror=mirrors[parent] > 0)
+            mirrors[parent] -= 1
+        found.append(request)
+    return found
+
+
+def _parent(request: Request) -> tuple[str, str] | None:
+    """Return the trace and the span that a request to a gateway carried."""
+    if request.outcome not in ("sent", "kept") or request.traceparent is None:
+        return None
+    context = extract([(TRACEPARENT, request.traceparent)])
+    return (mlflow_trace_id(context.trace_id), f"{context.span_id:016x}") if context else None

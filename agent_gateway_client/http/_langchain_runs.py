@@ -1,0 +1,63 @@
+"""LangChain's runs are followed while :func:`instrument` is in force, where the program has langchain-core.
+
+The span that MLflow's autolog keeps for a run is not the active one in async code. Nothing of LangChain is imported
+here before the program has imported its models.
+"""
+
+import sys
+from importlib import import_module
+
+from agent_gateway_client._after_import import AfterImport
+from agent_gateway_client._guard import Guard
+
+_MODELS = ("langchain_core.language_models.chat_models", "langchain_core.language_models.llms")
+
+_ADAPTER = "agent_gateway_client.langchain._methods"
+
+_guard = Guard("Could not follow LangChain's runs; their requests carry a less specific parent span", "langchain-core")
+
+
+class _Runs:
+    """What holds the patches of LangChain, at most once."""
+
+    def __init__(self) -> None:
+        self._is_on = False
+        self._watcher: AfterImport | None = None
+
+    def follow(self, is_on: bool) -> None:
+        """Follow runs, or stop doing so; the second time does nothing. The caller holds a lock."""
+        if is_on == self._is_on:
+            return
+        self._is_on = is_on
+        if is_on and any(_is_loaded(name) for name in _MODELS):
+            self._hold()
+        elif is_on:
+            self._watcher = AfterImport(dict.fromkeys(_MODELS, self._hold))
+        else:
+            if self._watcher is not None:
+                self._watcher.stop()
+                self._watcher = None
+            self._let_go()
+
+    def _hold(self) -> None:
+        with _guard:
+            # By its name, as the libraries' functions are found: the adapter stands on this package.
+            patches = import_module(_ADAPTER).patches
+            patches.add(self)
+            if not self._is_on:
+                # Another thread has switched it off in the meantime.
+                patches.remove(self)
+
+    def _let_go(self) -> None:
+        methods = sys.modules.get(_ADAPTER)
+        if methods is not None:
+            methods.patches.remove(self)
+
+
+def _is_loaded(name: str) -> bool:
+    module = sys.modules.get(name)
+    return module is not None and not getattr(module.__spec__, "_initializing", False)
+
+
+runs = _Runs()
+"""Those of the process."""

@@ -1,0 +1,40 @@
+"""What the hops of one call of a client share, in the stacks that make a new request for each hop of a redirect.
+
+They make it out of the headers that the caller gave. A ``traceparent`` among these that names a span of this process,
+as MLflow's functions return it, is taken off a hop that leaves the gateway.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from agent_gateway_client._patching import Switch
+
+hops: ContextVar[dict[str, Any] | None] = ContextVar("agent_gateway_client.hops", default=None)
+"""Notes for the call that is being made; ``None`` outside of one. The calls that it makes itself are its hops."""
+
+
+def shares_notes(original: Callable[..., Any], switch: Switch) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on or hops.get() is not None:
+            return original(*args, **kwargs)
+        token = hops.set({})
+        try:
+            return original(*args, **kwargs)
+        finally:
+            hops.reset(token)
+
+    return call
+
+
+def shares_notes_async(original: Callable[..., Any], switch: Switch) -> Any:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return await original(*args, **kwargs)
+        token = hops.set({})
+        try:
+            return await original(*args, **kwargs)
+        finally:
+            hops.reset(token)
+
+    return call
