@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -39,16 +40,21 @@ def done(
     gateway: DemoGateway, fastapi_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[dict[str, Any]]]:
     """What the agents say that they did."""
-    directory = tmp_path_factory.mktemp("agents")
-    client = mlflow.MlflowClient(gateway.tracking_uri)
+    found = _run_agents(gateway, [gateway.openai_base_url, f"{fastapi_url}/v1"], tmp_path_factory.mktemp("agents"))
+    with tracing_into(gateway):
+        _wait_for_mirrors(found)
+        yield found
+
+
+def _run_agents(server: DemoGateway, urls: list[str], directory: Path) -> list[dict[str, Any]]:
+    programs = []
+    client = mlflow.MlflowClient(server.tracking_uri)
     for name in EXPERIMENTS:
         # Of two programs that make one at once, MLflow lets the second trace into the default experiment.
         client.create_experiment(name)
-    programs = []
     for number, kinds in enumerate(PROGRAMS):
         log = directory / f"{number}.jsonl"
-        urls = f"{gateway.openai_base_url},{fastapi_url}/v1"
-        arguments = [",".join(kinds), str(RUNS), EXPERIMENTS[number % 2], gateway.tracking_uri, urls, str(log)]
+        arguments = [",".join(kinds), str(RUNS), EXPERIMENTS[number % 2], server.tracking_uri, ",".join(urls), str(log)]
         command = [sys.executable, "-W", "ignore", "-m", agents_at_work.__name__, *arguments]
         with log.with_suffix(".log").open("wb") as output:
             program = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -56,10 +62,7 @@ def done(
     for kinds, program, log in programs:
         status = program.wait(20 * DEADLINE_S)
         assert status == (-9 if kinds == ["killed"] else 0), log.with_suffix(".log").read_text()
-    found = [json.loads(line) for _, _, log in programs for line in log.read_text().splitlines()]
-    with tracing_into(gateway):
-        _wait_for_mirrors(found)
-        yield found
+    return [json.loads(line) for _, _, log in programs for line in log.read_text().splitlines()]
 
 
 def _wait_for_mirrors(found: list[dict[str, Any]]) -> None:
@@ -103,6 +106,33 @@ def test_the_agents_own_traces_are_whole(done: list[dict[str, Any]]):
         own = {root["span_id"]} | {entry["span_id"] for entry in spans[trace_id]}
         assert own <= {span.span_id for span in trace.data.spans}, root
         assert trace.info.request_preview is not None or trace.info.execution_duration
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="a second server, and all agents once more: NIGHTLY=1")
+def test_they_are_as_without_the_companion(
+    done: list[dict[str, Any]], gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory
+):
+    """The same agents at a plain MLflow leave the same traces: experiments, states and their own spans."""
+    with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as plain:
+        plainly = _run_agents(plain, [plain.openai_base_url], tmp_path_factory.mktemp("plain-agents"))
+        with tracing_into(plain):
+            expected = _left_by(plainly)
+    with tracing_into(gateway):
+        assert _left_by(done) == expected
+
+
+def _left_by(done: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
+    """Return of each trace that an agent ended: the agent's kind, where it is, its state and the names of its spans."""
+    client = mlflow.MlflowClient()
+    left: Counter[tuple[Any, ...]] = Counter()
+    for trace_id, (root,) in of_kinds(done, "ended", killed=False).items():
+        trace = stored(trace_id)
+        assert trace is not None, root
+        ours = {span.span_id for span in mirrors_in(trace)}
+        own = sorted(span.name for span in trace.data.spans if not {span.span_id, span.parent_id} & ours)
+        where = client.get_experiment(trace.info.experiment_id).name
+        left[(root["kind"], where, trace.info.state, *own)] += 1
+    return left
 
 
 def test_each_call_has_its_mirror(done: list[dict[str, Any]]):
