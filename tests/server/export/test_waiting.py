@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_gateway_client.server.call import GatewayCall
-from agent_gateway_client.server.export import Exporter, sender
+from agent_gateway_client.server.export import Exporter, delivery, sender
 from agent_gateway_client.server.export.destination import Place, TraceKey
-from agent_gateway_client.server.export.waiting import WaitingCalls, pause_after, size_of
+from agent_gateway_client.server.export.waiting import LAST_PAUSE_SECONDS, WaitingCalls, pause_after, size_of
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import DEADLINE_S, MemoryDestination, full_call
 
@@ -235,3 +235,34 @@ def test_looking_up_ten_thousand_is_one_question():
         destination.wait_for_lookups(5)
     assert destination.lookups - before < 100
     exporter.shutdown(0.0)
+
+
+def test_no_span_is_made_of_a_call_that_waits(monkeypatch: pytest.MonkeyPatch):
+    """However often its trace is looked up: the spans of ten thousand waiting calls would be made again each time."""
+    made = []
+    mirror = delivery.mirror
+    monkeypatch.setattr(delivery, "mirror", lambda call, *more: made.append(call.endpoint) or mirror(call, *more))
+    destination = Knowing(2)
+    exporter = Exporter(destination)
+    exporter.submit(call_in(1, "early"))
+    exporter.submit(call_in(2, "known"))
+    destination.wait_for_lookups(5)
+    assert made == ["known"]
+    destination.known.add(1)
+    assert exporter.flush(DEADLINE_S)
+    assert made == ["known", "early"]
+
+
+def test_the_more_calls_wait_the_longer_are_the_pauses():
+    """Look-ups of all that waits take a stated share of the time; those of one batch need no longer pause."""
+    exporter = Exporter(Knowing())
+    for number in range(1, sender.MAX_BATCH + 1):
+        exporter._waiting.add(call_in(number), now=0.0)
+    outcome = delivery.Outcome(looked_up_in=0.01)
+    assert exporter._sender._least_pause(outcome) == 0.0
+    for number in range(sender.MAX_BATCH + 1, 2 * sender.MAX_BATCH + 1):
+        exporter._waiting.add(call_in(number), now=0.0)
+    assert exporter._sender._least_pause(outcome) == pytest.approx(0.01 / sender._LOOKUP_SHARE)
+    outcome.looked_up_in = 100.0
+    assert exporter._sender._least_pause(outcome) == LAST_PAUSE_SECONDS
+    exporter._waiting.clear()
