@@ -73,8 +73,10 @@ def is_from_proxy(facts: Facts) -> bool:
     Before that, what a callback gets of a refused request is its body as the caller wrote it, which may imitate all of
     the proxy's notes. No body can hold an object that JSON has no form for.
     """
-    # The pass-through routes keep no caller there, but the framework's own headers, or (LiteLLM 1.110) a time.
-    noted = server_request(facts).get("headers"), facts.get("start_time")
+    # The pass-through routes keep no caller there, but the framework's own headers, or (LiteLLM 1.110) an object.
+    params = facts.get("litellm_params")
+    own = params.get("litellm_logging_obj") if isinstance(params, Mapping) else None
+    noted = server_request(facts).get("headers"), own
     return any(type(value) not in _FROM_JSON for value in noted) or bool(_notes(facts))
 
 

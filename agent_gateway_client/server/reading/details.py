@@ -79,6 +79,10 @@ def is_success(call: GatewayCall) -> bool:
     return 200 <= (call.http_status or 0) < 300
 
 
+_RAW_PROXY = "proxy/raw"
+"""MLflow's route that sends the caller's own model on, which a provider may repeat, whatever it is."""
+
+
 def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = None) -> None:
     """Add what a response says to a call that has ended: to the attempt that it came from, as far as that is not known.
 
@@ -98,7 +102,8 @@ def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = No
         return
     attempt.provider = attempt.provider or provider
     attempt.error_type = attempt.error_type or facts.error_type
-    attempt.response_model = attempt.response_model or facts.model
+    if attempt.model is None or call.request_type != _RAW_PROXY:
+        attempt.response_model = attempt.response_model or facts.model
     attempt.usage = attempt.usage or facts.usage
     attempt.cost = attempt.cost or facts.cost
     attempt.finish_reason = attempt.finish_reason or facts.finish_reason
