@@ -1,6 +1,7 @@
 """Replaces an attribute of somebody else's class or module, and puts it back exactly."""
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -102,7 +103,8 @@ def find_patch(path: str, replace: Replace) -> Patch | None:
         replace: Makes the replacement.
 
     Returns:
-        ``None`` where the library is not installed, or does not have a function that may be missing.
+        ``None`` where the library is not installed or is just being imported, or does not have a function that may be
+        missing.
 
     Raises:
         ImportError: The library does not have the module.
@@ -115,7 +117,7 @@ def find_patch(path: str, replace: Replace) -> Patch | None:
     for place in others:
         with suppress(ImportError, AttributeError):
             return _patch_at(place, replace)
-    with suppress(*(ImportError, AttributeError) if is_optional else ()):
+    with suppress(*(ImportError, AttributeError) if is_optional or _is_half_imported(path) else ()):
         return _patch_at(last, replace)
     return None
 
@@ -127,6 +129,11 @@ def _patch_at(place: str, replace: Replace) -> Patch:
     for class_name in classes:
         owner = getattr(owner, class_name)
     return Patch(owner, name, replace)
+
+
+def _is_half_imported(path: str) -> bool:
+    module = sys.modules.get(_library(path))
+    return module is not None and getattr(module.__spec__, "_initializing", False)
 
 
 def _library(path: str) -> str:
@@ -183,11 +190,10 @@ class PatchSet:
         self._apply(wait=wait)
 
     def renew(self) -> None:
-        """Put the patches on again where somebody has put back what they had found before."""
+        """Put the patches on where somebody has put back what they had found before, or a library was half imported."""
         with self._lock:
             if self._applied and not self._is_applying:
-                for patch in self._patches.values():
-                    patch.put_on()
+                self._put_on()
 
     def _apply(self, *, wait: bool = True) -> None:
         while self._applied != self.handles and self._lock.acquire(blocking=wait):

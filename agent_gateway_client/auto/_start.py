@@ -14,7 +14,7 @@ from agent_gateway_client.gateways import Gateways
 RECORD_VARIABLE = "AGENT_GATEWAY_RECORD"
 """Names the file that ``agent-gateway doctor -- COMMAND`` has its program write a line to for each request."""
 
-_HTTP = ("httpx", "httpx2", "aiohttp", "urllib3", "websockets")
+_HTTP = ("httpx", "httpx2", "aiohttp", "urllib3", "requests", "websockets")
 
 _watcher: AfterImport | None = None
 _undo: list[Callable[[], None]] = []
@@ -77,8 +77,11 @@ def _guarded(name: str, action: Callable[[], None]) -> Callable[[], None]:
 
 def _http() -> None:
     from agent_gateway_client.http import instrument
+    from agent_gateway_client.http._process_wide import renew
 
     if any(undo.__name__ == "uninstrument" for undo in _undo):
+        # requests imports urllib3 before it has anything of its own.
+        renew()
         return
     if path := os.environ.get(RECORD_VARIABLE):
         _record(path)

@@ -6,6 +6,7 @@ from agent_gateway_client.active_span import ModelCall
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
 from agent_gateway_client.http import _notes
 from agent_gateway_client.http._clients import hook_of
+from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 from agent_gateway_client.http._propagate import is_marked
 
 _gateways = NO_GATEWAYS
@@ -26,9 +27,16 @@ def set_process_gateways(gateways: Gateways) -> None:
 def may_carry(request: Any, call: ModelCall | None) -> bool:
     """Tell whether a request of httpx's kind may go to a gateway, or has been to one.
 
-    Where a framework's adapter is on and the request belongs to none of its calls, no gateway is known for it.
+    Where a framework's adapter is on and the request belongs to none of its calls, no gateway is known for it. Beside
+    OpenTelemetry's instrumentations it may carry a header that was set by hand.
     """
-    return bool(_gateways or (call is not None and call.gateways) or is_marked(request) or _notes.is_wanted())
+    return bool(
+        _gateways
+        or (call is not None and call.gateways)
+        or is_marked(request)
+        or instrumentation_is_loaded()
+        or _notes.is_wanted()
+    )
 
 
 class KnownGateways:

@@ -74,8 +74,7 @@ class Instrumentation:
         self._is_on = True
         _patches.add(self._handle)
         if not for_adapter:
-            # Somebody else may have put back what they had found before.
-            _patches.renew()
+            renew()
 
     @property
     def is_on(self) -> bool:
@@ -141,6 +140,11 @@ def instrument(*urls: str | Iterable[str], gateways: Iterable[str] | None = None
         ...     pass  # Requests of any client to http://localhost:5000/gateway/... carry the trace context.
     """
     return Instrumentation(gateways_for_process(urls, "instrument", gateways))
+
+
+def renew() -> None:
+    """Put the hooks on where somebody has put back what they had found before, or a library was half imported."""
+    _patches.renew()
 
 
 def uninstrument() -> None:

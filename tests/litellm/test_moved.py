@@ -61,9 +61,8 @@ async def test_a_function_that_has_moved(
             await make_call("completion", provider, is_async=True)
         ((header,),) = sent(provider)
         if header != named_by(agent):
-            # What is replaced elsewhere ends the call, at the latest when LiteLLM logs it.
-            (own,) = await asyncio.to_thread(wait_for, "the end of the span", ended)
-            assert header == named_by_otel(own)
+            # What is replaced elsewhere ends the call, at the latest when LiteLLM logs it. Autolog may log it as well.
+            await asyncio.to_thread(wait_for, "the end of the span", lambda: header in map(named_by_otel, ended()))
     warnings = ours(caplog)
     assert len(warnings) == (0 if path.endswith("?") else 1)
     assert all(moved in text and VERSION in text for text in warnings)

@@ -74,7 +74,8 @@ READ_ELSEWHERE = {
     # Read from MLflow's request state, and from the gateway's own spans; an abandoned one gets its error type.
     "mlflow_gateway/_app.py": {"endpoint_id"},
     "mlflow_gateway/_spans.py": {"endpoint_id", "endpoint_name", "error.type", "exception.type", "exception.message"},
-    # Read from the spans of a trace to add them up.
+    # An attribute of metrics too.
+    "observed/metrics.py": {"error.type"},
 }
 """Keys that a file of the companion names for another purpose than a mirror span."""
 
