@@ -40,6 +40,7 @@ from tests.support.litellm import (
     provider,  # noqa: F401
     sent,
     shared_provider,  # noqa: F401
+    undo_instrumentations,
 )
 
 pytestmark = in_one_loop
@@ -179,7 +180,7 @@ async def test_undone_while_a_call_is_under_way(name: str, provider: Provider, a
     call = asyncio.create_task(make_call(name, provider, is_async=True, model=model))
     await asyncio.to_thread(wait_for, "the request", lambda: provider.requests)
     handle.uninstrument()
-    _undo_all(provider)
+    undo_instrumentations()
     await call
     await asyncio.sleep(0.05)
     (own,) = ended()
@@ -201,7 +202,7 @@ async def test_undone_before_a_call_is_logged(
     await make_call(name, provider, is_async=True)
     logs = await to_log.get()
     assert len(ended()) == 1
-    _undo_all(provider)
+    undo_instrumentations()
     await logs
     (own,) = ended()
     assert sent(provider) == [[named_by_otel(own)]]
@@ -211,7 +212,7 @@ async def test_undone_calls_are_let_go(provider: Provider, autolog: None):
     """What is replaced for calls that may still be logged is put back when LiteLLM has no such call any more."""
     with instrument_litellm(provider.url):
         await make_call("completion", provider, is_async=True)
-    _undo_all(provider)
+    undo_instrumentations()
     await GLOBAL_LOGGING_WORKER.flush()
 
     def is_put_back() -> bool:
@@ -221,13 +222,6 @@ async def test_undone_calls_are_let_go(provider: Provider, autolog: None):
         return not _instrument._patches.handles and not hasattr(Logging.success_handler, "__wrapped__")
 
     await asyncio.to_thread(wait_for, "the end of the last call", is_put_back)
-
-
-def _undo_all(provider: Provider) -> None:
-    """Undo the fixture's handle as well."""
-    for handle in _instrument._patches.handles:
-        if isinstance(handle, _instrument.LiteLLMInstrumentation):
-            handle.uninstrument()
 
 
 class OwnLogger(MlflowLogger):

@@ -32,7 +32,9 @@ except ModuleNotFoundError as error:
 from agent_gateway_client import instrument_litellm
 from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.demo.provider import Provider
+from agent_gateway_client.http import _process_wide
 from agent_gateway_client.litellm import _instrument
+from agent_gateway_client.litellm._calls import LiteLLMCall
 
 each_way = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
@@ -174,11 +176,19 @@ async def provider(shared_provider: Provider, monkeypatch: pytest.MonkeyPatch) -
     litellm.in_memory_llm_clients_cache.flush_cache()
 
 
+def undo_instrumentations() -> None:
+    """Undo every instrument_litellm(), the fixture's as well. Calls that have begun are still followed."""
+    for named in _instrument._patches.handles:
+        if not isinstance(named, LiteLLMCall):
+            last = instrument_litellm(*named.gateways)
+            # As if the others that name the same had been undone before it.
+            _process_wide._counts[named] = 1
+            last.uninstrument()
+
+
 def undo_all() -> None:
     """Undo every instrument_litellm(), and follow no call any more."""
-    for handle in _instrument._patches.handles:
-        if isinstance(handle, _instrument.LiteLLMInstrumentation):
-            handle.uninstrument()
+    undo_instrumentations()
     _instrument.followed_calls.clear()
     for handle in _instrument._patches.handles:
         _instrument._patches.remove(handle)
