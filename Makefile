@@ -24,7 +24,7 @@ demo: ## Set up, then run the whole thing on this machine and show the joined tr
 quick: ## Set up a small environment, then run the unit tests that need no server (a minute)
 	$(ENVIRONMENTS) test quick
 
-check: lint types ## Style, types and all unit tests (8 minutes)
+check: lint types ## Style, types and all unit tests (3 minutes)
 	$(ENVIRONMENTS) test unit
 
 test: ## All tests in the main environment, with real servers on this machine
