@@ -135,8 +135,8 @@ def _left_by(done: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
     for trace_id, (root,) in of_kinds(done, "ended", killed=False).items():
         trace = stored(trace_id)
         assert trace is not None, root
-        ours = {span.span_id for span in mirrors_in(trace)}
-        own = sorted(span.name for span in trace.data.spans if not {span.span_id, span.parent_id} & ours)
+        # MLflow's own mirrors are lost, but not all: now and then there is one.
+        own = sorted(span.name for span in trace.data.spans if not span.name.startswith(("gateway/", "provider/")))
         where = client.get_experiment(trace.info.experiment_id).name
         left[(root["kind"], where, trace.info.state, *own)] += 1
     return left
