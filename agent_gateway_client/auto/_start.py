@@ -80,7 +80,7 @@ def _http() -> None:
     from agent_gateway_client.http._process_wide import renew
 
     if any(undo.__name__ == "uninstrument" for undo in _undo):
-        # requests imports urllib3 before it has anything of its own.
+        # requests imports urllib3 first, and could not be patched by then.
         renew()
         return
     if path := os.environ.get(RECORD_VARIABLE):

@@ -1,7 +1,7 @@
 """What the hops of one call of a client share, in the stacks that make a new request for each hop of a redirect.
 
-They make it out of the headers that the caller gave. A ``traceparent`` among these that names a span of this process,
-as MLflow's functions return it, is taken off a hop that leaves the gateway.
+Those requests repeat the caller's headers. If they include a ``traceparent`` that names a span of this process, it is
+removed from a hop that leaves the gateway.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,6 @@
 
 import asyncio
 import atexit
-import hmac
 import json
 import threading
 import weakref
@@ -19,6 +18,7 @@ from agent_gateway_client.relay.collect import Collection
 from agent_gateway_client.relay.dialects import ALL_KEYS, NAMES
 from agent_gateway_client.relay.limits import Limits
 from agent_gateway_client.relay.spans import Batch, MalformedBody
+from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.call import GatewayCall
 
 TRACES_PATH = "/v1/traces"
@@ -151,7 +151,9 @@ class Relay:
             raise Refused(404, f"The relay takes traces only, at {TRACES_PATH}.")
         if method != "POST":
             raise Refused(405, "Send traces with POST.", allow="POST")
-        if self._token is not None and not _is_token(headers.get(b"authorization", b""), self._token):
+        if self._token is not None and not is_opened_by(
+            self._token, headers.get(b"authorization", b"").decode("latin-1")
+        ):
             raise Refused(401, "Send the relay's token as 'Authorization: Bearer …'.", www_authenticate="Bearer")
         if content_type not in (PROTOBUF, JSON):
             raise Refused(415, f"Send OTLP as {PROTOBUF} or {JSON}.")
@@ -245,11 +247,6 @@ def _path(scope: Scope) -> str:
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root) else path
-
-
-def _is_token(authorization: bytes, token: str) -> bool:
-    scheme, _, given = authorization.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), token.encode())
 
 
 _relays: "weakref.WeakSet[Relay]" = weakref.WeakSet()

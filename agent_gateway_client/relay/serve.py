@@ -2,18 +2,17 @@
 
 import ipaddress
 import os
-import re
 import socket
 from urllib.parse import urlsplit
 
 from agent_gateway_client.errors import ConfigurationError, MissingDependencyError, StartError
 from agent_gateway_client.relay.app import TRACES_PATH, Relay
 from agent_gateway_client.relay.limits import Limits
+from agent_gateway_client.server.bearer import token_in
 from agent_gateway_client.server.export import Exporter
 
 TOKEN_VARIABLE = "AGENT_GATEWAY_RELAY_TOKEN"
 
-_TOKEN = re.compile(r"[\x21-\x7e]{16,}\Z")
 _OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _OTLP_DEFAULT = "http://localhost:4318"
 _CONNECTIONS = 1000
@@ -26,10 +25,7 @@ def token_from_environment() -> str | None:
     Raises:
         ConfigurationError: It is too short, or cannot be in a header.
     """
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    if token is not None and not _TOKEN.match(token):
-        raise ConfigurationError(f"{TOKEN_VARIABLE} has to be at least 16 printable ASCII characters without spaces.")
-    return token
+    return token_in(TOKEN_VARIABLE)
 
 
 def check_address(host: str, port: int, token: str | None) -> None:

@@ -154,7 +154,7 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     # The gateway's own trace has it in its metadata.
     route = None if linked else "mlflow.gateway.requestType"
     yield route, "agent_gateway.request.type", _name(call.request_type)
-    # No operation and no model: to OpenTelemetry this is no inference, which is counted once, as the attempt.
+    # Without operation and model OpenTelemetry does not take this span for an inference; the attempt is the one.
     yield "gen_ai.request.stream", "gen_ai.request.stream", call.streaming
     yield "http.response.status_code", "http.response.status_code", call.http_status
     yield "gen_ai.response.time_to_first_chunk", "gen_ai.response.time_to_first_chunk", seconds

@@ -9,10 +9,11 @@ from typing import Any
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import body_to_keep
+from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call, status_code
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.observed.companion import Companion
-from agent_gateway_client.server.observed.pages import PATHS, closed, is_opened_by, read_page, token_from_environment
+from agent_gateway_client.server.observed.pages import PATHS, closed, read_page, token_from_environment
 from agent_gateway_client.server.probe import COMPANION_HEADER, PROBE_HEADER, answer
 from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.reading.details import Details

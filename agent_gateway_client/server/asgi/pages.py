@@ -1,8 +1,9 @@
 """The companion's own pages in an ASGI application."""
 
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Message, Receive, Scope, Send
+from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.observed.companion import Companion
-from agent_gateway_client.server.observed.pages import PATHS, closed, is_opened_by, read_page
+from agent_gateway_client.server.observed.pages import PATHS, closed, read_page
 
 
 def is_for_page(scope: Scope) -> bool:
@@ -22,7 +23,7 @@ async def serve_page(
         exchange: The request.
 
     Returns:
-        Whether it was answered; if not, there is no such page.
+        Whether the request was answered; if not, the gateway has no such page.
     """
     scope, receive, send = exchange
     if token is not None:
@@ -43,7 +44,7 @@ async def serve_page(
 
 
 class _TurnedAway:
-    """Passes the answer of an application on unless it is that there is no such page."""
+    """Passes an application's response on, except a 404."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

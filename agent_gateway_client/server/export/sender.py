@@ -46,7 +46,7 @@ class Sender:
         log: Where trouble is logged.
         wait_seconds: How long a call waits for its trace.
         counts: Returns what became of all calls so far.
-        meter: What is told of it, for metrics.
+        meter: Records the metrics.
 
     Attributes:
         problem: Why the last calls were not taken; ``None`` if they were.

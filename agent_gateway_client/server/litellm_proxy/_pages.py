@@ -5,8 +5,9 @@ from typing import Any
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import version_of, warn_once
+from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.observed.companion import Companion
-from agent_gateway_client.server.observed.pages import PATHS, closed, is_opened_by, read_page
+from agent_gateway_client.server.observed.pages import PATHS, closed, read_page
 
 _harmless = Guard("The proxy has no page /agent-gateway/status", "litellm")
 

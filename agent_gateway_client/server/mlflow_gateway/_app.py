@@ -257,7 +257,7 @@ def check_environment() -> None:
     exporter_from_environment(_own_store)
     may_join_from_environment()
     token_from_environment()
-    # MLflow has metrics of its own, which it makes at its import.
+    # Before MLflow is imported: it creates its own Prometheus metrics then.
     make_directory()
     Gateways.from_environment()
 

@@ -2,16 +2,13 @@
 
 With ``AGENT_GATEWAY_STATUS_TOKEN`` the pages are open to whoever sends ``Authorization: Bearer`` and the token, and to
 nobody else. Without it, they are open to those whom the gateway itself lets in, where it can be asked (MLflow's and
-LiteLLM's), and there are no such pages where it cannot.
+LiteLLM's); other gateways do not have these pages.
 """
 
-import hmac
 import json
-import os
-import re
 from typing import NamedTuple
 
-from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.server.bearer import token_in
 from agent_gateway_client.server.observed import prometheus
 from agent_gateway_client.server.observed.companion import Companion
 
@@ -20,8 +17,6 @@ METRICS_PATH = "/agent-gateway/metrics"
 PATHS = (STATUS_PATH, METRICS_PATH)
 
 TOKEN_VARIABLE = "AGENT_GATEWAY_STATUS_TOKEN"
-
-_TOKEN = re.compile(r"[\x21-\x7e]{16,}\Z")
 
 
 class Page(NamedTuple):
@@ -50,21 +45,12 @@ class Page(NamedTuple):
 
 
 def token_from_environment() -> str | None:
-    """Return the token that opens the pages; ``None`` where the variable is not set or empty.
+    """Return the token that opens the pages; ``None`` where there is none.
 
     Raises:
         ConfigurationError: It is too short, or cannot be in a header.
     """
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    if token is not None and not _TOKEN.match(token):
-        raise ConfigurationError(f"{TOKEN_VARIABLE} has to be at least 16 printable ASCII characters without spaces.")
-    return token
-
-
-def is_opened_by(token: str, authorization: str | None) -> bool:
-    """Tell whether an ``Authorization`` header has the token."""
-    scheme, _, value = (authorization or "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(value.strip().encode(), token.encode())
+    return token_in(TOKEN_VARIABLE)
 
 
 def read_page(path: str, companion: Companion) -> Page:

@@ -129,8 +129,7 @@ class CompressedBody:
                     return KeptBody()
                 kept.add(piece)
         except Exception:
-            # Each library has errors of its own for a stream that was broken off, or is nothing compressed at all; what
-            # could be read is kept.
+            # Each library raises its own errors for a truncated or invalid stream; what could be read is kept.
             return kept
         return kept
 

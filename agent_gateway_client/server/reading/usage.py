@@ -7,7 +7,7 @@ from typing import Any
 from agent_gateway_client.server.call import Cost, TokenUsage
 
 MAX_TOKENS = 2**53
-"""Counts beyond this are no counts; it is also the largest that every JSON and OTLP reader takes."""
+"""Larger counts are ignored. It is the largest integer that every reader of JSON and OTLP takes."""
 
 MAX_COST = 1e9
 """USD beyond this are no cost of a call."""
