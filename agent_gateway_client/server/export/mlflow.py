@@ -24,7 +24,7 @@ from agent_gateway_client.server.export.destination import (
     TraceKey,
     Unavailable,
 )
-from agent_gateway_client.server.export.totals import Totals
+from agent_gateway_client.server.export.totals import Totals, TraceTotals
 from agent_gateway_client.server.mirror import Convention
 
 MAX_KNOWN = 20_000
@@ -64,13 +64,10 @@ class Store(Protocol):
     def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
         """Store spans of traces that are in an experiment."""
 
-    def ended(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Sequence[Any]:
-        """Return MLflow's ``TraceInfo`` of those traces whose callers have ended them."""
+    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
+        """Return the totals of those traces whose callers have ended them."""
 
-    def spans_of(self, trace_ids: Collection[str]) -> Mapping[str, Sequence[Any]]:
-        """Return MLflow's spans of traces."""
-
-    def set_metadata(self, info: Any, metadata: Mapping[str, str]) -> None:
+    def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """Set metadata of an ended trace, and leave the rest of it as it is."""
 
     def workspaces(self) -> Iterable[str]:
