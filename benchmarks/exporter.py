@@ -21,7 +21,6 @@ from agent_gateway_client.server.export.destination import TraceKey
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.export.otlp import OtlpDestination
-from agent_gateway_client.server.export.sender import MAX_BATCH
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext
 from benchmarks.report import Report
@@ -99,8 +98,8 @@ def _sent(destination: Destination, calls: Sequence[GatewayCall]) -> float:
     spans: list[list[ReadableSpan]] = [mirror(call, destination.convention) for call in calls]
     (place,) = set(destination.locate({TraceKey(call.parent.trace_id) for call in calls}).values())
     begin = time.perf_counter()
-    for start in range(0, len(spans), MAX_BATCH):
-        destination.send([span for both in spans[start : start + MAX_BATCH] for span in both], place)
+    for start in range(0, len(spans), destination.max_batch):
+        destination.send([span for both in spans[start : start + destination.max_batch] for span in both], place)
     return time.perf_counter() - begin
 
 

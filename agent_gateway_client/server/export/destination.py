@@ -33,9 +33,11 @@ class Destination:
 
     Attributes:
         convention: How the destination names facts.
+        max_batch: Calls that are sent together at most.
     """
 
     convention: Convention
+    max_batch = 200
 
     @property
     def description(self) -> str:

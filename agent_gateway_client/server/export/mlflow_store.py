@@ -1,5 +1,6 @@
 """MLflow's SQL store in the same process: inside an MLflow server, or where the tracking URI is a database."""
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -8,6 +9,10 @@ from typing import Any
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.server.export.destination import Unavailable
 from agent_gateway_client.server.export.totals import FINALIZED, TraceTotals, totals_from
+
+_GIVE_WAY_SECONDS = 5.0
+_GIVE_WAY_STEP_SECONDS = 0.02
+"""How long a write waits at most for others to be done with the store, and how often it looks."""
 
 
 class SqlStore:
@@ -52,7 +57,9 @@ class SqlStore:
 
     def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        return self._get_store().log_spans(experiment_id, spans)
+        store = self._get_store()
+        _give_way(store)
+        return store.log_spans(experiment_id, spans)
 
     def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
@@ -73,6 +80,7 @@ class SqlStore:
     def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         store = self._get_store()
+        _give_way(store)
         for info in store.batch_get_trace_infos([trace_id]):
             store.start_trace(with_metadata(info, metadata))
 
@@ -105,6 +113,21 @@ class SqlStore:
             "each mirror costs more time. Upgrade agent-gateway-client.",
             version_of("mlflow"),
         )
+
+
+def _give_way(store: Any) -> None:
+    """Wait while so many connections are in use that one more writer could make others fail.
+
+    MLflow's ``log_spans()`` and ``start_trace()`` take a second connection while they hold a first. When all of a
+    pool's are first ones, none of these writes goes on until one of them fails, 30 s later.
+    """
+    pool = getattr(getattr(store, "engine", None), "pool", None)
+    if not hasattr(pool, "checkedout"):
+        # Connections are not pooled, or not counted.
+        return
+    deadline = time.monotonic() + _GIVE_WAY_SECONDS
+    while 0 < pool.size() <= pool.checkedout() and time.monotonic() < deadline:
+        time.sleep(_GIVE_WAY_STEP_SECONDS)
 
 
 def _raise_if_busy(error: Exception) -> None:

@@ -19,11 +19,12 @@ from agent_gateway_client.server.export.waiting import (
 )
 from agent_gateway_client.server.observed.metrics import ExporterMeter
 
-MAX_BATCH = 200
-"""Calls that are sent together."""
-
 BATCH_SECONDS = 0.5
 """From the begin of a batch to the next at least: of twenty calls together, each costs MLflow a quarter."""
+
+MAX_REST_SECONDS = 5.0
+"""A batch that took longer than half of ``BATCH_SECONDS`` is followed by a rest as long as it took, up to this. Its
+destination is slow because others use it as well, and they come first."""
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 15.0
@@ -90,7 +91,7 @@ class Sender:
         while True:
             self._wait_for_work()
             begun = time.monotonic()
-            batch = self._waiting.take(begun, MAX_BATCH)
+            batch = self._waiting.take(begun, self._destination.max_batch)
             if batch:
                 self._is_stopped = False
                 # Before anything is counted: who waits until nothing waits any more shall also see what is logged.
@@ -99,17 +100,17 @@ class Sender:
             self._tend()
             with self._changed:
                 self._changed.notify_all()
-            if len(batch) < MAX_BATCH:
-                self.rest_after(begun)
+            if len(batch) < self._destination.max_batch:
+                self.rest_after(begun, at_least=min(time.monotonic() - begun, MAX_REST_SECONDS))
 
     def warm_up_with(self, functions: Iterable[Callable[[], object]]) -> None:
         """Have functions called in the thread before it sends anything. Has no effect once it runs."""
         self._warm_up += functions
 
-    def rest_after(self, begun: float) -> None:
+    def rest_after(self, begun: float, *, at_least: float = 0.0) -> None:
         """Wait until it is time for another batch after one that began then, unless somebody waits for it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._flushing, max(0.0, begun + BATCH_SECONDS - time.monotonic()))
+            self._changed.wait_for(lambda: self._flushing, max(at_least, begun + BATCH_SECONDS - time.monotonic()))
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
@@ -189,8 +190,8 @@ class Sender:
 
     def _least_pause(self, outcome: Outcome) -> float:
         """Return the pause after which look-ups take no more than their share of the time, where many calls wait."""
-        beyond_one_batch = max(0, len(self._waiting) - MAX_BATCH)
-        seconds = outcome.looked_up_in * beyond_one_batch / MAX_BATCH
+        batch = self._destination.max_batch
+        seconds = outcome.looked_up_in * max(0, len(self._waiting) - batch) / batch
         return min(seconds / _LOOKUP_SHARE, LAST_PAUSE_SECONDS)
 
     def _pause_of_a_place(self, outcome: Outcome) -> float:
