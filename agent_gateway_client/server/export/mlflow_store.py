@@ -121,7 +121,7 @@ def _give_way(store: Any) -> None:
     MLflow's ``log_spans()`` and ``start_trace()`` take a second connection while they hold a first. When all of a
     pool's are first ones, none of these writes goes on until one of them fails, 30 s later.
     """
-    pool = getattr(getattr(store, "engine", None), "pool", None)
+    pool: Any = getattr(getattr(store, "engine", None), "pool", None)
     if not hasattr(pool, "checkedout"):
         # Connections are not pooled, or not counted.
         return
