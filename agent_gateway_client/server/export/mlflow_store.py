@@ -1,4 +1,4 @@
-"""MLflow's SQL store in the same process: inside an MLflow server, or where the tracking URI is a database."""
+"""MLflow's SQL store in the same process: inside an MLflow server, or with a database as the tracking URI."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,14 +12,14 @@ FINALIZED = "mlflow.trace.infoFinalized"
 
 
 class SqlStore:
-    """A store that is reached in process.
+    """An in-process store.
 
     Args:
         get_store: Returns MLflow's tracking store.
     """
 
     known_seconds = 0.0
-    """To ask costs less than a hundredth of a write."""
+    """A look-up costs less than a hundredth of a write."""
 
     def __init__(self, get_store: Callable[[], Any]) -> None:
         self._get_store = get_store
@@ -48,13 +48,13 @@ class SqlStore:
                 if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":
                     raise
                 logger.debug("Could not look traces up by their columns", exc_info=True)
-        # What fails here too is the store's trouble, and raised.
+        # If this fails too, the store has a problem, which is raised.
         found = {info.trace_id: info.experiment_id for info in store.batch_get_trace_infos(list(trace_ids))}
         self._knows_columns = False
         warn_once(
             "export.columns",
-            "mlflow %s does not let traces be looked up in the way that this version of agent-gateway-client knows; "
-            "each mirror costs more time. Upgrade agent-gateway-client.",
+            "mlflow %s has changed its table of traces; the slower look-up through its API is used. Upgrade "
+            "agent-gateway-client.",
             version_of("mlflow"),
         )
         return found
@@ -91,18 +91,18 @@ class SqlStore:
 
 
 def ended_filter(trace_ids: Iterable[str]) -> str:
-    """Return the filter of a search for those of the traces that their callers have ended."""
+    """Return a search filter for those of the traces that their callers have ended."""
     return f"{ids_filter(trace_ids)} AND metadata.`{FINALIZED}` = 'true'"
 
 
 def ids_filter(trace_ids: Iterable[str]) -> str:
-    """Return the filter of a search for traces by their ids."""
+    """Return a search filter for traces by their ids."""
     wanted = ",".join(f"'{trace_id}'" for trace_id in trace_ids)
     return f"request_id IN ({wanted})"
 
 
 def with_metadata(info: Any, metadata: Mapping[str, str]) -> Any:
-    """Return what ``start_trace`` has to be given to set metadata of a trace and to leave all else as it is."""
+    """Return the argument of ``start_trace`` that sets metadata of a trace and changes nothing else."""
     from mlflow.entities import TraceInfo
 
     return TraceInfo(
@@ -117,7 +117,7 @@ def with_metadata(info: Any, metadata: Mapping[str, str]) -> Any:
 
 
 def _experiments_by_columns(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
-    """Read two columns. ``batch_get_trace_infos()`` reads all of a trace but its spans, in a hundred times the time."""
+    """Read two columns; a hundred times faster than ``batch_get_trace_infos()``."""
     from mlflow.store.tracking.dbmodels import models
 
     table: Any = models.SqlTraceInfo
@@ -130,13 +130,13 @@ def _experiments_by_columns(store: Any, trace_ids: Collection[str]) -> dict[str,
 
 
 def server_store() -> Any:
-    """Return the tracking store of the MLflow server that this runs in.
+    """Return the tracking store of the MLflow server in this process.
 
     Raises:
         Unavailable: MLflow has moved it.
     """
     try:
-        # What MLflow's own OTLP endpoint uses; the public clients would open a second connection pool.
+        # MLflow's own OTLP endpoint uses it too; the public clients would open a second connection pool.
         from mlflow.server.handlers import _get_tracking_store
     except ImportError as error:
         raise Unavailable(
