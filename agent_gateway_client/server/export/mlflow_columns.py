@@ -1,8 +1,7 @@
-"""Reads from the tables of MLflow's SQL store: only the columns that are needed, none of a span without usage.
+"""Queries on the tables of MLflow's SQL store that read only the columns they need.
 
-MLflow's public methods read a trace with its tags, metadata, assessments and payload, which takes ten to a hundred
-times as long. The tables are private to MLflow. Whatever raises here is taken for a change of theirs, and the public
-methods are used instead.
+MLflow's public methods read tags, metadata, assessments and payload of each trace, which takes four to a hundred times
+as long. The tables are private to MLflow: if a query fails, the caller falls back to the public methods.
 """
 
 import json
@@ -22,14 +21,14 @@ from sqlalchemy import case
 from agent_gateway_client.server.export.totals import COST, FINALIZED, USAGE, TraceTotals
 
 _REPORTED = {USAGE: SpanAttributeKey.CHAT_USAGE, COST: SpanAttributeKey.LLM_COST}
-"""The span attribute that each total of a trace is the sum of."""
+"""The span attribute that MLflow aggregates for each total."""
 
 _COLUMNS = {USAGE: "total_tokens", COST: "total_cost"}
-"""Where MLflow from 3.16 on records a trace's totals. Before, they are metadata."""
+"""Columns of the totals in newer versions of MLflow. 3.15 keeps them as metadata."""
 
 
 def experiments_of(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
-    """Return the ids of the experiments that traces are in; unknown traces are left out."""
+    """Return the experiment ids of traces; unknown traces are left out."""
     table: Any = models.SqlTraceInfo
     with store.ManagedSessionMaker() as session:
         query = store._trace_query(session).with_entities(table.request_id, table.experiment_id)
@@ -38,7 +37,7 @@ def experiments_of(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
 
 
 def totals_of(store: Any, trace_ids: Collection[str]) -> dict[str, TraceTotals]:
-    """Return the totals of those traces that their callers have ended."""
+    """Return the totals of the traces that their callers have ended."""
     with store.ManagedSessionMaker() as session:
         recorded = _recorded(store, session, trace_ids)
         spans = _spans(session, recorded) if recorded else {}
@@ -55,7 +54,7 @@ def totals_of(store: Any, trace_ids: Collection[str]) -> dict[str, TraceTotals]:
 
 
 def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str, dict[str, float]]:
-    """Return what is recorded of the ended traces."""
+    """Return the recorded totals of the ended traces."""
     table: Any = models.SqlTraceInfo
     metadata: Any = models.SqlTraceMetadata
     names = [name for name, column in _COLUMNS.items() if hasattr(table, column)]
@@ -77,9 +76,9 @@ def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str,
 
 
 def _spans(session: Any, trace_ids: Collection[str]) -> Mapping[str, Mapping[str, list[SpanAggregationNode]]]:
-    """Return the spans of traces as MLflow adds them up."""
+    """Return the spans of traces in the form that MLflow aggregates."""
     table: Any = models.SqlSpan
-    # Only the content that reports something leaves the database.
+    # The content of other spans stays in the database: it can be large.
     content = case(
         *((table.content.contains(f'"{attribute}"'), table.content) for attribute in _REPORTED.values()), else_=None
     )

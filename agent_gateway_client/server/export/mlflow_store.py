@@ -1,9 +1,8 @@
-"""MLflow's SQL store in the same process: inside an MLflow server, or where the tracking URI is a database."""
+"""MLflow's SQL store in the same process: inside an MLflow server, or with a database as the tracking URI."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
 from typing import Any
 
 from agent_gateway_client._log import logger, version_of, warn_once
@@ -11,19 +10,19 @@ from agent_gateway_client.server.export.destination import Unavailable
 from agent_gateway_client.server.export.totals import FINALIZED, TraceTotals, totals_from
 
 _GIVE_WAY_SECONDS = 5.0
+"""Maximum time that a write waits for other users of the connection pool."""
 _GIVE_WAY_STEP_SECONDS = 0.02
-"""How long a write waits at most for others to be done with the store, and how often it looks."""
 
 
 class SqlStore:
-    """A store that is reached in process.
+    """An in-process store.
 
     Args:
         get_store: Returns MLflow's tracking store.
     """
 
     known_seconds = 0.0
-    """To ask costs less than a hundredth of a write."""
+    """A look-up costs less than a hundredth of a write."""
 
     def __init__(self, get_store: Callable[[], Any]) -> None:
         self._get_store = get_store
@@ -47,10 +46,11 @@ class SqlStore:
         columns = self._columns()
         if columns is not None:
             try:
-                return columns.experiments_of(self._get_store(), trace_ids)
+                experiments: Mapping[str, str] = columns.experiments_of(self._get_store(), trace_ids)
+                return experiments
             except Exception as error:
                 _raise_if_busy(error)
-        # What fails here too is the store's trouble, and raised.
+        # If this fails too, the store has a problem, which is raised.
         infos = self._get_store().batch_get_trace_infos(list(trace_ids))
         self._do_without_columns()
         return {info.trace_id: info.experiment_id for info in infos}
@@ -66,7 +66,8 @@ class SqlStore:
         columns, store = self._columns(), self._get_store()
         if columns is not None:
             try:
-                return columns.totals_of(store, trace_ids)
+                totals: Mapping[str, TraceTotals] = columns.totals_of(store, trace_ids)
+                return totals
             except Exception as error:
                 _raise_if_busy(error)
         found, _ = store.search_traces(
@@ -94,8 +95,8 @@ class SqlStore:
 
         return [workspace.name for workspace in _get_workspace_store().list_workspaces()]
 
-    def _columns(self) -> ModuleType | None:
-        """Return what reads the store's tables; ``None`` where they are not as this version knows them."""
+    def _columns(self) -> Any:
+        """Return the module that reads the store's tables; ``None`` if they have changed."""
         if self._knows_columns:
             try:
                 from agent_gateway_client.server.export import mlflow_columns
@@ -109,21 +110,21 @@ class SqlStore:
         self._knows_columns = False
         warn_once(
             "export.columns",
-            "mlflow %s does not let traces be looked up in the way that this version of agent-gateway-client knows; "
-            "each mirror costs more time. Upgrade agent-gateway-client.",
+            "mlflow %s has changed its tables of traces; the slower look-up through its API is used. Upgrade "
+            "agent-gateway-client.",
             version_of("mlflow"),
         )
 
 
 def _give_way(store: Any) -> None:
-    """Wait while so many connections are in use that one more writer could make others fail.
+    """Wait while so many connections are in use that another write could make MLflow's own writes fail.
 
-    MLflow's ``log_spans()`` and ``start_trace()`` take a second connection while they hold a first. When all of a
-    pool's are first ones, none of these writes goes on until one of them fails, 30 s later.
+    ``log_spans()`` and ``start_trace()`` check out a second connection while they hold one. If fifteen of them hold
+    all connections of a pool (the default maximum), each waits for a second one until a write times out after 30 s.
     """
     pool: Any = getattr(getattr(store, "engine", None), "pool", None)
     if not hasattr(pool, "checkedout"):
-        # Connections are not pooled, or not counted.
+        # SQLAlchemy does not pool connections, or does not count them.
         return
     deadline = time.monotonic() + _GIVE_WAY_SECONDS
     while 0 < pool.size() <= pool.checkedout() and time.monotonic() < deadline:
@@ -137,18 +138,18 @@ def _raise_if_busy(error: Exception) -> None:
 
 
 def ended_filter(trace_ids: Iterable[str]) -> str:
-    """Return the filter of a search for those of the traces that their callers have ended."""
+    """Return a search filter for those of the traces that their callers have ended."""
     return f"{ids_filter(trace_ids)} AND metadata.`{FINALIZED}` = 'true'"
 
 
 def ids_filter(trace_ids: Iterable[str]) -> str:
-    """Return the filter of a search for traces by their ids."""
+    """Return a search filter for traces by their ids."""
     wanted = ",".join(f"'{trace_id}'" for trace_id in trace_ids)
     return f"request_id IN ({wanted})"
 
 
 def with_metadata(info: Any, metadata: Mapping[str, str]) -> Any:
-    """Return what ``start_trace`` has to be given to set metadata of a trace and to leave all else as it is."""
+    """Return the argument of ``start_trace`` that sets metadata of a trace and changes nothing else."""
     from mlflow.entities import TraceInfo
 
     return TraceInfo(
@@ -163,13 +164,13 @@ def with_metadata(info: Any, metadata: Mapping[str, str]) -> Any:
 
 
 def server_store() -> Any:
-    """Return the tracking store of the MLflow server that this runs in.
+    """Return the tracking store of the MLflow server in this process.
 
     Raises:
         Unavailable: MLflow has moved it.
     """
     try:
-        # What MLflow's own OTLP endpoint uses; the public clients would open a second connection pool.
+        # MLflow's own OTLP endpoint uses it too; the public clients would open a second connection pool.
         from mlflow.server.handlers import _get_tracking_store
     except ImportError as error:
         raise Unavailable(

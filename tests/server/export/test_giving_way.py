@@ -102,12 +102,12 @@ def test_a_slow_destination_gets_a_rest(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sender, "time", clock)
     exporter = Exporter(Slow())
 
-    def rest_after(begun: float, *, at_least: float = 0.0) -> None:
+    def wait_for_next_batch(begun: float, *, at_least: float = 0.0) -> None:
         if at_least > 1.0:
             rests.append(at_least)
             rested.set()
 
-    monkeypatch.setattr(exporter._sender, "rest_after", rest_after)
+    monkeypatch.setattr(exporter._sender, "wait_for_next_batch", wait_for_next_batch)
     for _ in range(2):
         rested.clear()
         exporter.submit(full_call())

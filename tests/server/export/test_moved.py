@@ -50,7 +50,7 @@ def test_the_columns_of_traces(
         exporter.submit(full_call())
         assert exporter.flush(DEADLINE_S)
     assert (exporter.counts().sent, exporter.dropped) == (2, 0)
-    assert ["does not let traces be looked up" in message for message in logged.messages] == [True]
+    assert ["has changed its tables of traces" in message for message in logged.messages] == [True]
 
 
 def test_the_servers_tracking_store(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
@@ -71,4 +71,4 @@ def test_the_clients_requests(
     monkeypatch.setitem(sys.modules, "mlflow.utils.rest_utils", None)
     monkeypatch.delitem(sys.modules, "agent_gateway_client.server.export.mlflow_server", raising=False)
     assert isinstance(store_of(store), SqlStore)
-    assert ["sends requests in a way" in message for message in logged.messages] == [True]
+    assert ["has changed how it sends requests" in message for message in logged.messages] == [True]

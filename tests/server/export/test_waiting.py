@@ -34,7 +34,7 @@ class Knowing(MemoryDestination):
             self._looked.notify_all()
             return {key: "here" for key in traces if key.trace_id in self.known}
 
-    def elsewhere(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
+    def find_in_other_workspaces(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
         return {key: self.in_workspaces[key.trace_id] for key in traces if key.trace_id in self.in_workspaces}
 
     def wait_for_lookups(self, more: int) -> None:
@@ -69,12 +69,14 @@ def test_a_trace_that_never_comes(logged: pytest.LogCaptureFixture):
     assert exporter.flush(DEADLINE_S)
     assert destination.tries == []
     assert exporter.counts().dropped == {"unknown_trace": 1}
-    assert ["made the trace id up" in message for message in logged.messages if "dropped:" in message] == [True]
+    assert [
+        "sent a trace id that does not exist" in message for message in logged.messages if "dropped:" in message
+    ] == [True]
 
 
 def test_a_trace_in_another_workspace(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
     """A trace that lives in another workspace does not come; that is the reason which is counted and said."""
-    monkeypatch.setattr(sender, "_ELSEWHERE_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "_OTHER_WORKSPACES_SECONDS", 0.0)
     destination = Knowing(in_workspaces={1: "team-b"})
     exporter = Exporter(destination)
     exporter.submit(call_in(1))
@@ -82,7 +84,7 @@ def test_a_trace_in_another_workspace(monkeypatch: pytest.MonkeyPatch, logged: p
     destination.wait_for_lookups(5)
     assert exporter.counts().dropped == {"other_workspace": 1}
     assert exporter.counts().waiting == 1
-    assert "another MLflow workspace" in logged.messages[0]
+    assert "a different MLflow workspace" in logged.messages[0]
 
 
 @pytest.mark.parametrize("bound", ["number", "bytes"])
