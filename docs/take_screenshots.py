@@ -1,7 +1,7 @@
 """Take the pictures in the README: run the demo, and take screenshots of its trace in MLflow's UI and as a waterfall.
 
-Needs Chromium (``apt-get install chromium``) and ``pip install playwright``; ``CHROMIUM`` is another browser's path. With
-a directory as the argument, all pictures go there, including those in other colours and at a phone's width.
+Needs Chromium (``apt-get install chromium``) and ``pip install playwright``; ``CHROMIUM`` is another browser's path.
+With a directory as the argument, all pictures go there, including those in other colours and at a phone's width.
 """
 
 import json
