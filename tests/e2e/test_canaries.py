@@ -16,17 +16,20 @@ from hypothesis import strategies as st
 from agent_gateway_client.demo._endpoints import Endpoints
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.canaries import (
-    CANARY,
     EXAMPLES,
+    FIELDS,
+    HEADERS,
+    AllFound,
     Answer,
-    CanaryFound,
     Question,
     answers,
     body_of,
+    found_leaks,
     headers_of,
     questions,
     search,
     sentences,
+    texts,
     words,
 )
 from tests.support.e2e import CHAT, DEADLINE_S, wait_for
@@ -65,13 +68,20 @@ def environment(receiver: Receiver, leaking: bool = False) -> dict[str, str]:
     return variables
 
 
-def assert_leak_is_found(receiver: Receiver, client: httpx.Client, path: str) -> None:
-    """Send a canary to a gateway with a leak, and find it."""
-    body = {"model": "chat", **CHAT}
-    client.post(path, json=body, headers={"traceparent": TRACEPARENT, "user-agent": f"{CANARY} said"})
-    with pytest.raises(CanaryFound):
-        wait_for("the mirror", lambda: search(receiver))
-    receiver.requests.clear()
+def assert_leaks_are_found(receiver: Receiver, client: httpx.Client, asked: st.SearchStrategy[Question]) -> None:
+    """Ask a gateway with leaks what the others are asked, and find each of them."""
+    missing = {*FIELDS, *HEADERS}
+
+    @settings(ONCE, max_examples=1_000)
+    @given(asked)
+    def check(question: Question) -> None:
+        if not missing:
+            raise AllFound
+        send(client, "/v1/chat/completions", question)
+        missing.difference_update(found_leaks(receiver))
+
+    with pytest.raises(AllFound):
+        check()
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +112,16 @@ MLFLOW_PATHS = [
     "/proxy/hostile/v1/chat/completions",
     "/gemini/v1beta/models/hostile:generateContent",
 ]
+MLFLOW_NAMED_PATHS = [
+    "/{}/mlflow/invocations",
+    "/proxy/{}/v1/chat/completions",
+    "/proxy/hostile/{}",
+    "/gemini/v1beta/models/{}:generateContent",
+    "/{}",
+]
+"""Paths with a name of the caller's."""
+MLFLOW_QUESTIONS = questions(MLFLOW_ENDPOINTS, texts)
+"""Only an endpoint's name is a name to MLflow."""
 
 
 def send(client: httpx.Client, path: str, question: Question) -> None:
@@ -120,10 +140,12 @@ def test_mlflow(mlflow_gateway: DemoGateway, provider: HostileProvider, receiver
     """Whatever is said to MLflow's gateway, and whatever its provider answers, none of it is in the mirrors."""
     mirrors = sent = 0
     client = httpx.Client(base_url=mlflow_gateway.gateway_url, timeout=DEADLINE_S)
-    paths = st.sampled_from(MLFLOW_PATHS) | words.map(lambda word: f"/{word}/mlflow/invocations")
+    paths = st.sampled_from(MLFLOW_PATHS) | st.builds(
+        str.format, st.sampled_from(MLFLOW_NAMED_PATHS), words.map(lambda word: word.strip("."))
+    )
 
     @ONCE
-    @given(questions(MLFLOW_ENDPOINTS), answers, paths)
+    @given(MLFLOW_QUESTIONS, answers, paths)
     def check(question: Question, answer: Answer, path: str) -> None:
         nonlocal mirrors, sent
         provider.answer = answer
@@ -195,6 +217,19 @@ LITELLM_PATHS = [
     "/v1/batches",
     "/v1beta/models/chat:generateContent",
 ]
+LITELLM_NAMED_PATHS = [
+    "/v1beta/models/{}:generateContent",
+    "/openai/deployments/{}/chat/completions",
+    "/engines/{}/chat/completions",
+    "/raw/{}",
+    "/{}/v1/chat/completions",
+]
+LITELLM_QUESTIONS = questions(LITELLM_MODELS, texts | wildcards).map(
+    lambda question: question._replace(
+        # Keys.
+        headers=[line for line in question.headers if line[0] not in ("x-api-key", "cookie")]
+    )
+)
 
 
 def test_litellm(provider: HostileProvider, tmp_path: Path):
@@ -204,18 +239,20 @@ def test_litellm(provider: HostileProvider, tmp_path: Path):
         # A client of LiteLLM's own would wait and try again.
         model["litellm_params"]["max_retries"] = 0
     mirrors = 0
+    paths = st.sampled_from(LITELLM_PATHS) | st.builds(
+        str.format, st.sampled_from(LITELLM_NAMED_PATHS), words.map(lambda word: word.strip("."))
+    )
     with Receiver() as receiver:
         with LiteLLMProxy(tmp_path, config, **environment(receiver)) as proxy:
             authorization = {"authorization": f"Bearer {MASTER_KEY}"}
             client = httpx.Client(base_url=proxy.url, headers=authorization, timeout=DEADLINE_S)
 
             @ONCE
-            @given(questions(LITELLM_MODELS, sentences | wildcards), answers, st.sampled_from(LITELLM_PATHS))
+            @given(LITELLM_QUESTIONS, answers, paths)
             def check(question: Question, answer: Answer, path: str) -> None:
                 nonlocal mirrors
                 provider.answer = answer
-                lines = [line for line in question.headers if line[0] not in ("x-api-key", "cookie")]
-                send(client, path, question._replace(headers=lines))
+                send(client, path, question)
                 mirrors += search(receiver)
 
             with client:
@@ -239,16 +276,16 @@ def imitate(url: str, headers: dict[str, str]) -> None:
     assert not httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=DEADLINE_S).is_success
 
 
-def test_a_leak_of_mlflows_gateway_is_found(provider: HostileProvider, tmp_path: Path):
-    """The same search finds what an MLflow AI Gateway with a leak sends."""
+def test_leaks_of_mlflows_gateway_are_found(tmp_path: Path):
+    """The same search finds what an MLflow AI Gateway with leaks sends."""
     with Receiver() as receiver, DemoGateway(directory=tmp_path, env=environment(receiver, True)) as gateway:
         receiver.requests.clear()
-        with httpx.Client(base_url=gateway.gateway_url, timeout=DEADLINE_S) as client:
-            assert_leak_is_found(receiver, client, "/openai/v1/chat/completions")
+        with httpx.Client(base_url=f"{gateway.gateway_url}/openai", timeout=DEADLINE_S) as client:
+            assert_leaks_are_found(receiver, client, MLFLOW_QUESTIONS)
 
 
-def test_a_leak_of_a_litellm_proxy_is_found(provider: HostileProvider, tmp_path: Path):
-    """The same search finds what a LiteLLM Proxy with a leak sends."""
+def test_leaks_of_a_litellm_proxy_are_found(provider: HostileProvider, tmp_path: Path):
+    """The same search finds what a LiteLLM Proxy with leaks sends."""
     config, headers = configuration(provider.url), {"authorization": f"Bearer {MASTER_KEY}"}
     provider.answer = OK
     with (
@@ -256,4 +293,4 @@ def test_a_leak_of_a_litellm_proxy_is_found(provider: HostileProvider, tmp_path:
         LiteLLMProxy(tmp_path, config, **environment(receiver, True)) as proxy,
         httpx.Client(base_url=proxy.url, headers=headers, timeout=DEADLINE_S) as client,
     ):
-        assert_leak_is_found(receiver, client, "/v1/chat/completions")
+        assert_leaks_are_found(receiver, client, LITELLM_QUESTIONS)

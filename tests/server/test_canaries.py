@@ -5,6 +5,7 @@ with NIGHTLY.
 """
 
 import asyncio
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
-from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, gateway_attempt, gateway_call
+from agent_gateway_client.server import (
+    GatewayTracingMiddleware,
+    GatewayTracingWSGIMiddleware,
+    current_gateway_call,
+    gateway_attempt,
+    gateway_call,
+)
 from agent_gateway_client.server import mirror as mirror_module
 from agent_gateway_client.server._gateway_call import add_response
 from agent_gateway_client.server.export import Exporter, sender
@@ -22,11 +29,15 @@ from tests.support.asgi import Client, http_scope
 from tests.support.canaries import (
     CANARY,
     EXAMPLES,
+    FIELDS,
+    HEADERS,
+    LEAK,
+    AllFound,
     Answer,
-    CanaryFound,
     Question,
     answers,
     body_of,
+    found_leaks,
     headers_of,
     questions,
     search,
@@ -109,9 +120,7 @@ def by_middleware(exporter: Exporter, question: Question, answer: Answer, tried:
         asked = True
         return {"type": "http.request", "body": body_of(question), "more_body": False}
 
-    path = f"/{question.query}/v1/chat/completions"
-    if question.query.endswith("0"):
-        path = f"/v1beta/models/{CANARY} {question.query}:generateContent"
+    path = _path(question)
     lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers_of(question)]
     scope = http_scope(lines, path=path, raw_path=path.encode(), query_string=f"key={question.query}".encode())
     middleware = GatewayTracingMiddleware(app, exporter)
@@ -121,6 +130,12 @@ def by_middleware(exporter: Exporter, question: Question, answer: Answer, tried:
         if error is not failure:
             raise
     assert asked
+
+
+def _path(question: Question) -> str:
+    if question.query.endswith("0"):
+        return f"/v1beta/models/{CANARY} {question.query}:generateContent"
+    return f"/{question.query}/v1/chat/completions"
 
 
 def by_hand(exporter: Exporter, question: Question, answer: Answer, tried: Any, failure: Any) -> None:
@@ -139,7 +154,43 @@ def by_hand(exporter: Exporter, question: Question, answer: Answer, tried: Any, 
             raise
 
 
-gateways = pytest.mark.parametrize("serve", [by_middleware, by_hand])
+def by_wsgi_middleware(exporter: Exporter, question: Question, answer: Answer, tried: Any, failure: Any) -> None:
+    """Serve a request through the WSGI middleware."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        environ["wsgi.input"].read()
+        call = current_gateway_call()
+        assert call is not None
+        call.caller_is_known = True
+        for provider, error in tried:
+            gateway_attempt(provider=provider, model="configured").end(error)
+        start_response(f"{answer.status} {CANARY}", answer.headers)
+        yield from answer.chunks
+        if failure is not None:
+            raise failure
+
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": _path(question),
+        "QUERY_STRING": f"key={question.query}",
+        "SERVER_NAME": "gateway",
+        "SERVER_PORT": "80",
+        "wsgi.input": io.BytesIO(body_of(question)),
+    }
+    for name, value in headers_of(question):
+        variable = f"HTTP_{name.upper().replace('-', '_')}"
+        # A server joins the lines of one name.
+        environ[variable] = f"{environ[variable]},{value}" if variable in environ else value
+    try:
+        response = GatewayTracingWSGIMiddleware(app, exporter)(environ, lambda *started: None)
+        list(response)
+        response.close()
+    except Exception as error:
+        if error is not failure:
+            raise
+
+
+gateways = pytest.mark.parametrize("serve", [by_middleware, by_wsgi_middleware, by_hand])
 examples = given(questions(["chat", "gpt-4o"]), answers, attempts, st.none() | failures)
 
 
@@ -170,44 +221,49 @@ def _asked(name: str) -> Callable[[Any], str | None]:
     return leak
 
 
+def _sent(header: str) -> Callable[[Any], str | None]:
+    """Return a leak of a header."""
+    return lambda call: next((value for name, value in _seen[-1].headers if name == header), None)
+
+
 LEAKS: dict[str, Callable[[Any], str | None]] = {
     "what was asked": lambda call: str(_seen[-1]),
     "message of an error": lambda call: next((str(error) for error in _seen if isinstance(error, Exception)), None),
-    "a header": lambda call: next((value for _, value in _seen[-1].headers), None),
-    **{name: _asked(name) for name in ("custom_llm_provider", "litellm_metadata", "metadata", "tags", "user")},
-    **{name: _asked(name) for name in ("litellm_call_id", "litellm_params")},
+    **{name: _asked(name) for name in FIELDS},
+    **{name: _sent(name) for name in HEADERS},
 }
 """Leaks as somebody might make them: what a fact of the mirror would be read from."""
 _seen: list[Any] = []
 
 
 @gateways
-@pytest.mark.parametrize("leak", LEAKS)
 @pytest.mark.parametrize("sent", ["otlp"], indirect=True)
-def test_a_planted_leak_is_found(leak: str, serve: Serve, sent: tuple[Exporter, Receiver], monkeypatch: Any):
-    """With one careless fact in the mirror, the same examples and the same search find it."""
+def test_planted_leaks_are_found(serve: Serve, sent: tuple[Exporter, Receiver], monkeypatch: Any):
+    """With careless facts in the mirror, the same examples and the same search find each of them."""
     exporter, receiver = sent
     call_facts = mirror_module._call_facts
+    missing = set(LEAKS)
 
     def leaking_facts(call: Any) -> Any:
         yield from call_facts(call)
-        value = LEAKS[leak](call)
-        yield "leaked", "leaked", mirror_module._name(value)
+        for name in missing:
+            yield LEAK + name, LEAK + name, mirror_module._name(LEAKS[name](call))
 
     monkeypatch.setattr(mirror_module, "_call_facts", leaking_facts)
 
-    # Not every question has the member that leaks; the first that has it ends the search.
+    # Not every question has what leaks.
     @settings(EXAMPLES, phases=[Phase.generate], max_examples=2_000)
     @examples
     def check(question: Question, answer: Answer, tried: Any, failure: Any) -> None:
+        if not missing:
+            raise AllFound
         _seen[:] = [failure, question]
         serve(exporter, question, answer, tried, failure)
         assert exporter.flush(DEADLINE_S)
-        search(receiver)
+        missing.difference_update(found_leaks(receiver))
 
-    with pytest.raises(CanaryFound):
+    with pytest.raises(AllFound):
         check()
-    receiver.requests.clear()
 
 
 @given(st.one_of(words, sentences))

@@ -62,6 +62,12 @@ CALL_IDS = ["litellm_call_id", "litellm_trace_id", "litellm_session_id", "litell
 NAMES = ["custom_llm_provider", "provider", "call_type", "user", "end_user", "user_id", "service_tier", "api_base"]
 
 
+FIELDS = [
+    "model", "custom_llm_provider", "metadata", "litellm_metadata", "tags", "user", "litellm_call_id", "litellm_params",
+]  # fmt: skip
+HEADERS = ["user-agent", "baggage", "tracestate", "x-litellm-call-id", "x-litellm-tags", "x-litellm-end-user-id"]
+"""What a leak is planted for: members of a request's body, and headers."""
+
 HOLDERS = ["litellm_params", "proxy_server_request", "standard_logging_object", "model_info", "extra_body"]
 """Objects in which LiteLLM keeps notes; a caller may send them too."""
 
@@ -112,6 +118,13 @@ named_headers = st.sampled_from(
         "x-litellm-end-user-id",
         "x-litellm-customer-id",
         "x-litellm-spend-logs-metadata",
+        "x-litellm-agent-id",
+        "x-litellm-model",
+        "x-claude-code-session-id",
+        "x-session-id",
+        "session-id",
+        "x-mlflow-gateway-caller",
+        "x-mlflow-workspace",
     ]
 )
 header_lines = st.lists(
@@ -280,6 +293,32 @@ def search(receiver: Receiver) -> int:
                 raise CanaryFound(f"{haystack[max(0, at - 80) : at + 40]!r}")
         mirrors += sum(span.name.startswith("gateway/") for span in request.spans)
     return mirrors
+
+
+class AllFound(Exception):
+    """Each planted leak was found: more examples are not needed."""
+
+
+LEAK = "leaked."
+"""What the attributes of a planted leak begin with."""
+
+
+def found_leaks(receiver: Receiver) -> set[str]:
+    """Search as :func:`search` does; return the planted leaks in which a canary was found."""
+    spans = receiver.spans
+    leaks = {
+        attribute.key.removeprefix(LEAK)
+        for span in spans
+        for attribute in span.attributes
+        if attribute.key.startswith(LEAK) and CANARY in attribute.value.string_value
+    }
+    try:
+        search(receiver)
+    except CanaryFound:
+        receiver.requests.clear()
+        return leaks
+    assert not leaks
+    return set()
 
 
 def wait_and_search(receiver: Receiver, count: int, wait_for: Callable[[str, Callable[[], Any]], Any]) -> None:
