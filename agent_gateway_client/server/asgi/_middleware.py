@@ -10,7 +10,7 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
 from agent_gateway_client.server.asgi.pages import is_for_page, serve_page
-from agent_gateway_client.server.asgi.websocket import REALTIME, Session, is_realtime
+from agent_gateway_client.server.asgi.websocket import REALTIME, Session, session_operation
 from agent_gateway_client.server.asgi.websocket import end as end_session
 from agent_gateway_client.server.authorization import MayJoin, authorize
 from agent_gateway_client.server.call import NO_PARENT, GatewayCall, current_call, status_code
@@ -46,7 +46,8 @@ class GatewayTracingMiddleware:
             environment makes the application fail at start.
         is_call: Returns whether a request is a model call, by ASGI scope; by default the POSTs to the routes of
             providers' APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`). Not called for
-            websockets: those whose path ends with ``/realtime`` are sessions of a model, with one mirror each.
+            websockets: those whose path ends with ``/realtime`` or ``BidiGenerateContent`` are sessions of a model,
+            with one mirror each.
         endpoint: The endpoint's name, or a function that returns it for an ASGI scope after the request was served. By
             default the ``model`` of a successful request. A failed call is named after its route, because its
             ``model`` could be any text.
@@ -112,10 +113,14 @@ class GatewayTracingMiddleware:
                 if is_traced:
                     await self._serve_mirrored(call, self.exporter, scope, receive, send)
                     return
-        elif scope["type"] == "websocket" and self.exporter is not None and is_realtime(scope):
+        elif (
+            scope["type"] == "websocket"
+            and self.exporter is not None
+            and (operation := session_operation(scope)) is not None
+        ):
             parent = extract(scope["headers"])
             if parent is not None and parent.sampled:
-                call = GatewayCall(parent, server_address=_address(scope), operation="chat", request_type=REALTIME)
+                call = GatewayCall(parent, server_address=_address(scope), operation=operation, request_type=REALTIME)
                 await self._serve_session(call, self.exporter, self.application_scope(scope), receive, send)
                 return
             scope = self.application_scope(scope)

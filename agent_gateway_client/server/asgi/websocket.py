@@ -5,10 +5,11 @@ from urllib.parse import parse_qs
 
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.server.asgi.exchange import Message, Receive, Scope, Send
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, TokenUsage, status_code
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, Operation, TokenUsage, status_code
 from agent_gateway_client.server.export import Finish
 from agent_gateway_client.server.reading.bodies import KeptBody
 from agent_gateway_client.server.reading.details import add_facts
+from agent_gateway_client.server.reading.json_ends import first_members
 from agent_gateway_client.server.reading.responses import ResponseFacts, model_name, read_response
 
 REALTIME = "realtime"
@@ -20,13 +21,25 @@ _REFUSED = 403
 _NORMAL = frozenset({1000, 1001, 1005})
 """The close codes of a normal end (RFC 6455, 7.4.1)."""
 
-_EVENTS_WITH_FACTS = ('"response.done"', '"session.created"', '"session.updated"')
-"""The types of the few events that have more than a piece of the answer."""
+_EVENTS_WITH_FACTS = (
+    *(b'"response.done"', b'"session.created"', b'"session.updated"'),
+    *(b'"setupComplete"', b'"usageMetadata"'),
+)
+"""What only the few events of OpenAI and of Gemini contain that have more than a piece of the answer."""
+
+_LIVE = "BidiGenerateContent"
 
 
-def is_realtime(scope: Scope) -> bool:
-    """Return whether an ASGI websocket is a session of OpenAI's Realtime API, below any prefix."""
-    return str(scope["path"]).removesuffix("/").endswith(f"/{REALTIME}")
+def session_operation(scope: Scope) -> Operation | None:
+    """Return the operation of a session of OpenAI's Realtime API or Gemini's Live API, below any prefix.
+
+    ``None`` if the ASGI websocket is something else. Gemini's paths end with ``.GenerativeService.BidiGenerateContent``
+    and Vertex AI's with ``.LlmBidiService/BidiGenerateContent``.
+    """
+    last = str(scope["path"]).removesuffix("/").rpartition("/")[2]
+    if last == REALTIME:
+        return "chat"
+    return "generate_content" if last.removesuffix("Constrained").endswith(_LIVE) else None
 
 
 class Session:
@@ -38,7 +51,7 @@ class Session:
         send: ASGI's.
     """
 
-    __slots__ = ("_call", "_model", "_receive", "_send", "_usage")
+    __slots__ = ("_asked", "_call", "_is_set_up", "_model", "_receive", "_send", "_usage")
 
     def __init__(self, call: GatewayCall, receive: Receive, send: Send) -> None:
         self._call = call
@@ -46,10 +59,16 @@ class Session:
         self._send = send
         self._usage: TokenUsage | None = None
         self._model: str | None = None
+        # The model in Gemini's first message. OpenAI's is in the query.
+        self._asked: str | None = None
+        # Whether the provider has accepted the session, and with it the model.
+        self._is_set_up = False
 
     async def receive(self) -> Message:
         """ASGI's ``receive`` for the application."""
         message = await self._receive()
+        if message["type"] == "websocket.receive" and not self._is_set_up and self._asked is None:
+            self._asked = _model_of_setup(_content(message))
         if message["type"] == "websocket.disconnect":
             self._call.end(None if message.get("code", 1005) in _NORMAL else CLIENT_DISCONNECT)
         return message
@@ -72,8 +91,8 @@ class Session:
         except OSError:
             call.end(CLIENT_DISCONNECT)
             raise
-        if kind == "websocket.send" and isinstance(text := message.get("text"), str):
-            self._read(text)
+        if kind == "websocket.send":
+            self._read(_content(message))
 
     def finish(self, scope: Scope, provider: str | None) -> Finish:
         """Return a function that adds the session's facts to its call.
@@ -83,7 +102,8 @@ class Session:
             provider: The provider's name, if the gateway does not know it.
         """
         facts = ResponseFacts(self._model, self._usage)
-        asked = parse_qs(bytes(scope.get("query_string", b"")).decode("latin-1")).get("model", [None])[0]
+        query = parse_qs(bytes(scope.get("query_string", b"")).decode("latin-1"))
+        asked = (self._asked or query.get("model", [None])[0]) if self._is_set_up else None
 
         def finish(call: GatewayCall) -> None:
             call.endpoint = call.endpoint or model_name(asked) or REALTIME
@@ -91,13 +111,14 @@ class Session:
 
         return finish
 
-    def _read(self, text: str) -> None:
+    def _read(self, content: bytes) -> None:
         # After it was sent, and only for a few of the events.
-        if not any(name in text for name in _EVENTS_WITH_FACTS):
+        if not any(name in content for name in _EVENTS_WITH_FACTS):
             return
+        self._is_set_up = True
         try:
             body = KeptBody()
-            body.add(text.encode())
+            body.add(content)
             facts = read_response(body, streaming=False)
         except Exception as error:
             logger.debug("An event of a realtime session could not be read", exc_info=True)
@@ -111,6 +132,25 @@ def end(call: GatewayCall) -> None:
     """End a session whose application has returned without closing it."""
     status = call.http_status or 500
     call.end(str(status) if status >= 400 else None, time.time_ns())
+
+
+def _content(message: Message) -> bytes:
+    """Return the content of a message. Google's server sends JSON in binary messages."""
+    text = message.get("text")
+    return text.encode("utf-8", "replace") if isinstance(text, str) else message.get("bytes") or b""
+
+
+def _model_of_setup(content: bytes) -> str | None:
+    """Return the last part of the model's resource name in the first message of a Gemini client."""
+    if b'"setup"' not in content[:_START]:
+        return None
+    members = first_members(content[:_START].decode("utf-8", "replace"), ("model",))
+    names = [value for depth, _, value in members if depth == 2]
+    return model_name(names[0].rpartition("/")[2]) if names and isinstance(names[0], str) else None
+
+
+_START = 64 * 1024
+"""Bytes of a session's first message in which the model is looked for."""
 
 
 def _sum(one: TokenUsage | None, other: TokenUsage | None) -> TokenUsage | None:

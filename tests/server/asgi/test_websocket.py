@@ -99,6 +99,83 @@ async def test_one_mirror_for_a_session(mirrors: Mirrors):
     }  # fmt: skip
 
 
+LIVE = "/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
+
+
+def turn(read: int, written: int, thoughts: int) -> bytes:
+    """Return the message at the end of a turn of Gemini Live, after Google's reference. Google sends bytes."""
+    usage = {
+        "promptTokenCount": read,
+        "responseTokenCount": written,
+        "thoughtsTokenCount": thoughts,
+        "totalTokenCount": read + written + thoughts,
+        "promptTokensDetails": [{"modality": "AUDIO", "tokenCount": read}],
+    }
+    content = {"turnComplete": True, "outputTranscription": {"text": f'{CANARY} "usageMetadata"'}}
+    return json.dumps({"serverContent": content, "usageMetadata": usage}).encode()
+
+
+def live(*turns: bytes, setup: str = "models/gemini-live-2.5-flash", accepted: bool = True, code: int = 1000) -> Any:
+    """Return a gateway of Gemini Live."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        assert (await receive())["bytes"] == setup_message(setup)
+        if accepted:
+            await send({"type": "websocket.send", "bytes": b'{"setupComplete": {"sessionId": "s"}}'})
+        for message in turns:
+            await send({"type": "websocket.send", "bytes": message})
+        await send({"type": "websocket.close", "code": code})
+
+    return app
+
+
+def setup_message(model: str) -> bytes:
+    return json.dumps({"setup": {"systemInstruction": {"model": CANARY}, "model": model}}).encode()
+
+
+async def play_live(app: Any, mirrors: Mirrors, path: str = LIVE, setup: str = "models/gemini-live-2.5-flash") -> None:
+    messages = iter([{"type": "websocket.connect"}, {"type": "websocket.receive", "bytes": setup_message(setup)}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        pass
+
+    await GatewayTracingMiddleware(app, mirrors.exporter, provider="gemini")(scope_of(path, query=b""), receive, send)
+
+
+@pytest.mark.parametrize(
+    ("path", "setup"),
+    [
+        (LIVE, "models/gemini-live-2.5-flash"),
+        (f"/gemini{LIVE}Constrained", "models/gemini-live-2.5-flash"),
+        (
+            "/ws/google.cloud.aiplatform.v1.LlmBidiService/BidiGenerateContent",
+            "projects/p/locations/l/publishers/google/models/gemini-live-2.5-flash",
+        ),
+    ],
+)
+async def test_a_session_of_gemini_live(path: str, setup: str, mirrors: Mirrors):
+    """A session is one call: the model is that of the first message, the tokens are those of all turns."""
+    await play_live(live(turn(100, 20, 3), turn(140, 10, 0), setup=setup), mirrors, path, setup)
+    gateway, attempt = mirrors.spans
+    assert (gateway.name, attempt.name) == ("gateway/gemini-live-2.5-flash", "provider/gemini")
+    assert facts_of(attempt)["mlflow.chat.tokenUsage"] == {
+        "input_tokens": 240, "output_tokens": 33, "total_tokens": 273
+    }  # fmt: skip
+    assert mirrors.error_type is None
+
+
+async def test_a_model_that_was_not_accepted(mirrors: Mirrors):
+    """The name in a first message that the provider refuses could be anybody's text."""
+    await play_live(live(setup=CANARY, accepted=False, code=1008), mirrors, setup=CANARY)
+    assert [span.name for span in mirrors.spans] == ["gateway/realtime"]
+    assert mirrors.error_type == "1008"
+
+
 async def test_the_messages_pass_as_they_are(mirrors: Mirrors):
     """Texts, bytes, and what is no JSON are passed on, and raise nothing."""
     events = ['{"type": "response.done", "response": ', '"response.done"', '{"type": "response.done", "response": [1]}']
