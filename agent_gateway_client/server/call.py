@@ -41,7 +41,9 @@ class TokenUsage:
     """Tokens as the provider reported them; ``None`` for counts that it did not report.
 
     ``input_tokens`` includes cached tokens and ``output_tokens`` includes reasoning tokens, as in MLflow and
-    OpenTelemetry. An invalid value becomes ``None`` with a warning, so that it cannot fail a request.
+    OpenTelemetry. ``cache_creation_input_tokens_above_1hr`` (MLflow's name) is the part of
+    ``cache_creation_input_tokens`` that was written for one hour, at a higher price. An invalid value
+    becomes ``None`` with a warning, so that it cannot fail a request.
     """
 
     input_tokens: int | None = None
@@ -50,6 +52,7 @@ class TokenUsage:
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     reasoning_output_tokens: int | None = None
+    cache_creation_input_tokens_above_1hr: int | None = None
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -88,7 +88,7 @@ _ANTHROPIC_READS = (
     "`cache_creation_input_tokens`, or the sum of `cache_creation`",
     "",
 )
-_CLAUDE_USAGE = {
+CLAUDE_USAGE = {
     "input_tokens": 10,
     "cache_read_input_tokens": 40,
     "cache_creation_input_tokens": 300,
@@ -96,12 +96,12 @@ _CLAUDE_USAGE = {
     "output_tokens": 5,
 }
 _CLAUDE_EVENTS = (
-    {"type": "message_start", "message": {"model": "m", "usage": {**_CLAUDE_USAGE, "output_tokens": 1}}},
+    {"type": "message_start", "message": {"model": "m", "usage": {**CLAUDE_USAGE, "output_tokens": 1}}},
     {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "4"}},
     {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 5}},
     {"type": "message_stop"},
 )
-_CLAUDE_TOKENS = TokenUsage(350, 5, 355, 40, 300)
+CLAUDE_TOKENS = TokenUsage(350, 5, 355, 40, 300, None, 200)
 _GEMINI = {
     "candidates": [{"content": {"parts": [{"text": "4"}]}, "finishReason": "STOP"}],
     "modelVersion": "m",
@@ -187,7 +187,7 @@ ROWS = [
     Row(
         "Anthropic",
         events(*_CLAUDE_EVENTS),
-        _CLAUDE_TOKENS,
+        CLAUDE_TOKENS,
         "end_turn",
         _ANTHROPIC_READS,
         "https://www.rubydoc.info/gems/anthropic/Anthropic/Models/CacheCreation",
@@ -196,8 +196,8 @@ ROWS = [
     ),
     Row(
         "Claude on Vertex AI",
-        document(type="message", model="m", stop_reason="end_turn", usage=_CLAUDE_USAGE),
-        _CLAUDE_TOKENS,
+        document(type="message", model="m", stop_reason="end_turn", usage=CLAUDE_USAGE),
+        CLAUDE_TOKENS,
         "end_turn",
         _ANTHROPIC_READS,
         "https://cloud.google.com/vertex-ai/generative-ai/docs/partner-models/claude",
@@ -225,7 +225,7 @@ ROWS = [
     Row(
         "Bedrock, Converse",
         document(stopReason="end_turn", usage=_CONVERSE_USAGE, metrics={"latencyMs": 9}),
-        TokenUsage(70, 5, 75, 40, 20),
+        TokenUsage(70, 5, 75, 40, 20, None, 20),
         "end_turn",
         _CONVERSE_READS,
         "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html",
@@ -236,7 +236,7 @@ ROWS = [
         message("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "4"}})
         + message("messageStop", {"stopReason": "end_turn"})
         + message("metadata", {"usage": _CONVERSE_USAGE, "metrics": {"latencyMs": 9}}),
-        TokenUsage(70, 5, 75, 40, 20),
+        TokenUsage(70, 5, 75, 40, 20, None, 20),
         "end_turn",
         _CONVERSE_READS,
         "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_ConverseStreamMetadataEvent.html",
@@ -246,7 +246,7 @@ ROWS = [
     Row(
         "Bedrock, InvokeModelWithResponseStream, Claude",
         b"".join(map(wrapped, _CLAUDE_EVENTS)),
-        _CLAUDE_TOKENS,
+        CLAUDE_TOKENS,
         "end_turn",
         _ANTHROPIC_READS,
         "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModelWithResponseStream.html",

@@ -198,6 +198,7 @@ def token_usage(payload: Mapping[str, Any]) -> TokenUsage | None:
     """Return the tokens of a payload; ``None`` if the provider reported none."""
     usage = (payload.get("metadata") or {}).get("usage_object") or {}
     details = usage.get("prompt_tokens_details") or {}
+    by_lifetime = details.get("cache_creation_token_details") or {}
     if not payload.get("total_tokens"):
         return None
     return TokenUsage(
@@ -208,6 +209,7 @@ def token_usage(payload: Mapping[str, Any]) -> TokenUsage | None:
         cache_read_input_tokens=usage.get("cache_read_input_tokens") or details.get("cached_tokens") or None,
         cache_creation_input_tokens=usage.get("cache_creation_input_tokens") or None,
         reasoning_output_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or None,
+        cache_creation_input_tokens_above_1hr=by_lifetime.get("ephemeral_1h_input_tokens") or None,
     )
 
 

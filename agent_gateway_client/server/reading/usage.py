@@ -78,12 +78,13 @@ def _openai_or_anthropic(usage: Usage) -> TokenUsage:
     created = _count(usage, "cache_creation_input_tokens")
     by_lifetime = _object(usage, "cache_creation")
     if created is None and by_lifetime:
-        created = _sum(*(_count(by_lifetime, name) for name in _LIFETIMES))
+        created = _sum(_count(by_lifetime, "ephemeral_5m_input_tokens"), _count(by_lifetime, _ONE_HOUR))
     # OpenAI's Realtime API leaves the s out.
     details = _object(usage, "prompt_tokens_details", "input_tokens_details", "input_token_details")
     if details:
         read = _count(details, "cached_tokens", "cache_read_input_tokens") if read is None else read
         created = _count(details, "cache_write_tokens", "cache_creation_input_tokens") if created is None else created
+        by_lifetime = by_lifetime or _object(details, "cache_creation_token_details")
     elif "input_tokens" in usage and total is None:
         # Anthropic's input_tokens excludes cache reads and writes. OpenTelemetry's includes them, and so do the counts
         # of MLflow's own gateway (gateway/providers/anthropic.py).
@@ -94,10 +95,10 @@ def _openai_or_anthropic(usage: Usage) -> TokenUsage:
     if thoughts and output_tokens is not None and _sum(input_tokens, output_tokens, thoughts) == total:
         # xAI's completion_tokens excludes reasoning, OpenAI's includes it; the total tells which.
         output_tokens += thoughts
-    return TokenUsage(input_tokens, output_tokens, total, read, created, thoughts)
+    return TokenUsage(input_tokens, output_tokens, total, read, created, thoughts, _count(by_lifetime, _ONE_HOUR))
 
 
-_LIFETIMES = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+_ONE_HOUR = "ephemeral_1h_input_tokens"
 
 
 def _gemini(usage: Usage) -> TokenUsage:
@@ -117,7 +118,20 @@ def _converse(usage: Usage) -> TokenUsage:
     # Bedrock's inputTokens excludes cache reads and writes.
     read, written = _count(usage, "cacheReadInputTokens"), _count(usage, "cacheWriteInputTokens")
     input_tokens = _sum(_count(usage, "inputTokens"), read, written)
-    return TokenUsage(input_tokens, _count(usage, "outputTokens"), None, read, written)
+    by_lifetime = usage.get("cacheDetails")
+    for_one_hour = [
+        _count(one, "inputTokens")
+        for one in (by_lifetime if isinstance(by_lifetime, list) else ())
+        if isinstance(one, dict) and one.get("ttl") == "1h"
+    ]
+    return TokenUsage(
+        input_tokens,
+        _count(usage, "outputTokens"),
+        None,
+        read,
+        written,
+        cache_creation_input_tokens_above_1hr=_sum(*for_one_hour),
+    )
 
 
 def _bedrock_invocation(usage: Usage) -> TokenUsage:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.export.otlp import OtlpDestination
 from agent_gateway_client.server.mirror import Convention
 from agent_gateway_client.w3c import TraceContext
+from tests.support.providers import ROWS
 from tests.support.server import (
     DEADLINE_S,
     MemoryDestination,
@@ -263,6 +265,27 @@ def test_the_mirror_joins_the_callers_trace(first: str, caller: str, destination
         assert spans[name].parent_id == gateway.span_id
     assert trace.info.state == "OK", "a failed attempt is not the agent's failure"
     assert "service.name" not in trace.info.tags, "the trace is the caller's and not the gateway's"
+
+
+def test_cache_writes_for_one_hour_have_their_price(
+    caller: str, store: SqlAlchemyStore, destination: MlflowDestination, monkeypatch: pytest.MonkeyPatch
+):
+    """MLflow's own price list counts Anthropic's one-hour cache writes at their price; LiteLLM's function cannot."""
+    monkeypatch.setitem(sys.modules, "litellm", None)
+    row = next(row for row in ROWS if row.name == "Anthropic")
+    model = "claude-sonnet-4-5-20250929"
+    now = time.time_ns()
+    costs = []
+    for usage in (row.usage, replace(row.usage, cache_creation_input_tokens_above_1hr=None)):
+        times = {"start_time_ns": now, "end_time_ns": now + 1_000}
+        attempt = plain_attempt(provider="anthropic", model=model, cost=None, usage=usage, **times)
+        call = plain_call(parent=TraceContext(secrets.randbits(128), new_span_id(), 1), attempts=[attempt], **times)
+        begin_trace(store, call.parent)
+        deliver_to(destination, call)
+        spans = stored(f"tr-{call.parent.trace_id:032x}").data.spans
+        costs += [cost["input_cost"] for span in spans if (cost := span.attributes.get("mlflow.llm.cost"))]
+    # 10 tokens, 40 read, 100 written for five minutes and 200 for one hour, or 300 for five minutes.
+    assert costs == pytest.approx([0.001617, 0.001167])
 
 
 PLAIN_BYTES = 1_400

@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -18,6 +19,7 @@ from zlib import crc32
 import litellm
 import pytest
 from fastapi import FastAPI
+from litellm.llms.anthropic.chat.transformation import AnthropicConfig
 from litellm.proxy._types import UserAPIKeyAuth
 from litellm.proxy.types_utils.utils import get_instance_fn
 from opentelemetry.sdk.trace import ReadableSpan
@@ -25,7 +27,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.server import litellm_proxy, shared
 from agent_gateway_client.server.export import Exporter
-from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror, _callback, _calls
+from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror, _callback, _calls, _facts
+from tests.support.providers import CLAUDE_TOKENS, CLAUDE_USAGE
 from tests.support.server import PARENT, TRACEPARENT, MemoryDestination, facts_of, ids_of
 
 # LiteLLM's router makes pydantic read LiteLLM's own types.
@@ -138,6 +141,20 @@ def success(model: str = "gpt-4o-mini", group: str = "chat", **payload: Any) -> 
         **payload,
     }
     return details(group, model, standard_logging_object=logged, **of_call)
+
+
+def test_cache_writes_for_one_hour():
+    """LiteLLM's usage object, made by LiteLLM of an answer of Anthropic's, has them; its own cost counts them."""
+    usage = AnthropicConfig().calculate_usage(CLAUDE_USAGE, None)
+    payload = {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "metadata": {"usage_object": usage.model_dump()},
+    }
+    read = _facts.token_usage(payload)
+    assert read is not None
+    assert replace(read, reasoning_output_tokens=None) == CLAUDE_TOKENS
 
 
 def ask(mirror: LiteLLMProxyMirror, *args: Any, **more: Any) -> None:

@@ -102,7 +102,7 @@ def test_cache_writes_by_their_lifetime():
     """Where a total of them is missing, those of five minutes and of one hour are added up."""
     lifetimes = {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200}
     body = json.dumps({"usage": {"input_tokens": 10, "output_tokens": 5, "cache_creation": lifetimes}})
-    assert read(body.encode()).usage == TokenUsage(310, 5, 315, None, 300)
+    assert read(body.encode()).usage == TokenUsage(310, 5, 315, None, 300, None, 200)
 
 
 @pytest.mark.parametrize("name", ["Anthropic", "Bedrock, ConverseStream", "Cohere, v2", "Ollama", "OpenRouter"])
