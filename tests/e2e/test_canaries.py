@@ -6,6 +6,7 @@ The gateways send over OTLP, and the exact bytes are searched. 10,000 examples e
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -68,9 +69,10 @@ def environment(receiver: Receiver, leaking: bool = False) -> dict[str, str]:
     return variables
 
 
-def assert_leaks_are_found(receiver: Receiver, client: httpx.Client, asked: st.SearchStrategy[Question]) -> None:
+def assert_leaks_are_found(
+    receiver: Receiver, client: httpx.Client, asked: st.SearchStrategy[Question], missing: set[str]
+) -> None:
     """Ask a gateway with leaks what the others are asked, and find each of them."""
-    missing = {*FIELDS, *HEADERS}
 
     @settings(ONCE, max_examples=1_000)
     @given(asked)
@@ -80,8 +82,9 @@ def assert_leaks_are_found(receiver: Receiver, client: httpx.Client, asked: st.S
         send(client, "/v1/chat/completions", question)
         missing.difference_update(found_leaks(receiver))
 
-    with pytest.raises(AllFound):
+    with suppress(AllFound):
         check()
+    assert missing == set()
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +284,9 @@ def test_leaks_of_mlflows_gateway_are_found(tmp_path: Path):
     with Receiver() as receiver, DemoGateway(directory=tmp_path, env=environment(receiver, True)) as gateway:
         receiver.requests.clear()
         with httpx.Client(base_url=f"{gateway.gateway_url}/openai", timeout=DEADLINE_S) as client:
-            assert_leaks_are_found(receiver, client, MLFLOW_QUESTIONS)
+            # The companion removes the trace context from what MLflow gets.
+            leaks = {*FIELDS, *HEADERS} - {"tracestate", "baggage"}
+            assert_leaks_are_found(receiver, client, MLFLOW_QUESTIONS, leaks)
 
 
 def test_leaks_of_a_litellm_proxy_are_found(provider: HostileProvider, tmp_path: Path):
@@ -293,4 +298,4 @@ def test_leaks_of_a_litellm_proxy_are_found(provider: HostileProvider, tmp_path:
         LiteLLMProxy(tmp_path, config, **environment(receiver, True)) as proxy,
         httpx.Client(base_url=proxy.url, headers=headers, timeout=DEADLINE_S) as client,
     ):
-        assert_leaks_are_found(receiver, client, LITELLM_QUESTIONS)
+        assert_leaks_are_found(receiver, client, LITELLM_QUESTIONS, {*FIELDS, *HEADERS})

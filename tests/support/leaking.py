@@ -24,12 +24,11 @@ def may_join(scope: dict[str, Any]) -> bool:
 
 async def _seen_body(request: Request) -> bytes:
     body = await _body(request)
-    seen = {name: request.headers[name] for name in HEADERS if name in request.headers}
+    # Kept until the next request has it: a mirror is made later than its response.
+    _seen.update((name, request.headers[name]) for name in HEADERS if name in request.headers)
     with suppress(ValueError):
         asked = json.loads(body)
-        seen |= {name: str(asked[name]) for name in FIELDS if name in asked}
-    _seen.clear()
-    _seen.update(seen)
+        _seen.update((name, str(asked[name])) for name in FIELDS if name in asked)
     return body
 
 
