@@ -1,6 +1,6 @@
 """What real providers answer, written by us after their API references, and what is read of it.
 
-docs/providers.md shows the same table; a test compares the two. ``READ`` is the day on which the page that is named was
+docs/providers.md shows the same table; a test compares the two. The date is the day on which the page that is named was
 read: the provider's reference, its SDK's, or a copy of its schema. ``KNOWN`` means that the row was written from what
 was known by then, and the page says where to look.
 """
@@ -9,11 +9,13 @@ import base64
 import json
 import struct
 import zlib
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from agent_gateway_client.server.call import Cost, TokenUsage
 
 READ = "2026-11-28"
+READ_LATER = "2026-11-29"
 KNOWN = "not re-read"
 
 
@@ -145,12 +147,12 @@ _FEW = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
 ROWS = [
     Row(
         "OpenAI, chat completions",
-        chat({**_REASONING, **_DETAILS}),
-        _REASONED,
+        chat({**_REASONING, **_DETAILS, "prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 20}}),
+        replace(_REASONED, cache_creation_input_tokens=20),
         "stop",
-        _OPENAI,
-        "https://platform.openai.com/docs/api-reference/chat/object",
-        KNOWN,
+        (*_OPENAI[:3], "`prompt_tokens_details.cache_write_tokens`", ""),
+        "https://github.com/openai/openai-python/blob/main/src/openai/types/completion_usage.py",
+        READ_LATER,
     ),
     Row(
         "OpenAI, responses",
@@ -160,17 +162,27 @@ ROWS = [
             model="m",
             usage={
                 "input_tokens": 32,
-                "input_tokens_details": {"cached_tokens": 6},
+                "input_tokens_details": {
+                    "cached_tokens": 6,
+                    "cache_write_tokens": 20,
+                    "cache_write_tokens_details": {"ttl_30m_tokens": 15, "ttl_12h_tokens": 5},
+                },
                 "output_tokens": 103,
                 "output_tokens_details": {"reasoning_tokens": 94},
                 "total_tokens": 135,
             },
         ),
-        _REASONED,
+        replace(_REASONED, cache_creation_input_tokens=20),
         "completed",
-        ("`input_tokens`", "`output_tokens`", "`input_tokens_details.cached_tokens`", "", ""),
-        "https://platform.openai.com/docs/api-reference/responses/object",
-        KNOWN,
+        (
+            "`input_tokens`",
+            "`output_tokens`",
+            "`input_tokens_details.cached_tokens`",
+            "`input_tokens_details.cache_write_tokens`",
+            "",
+        ),
+        "https://github.com/openai/openai-python/blob/main/src/openai/types/responses/response_usage.py",
+        READ_LATER,
     ),
     Row(
         "Azure OpenAI",
@@ -200,8 +212,8 @@ ROWS = [
         CLAUDE_TOKENS,
         "end_turn",
         _ANTHROPIC_READS,
-        "https://cloud.google.com/vertex-ai/generative-ai/docs/partner-models/claude",
-        KNOWN,
+        "https://github.com/anthropics/anthropic-sdk-python/blob/main/src/anthropic/types/usage.py",
+        READ_LATER,
     ),
     Row(
         "Gemini",
@@ -221,6 +233,25 @@ ROWS = [
         "https://firebase.google.com/docs/reference/js/ai.usagemetadata",
         READ,
         streaming=True,
+    ),
+    Row(
+        "Gemini Live, a message",
+        document(
+            serverContent={"turnComplete": True},
+            usageMetadata={
+                "promptTokenCount": 10,
+                "cachedContentTokenCount": 4,
+                "toolUsePromptTokenCount": 3,
+                "responseTokenCount": 5,
+                "thoughtsTokenCount": 7,
+                "totalTokenCount": 25,
+            },
+        ),
+        _GEMINI_TOKENS,
+        None,
+        (_GEMINI_READS[0], "`responseTokenCount` + `thoughtsTokenCount`", *_GEMINI_READS[2:]),
+        "https://github.com/googleapis/python-genai/blob/main/google/genai/types.py",
+        READ_LATER,
     ),
     Row(
         "Bedrock, Converse",
@@ -249,8 +280,8 @@ ROWS = [
         CLAUDE_TOKENS,
         "end_turn",
         _ANTHROPIC_READS,
-        "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModelWithResponseStream.html",
-        KNOWN,
+        "https://github.com/anthropics/anthropic-sdk-python/blob/main/src/anthropic/lib/bedrock/_stream_decoder.py",
+        READ_LATER,
         streaming=True,
     ),
     Row(
@@ -298,27 +329,41 @@ ROWS = [
     ),
     Row(
         "DeepSeek",
-        chat({**_FEW, "prompt_cache_hit_tokens": 6, "prompt_cache_miss_tokens": 4}),
-        TokenUsage(10, 5, 15, 6),
+        chat(
+            {
+                **_FEW,
+                "prompt_cache_hit_tokens": 6,
+                "prompt_cache_miss_tokens": 4,
+                "completion_tokens_details": {"reasoning_tokens": 3},
+            }
+        ),
+        TokenUsage(10, 5, 15, 6, None, 3),
         "stop",
         ("`prompt_tokens`", "`completion_tokens`", "`prompt_cache_hit_tokens`", "", ""),
-        "https://api-docs.deepseek.com/guides/kv_cache",
-        KNOWN,
+        "https://api-docs.deepseek.com/zh-cn/api/create-chat-completion",
+        READ_LATER,
     ),
     Row(
         "Mistral",
-        chat({**_FEW, "prompt_audio_seconds": None, "num_cached_tokens": 6}),
+        chat(
+            {
+                **_FEW,
+                "prompt_audio_seconds": None,
+                "num_cached_tokens": 6,
+                "prompt_tokens_details": {"cached_tokens": 6},
+            }
+        ),
         TokenUsage(10, 5, 15, 6),
         "stop",
         (
             "`prompt_tokens`",
             "`completion_tokens`",
-            "`prompt_tokens_details.cached_tokens`, `num_cached_tokens`",
+            "`prompt_tokens_details.cached_tokens`",
             "",
             "",
         ),
-        "https://docs.mistral.ai/api",
-        KNOWN,
+        "https://github.com/mistralai/client-python/blob/main/src/mistralai/client/models/prompttokensdetails.py",
+        READ_LATER,
     ),
     Row(
         "Cohere, v2",
@@ -339,18 +384,26 @@ ROWS = [
         TokenUsage(74, 6, 80, 64),
         "COMPLETE",
         ("`tokens.input_tokens`, or `billed_units`", "`tokens.output_tokens`", "`cached_tokens`", "", ""),
-        "https://docs.cohere.com/v2/reference/chat",
-        KNOWN,
+        "https://github.com/cohere-ai/cohere-python/blob/main/src/cohere/types/usage.py",
+        READ_LATER,
         streaming=True,
     ),
     Row(
         "Groq",
-        chat({**_FEW, "queue_time": 0.1, "total_time": 0.2, "prompt_tokens_details": {"cached_tokens": 6}}),
-        TokenUsage(10, 5, 15, 6),
+        chat(
+            {
+                **_FEW,
+                "queue_time": 0.1,
+                "total_time": 0.2,
+                "prompt_tokens_details": {"cached_tokens": 6},
+                "completion_tokens_details": {"reasoning_tokens": 3},
+            }
+        ),
+        TokenUsage(10, 5, 15, 6, None, 3),
         "stop",
         _OPENAI,
-        "https://console.groq.com/docs/prompt-caching",
-        KNOWN,
+        "https://github.com/groq/groq-python/blob/main/src/groq/types/completion_usage.py",
+        READ_LATER,
     ),
     Row(
         "Together",
@@ -367,8 +420,8 @@ ROWS = [
         TokenUsage(10, 5, 15, 6),
         "stop",
         _OPENAI,
-        "https://docs.fireworks.ai/api-reference/post-chatcompletions",
-        KNOWN,
+        "https://github.com/fw-ai-external/python-sdk/blob/main/src/fireworks/types/shared/usage_info.py",
+        READ_LATER,
     ),
     Row(
         "OpenRouter",
@@ -446,17 +499,17 @@ ROWS = [
         TokenUsage(10, 5, 15, 6),
         "stop",
         _OPENAI,
-        "https://inference-docs.cerebras.ai/api-reference/chat-completions",
-        KNOWN,
+        "https://github.com/Cerebras/cerebras-cloud-sdk-python/blob/main/src/cerebras/cloud/sdk/types/chat/chat_completion.py",
+        READ_LATER,
     ),
     Row(
         "SambaNova",
-        chat({**_FEW, "total_latency": 0.1, "completion_tokens_per_sec": 50.0}),
-        TokenUsage(10, 5, 15),
+        chat({**_FEW, "total_latency": 0.1, "prompt_tokens_details": {"cached_tokens": 6}}),
+        TokenUsage(10, 5, 15, 6),
         "stop",
-        _PLAIN,
-        "https://docs.sambanova.ai/docs/en/api-reference",
-        KNOWN,
+        _OPENAI,
+        "https://github.com/sambanova/sambanova-python/blob/main/src/sambanova/types/chat/chat_completion_response.py",
+        READ_LATER,
     ),
     Row(
         "NVIDIA NIM",
@@ -507,8 +560,8 @@ ROWS = [
         TokenUsage(10, 5, 15, 6),
         "stop",
         _OPENAI,
-        "https://docs.z.ai/api-reference/llm/chat-completion",
-        KNOWN,
+        "https://docs.z.ai/guides/capabilities/cache",
+        READ_LATER,
     ),
     Row(
         "Cloudflare Workers AI",
@@ -548,8 +601,8 @@ ROWS = [
         TokenUsage(10, 5, 15, 6),
         "stop",
         _OPENAI,
-        "https://docs.vllm.ai/en/latest/serving/openai_compatible_server.html",
-        KNOWN,
+        "https://github.com/vllm-project/vllm/blob/main/vllm/entrypoints/openai/engine/protocol.py",
+        READ_LATER,
     ),
     Row(
         "Ollama",
