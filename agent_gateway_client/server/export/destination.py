@@ -33,9 +33,11 @@ class Destination:
 
     Attributes:
         convention: The destination's attribute names.
+        max_batch: Maximum number of calls that are sent together.
     """
 
     convention: Convention
+    max_batch = 200
 
     @property
     def description(self) -> str:

@@ -24,7 +24,7 @@ from agent_gateway_client.server.export.destination import (
     TraceKey,
     Unavailable,
 )
-from agent_gateway_client.server.export.totals import Totals
+from agent_gateway_client.server.export.totals import Totals, TraceTotals
 from agent_gateway_client.server.mirror import Convention
 
 MAX_KNOWN = 20_000
@@ -64,13 +64,10 @@ class Store(Protocol):
     def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
         """Store spans of traces in an experiment."""
 
-    def ended(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Sequence[Any]:
-        """Return MLflow's ``TraceInfo`` of the traces that their callers have ended."""
+    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
+        """Return the totals of the traces that their callers have ended."""
 
-    def spans_of(self, trace_ids: Collection[str]) -> Mapping[str, Sequence[Any]]:
-        """Return MLflow's spans of traces."""
-
-    def set_metadata(self, info: Any, metadata: Mapping[str, str]) -> None:
+    def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """Set metadata of an ended trace and leave the rest unchanged."""
 
     def workspaces(self) -> Iterable[str]:
@@ -87,6 +84,9 @@ class MlflowDestination(Destination):
     """
 
     convention = Convention.MLFLOW
+    max_batch = 50
+    """A write locks SQLite's database, or the rows of its traces, and MLflow's other writes wait for it. A larger batch
+    saves hardly any time per call."""
 
     def __init__(self, store: Store, may_write: Callable[[str, str], bool] | None = None) -> None:
         self._store = store

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mlflow.entities import Trace, TraceInfo
-from mlflow.protos.service_pb2 import BatchGetTraces, SearchTracesV3, StartTraceV3
+from mlflow.protos.service_pb2 import BatchGetTraces, GetTraceInfoV3, SearchTracesV3, StartTraceV3
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracing.utils.otlp import MLFLOW_EXPERIMENT_ID_HEADER, OTLP_TRACES_PATH, resource_to_otel_proto
 from mlflow.utils.proto_json_utils import message_to_json, parse_dict
@@ -27,6 +27,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from agent_gateway_client._log import logger
 from agent_gateway_client.server.export.destination import address_of
 from agent_gateway_client.server.export.mlflow_store import ended_filter, ids_filter, with_metadata
+from agent_gateway_client.server.export.totals import TraceTotals, totals_from
 
 TIMEOUT_SECONDS = 30
 """Timeout of a request. After it the same spans are sent again, which is idempotent."""
@@ -108,19 +109,22 @@ class HttpStore:
         headers = {"Content-Type": "application/x-protobuf", MLFLOW_EXPERIMENT_ID_HEADER: experiment_id}
         self._request("POST", OTLP_TRACES_PATH, data=request.SerializeToString(), extra_headers=headers)
 
-    def ended(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Sequence[Any]:
+    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        return self._search_infos(ended_filter(trace_ids), list(experiment_ids), len(trace_ids))
-
-    def spans_of(self, trace_ids: Collection[str]) -> Mapping[str, Sequence[Any]]:
-        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        infos = self._search_infos(ended_filter(trace_ids), list(experiment_ids), len(trace_ids))
+        by_id = {info.trace_id: info for info in infos}
+        if not by_id:
+            return {}
         answer = BatchGetTraces.Response()
-        _parse(self._request("GET", f"{_TRACES}/batchGet", params={"trace_ids": list(trace_ids)}), answer)
-        traces = [Trace.from_proto(trace) for trace in answer.traces]
-        return {trace.info.trace_id: trace.data.spans for trace in traces}
+        _parse(self._request("GET", f"{_TRACES}/batchGet", params={"trace_ids": list(by_id)}), answer)
+        traces = map(Trace.from_proto, answer.traces)
+        return {trace.info.trace_id: totals_from(by_id[trace.info.trace_id], trace.data.spans) for trace in traces}
 
-    def set_metadata(self, info: Any, metadata: Mapping[str, str]) -> None:
+    def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        answer = GetTraceInfoV3.Response()
+        _parse(self._request("GET", f"{_TRACES}/{trace_id}"), answer)
+        info = TraceInfo.from_proto(answer.trace.trace_info)
         request = StartTraceV3()
         request.trace.trace_info.CopyFrom(with_metadata(info, metadata).to_proto())
         self._request("POST", _TRACES, json=_as_json(request))

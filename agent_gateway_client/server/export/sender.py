@@ -20,11 +20,12 @@ from agent_gateway_client.server.export.waiting import (
 )
 from agent_gateway_client.server.observed.metrics import ExporterMeter
 
-MAX_BATCH = 200
-"""Maximum number of calls per batch."""
-
 BATCH_SECONDS = 0.5
 """Minimum time between the starts of two batches: in a batch of twenty, a call costs MLflow a quarter."""
+
+MAX_REST_SECONDS = 5.0
+"""Maximum pause after a slow batch. The pause is as long as the batch took: a destination that is slow is also slow for
+its other users, and they come first."""
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 15.0
@@ -91,7 +92,7 @@ class Sender:
         while True:
             self._wait_for_work()
             begun = time.monotonic()
-            batch = self._waiting.take(begun, MAX_BATCH)
+            batch = self._waiting.take(begun, self._destination.max_batch)
             if batch:
                 self._is_stopped = False
                 # Before anything is counted, so that a flush also waits for what is logged.
@@ -100,17 +101,17 @@ class Sender:
             self._maintain()
             with self._changed:
                 self._changed.notify_all()
-            if len(batch) < MAX_BATCH:
-                self.wait_for_next_batch(begun)
+            if len(batch) < self._destination.max_batch:
+                self.wait_for_next_batch(begun, at_least=min(time.monotonic() - begun, MAX_REST_SECONDS))
 
     def warm_up_with(self, functions: Iterable[Callable[[], object]]) -> None:
         """Call functions in the thread before it sends anything. Has no effect once it runs."""
         self._warm_up += functions
 
-    def wait_for_next_batch(self, begun: float) -> None:
+    def wait_for_next_batch(self, begun: float, *, at_least: float = 0.0) -> None:
         """Wait until ``BATCH_SECONDS`` after the start of the last batch; not during a flush."""
         with self._changed:
-            self._changed.wait_for(lambda: self._flushing, max(0.0, begun + BATCH_SECONDS - time.monotonic()))
+            self._changed.wait_for(lambda: self._flushing, max(at_least, begun + BATCH_SECONDS - time.monotonic()))
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
@@ -190,8 +191,8 @@ class Sender:
 
     def _least_pause(self, outcome: Outcome) -> float:
         """Return the pause that limits look-ups to their share of the time when many calls are queued."""
-        beyond_one_batch = max(0, len(self._waiting) - MAX_BATCH)
-        seconds = outcome.looked_up_in * beyond_one_batch / MAX_BATCH
+        batch = self._destination.max_batch
+        seconds = outcome.looked_up_in * max(0, len(self._waiting) - batch) / batch
         return min(seconds / _LOOKUP_SHARE, LAST_PAUSE_SECONDS)
 
     def _pause_of_a_place(self, outcome: Outcome) -> float:

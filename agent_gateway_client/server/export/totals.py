@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.names import mlflow_trace_id
@@ -38,8 +38,32 @@ _PAUSE_SHARE = 0.2
 _MOST_AT_ONCE = 20
 """Traces whose spans are read at once; they contain the caller's payload."""
 
-_USAGE = "mlflow.trace.tokenUsage"
-_COST = "mlflow.trace.cost"
+FINALIZED = "mlflow.trace.infoFinalized"
+USAGE = "mlflow.trace.tokenUsage"
+COST = "mlflow.trace.cost"
+"""Keys of MLflow trace metadata: whether the caller has ended the trace, and the totals of its spans."""
+
+_TOTAL = {USAGE: "total_tokens", COST: "total_cost"}
+
+
+class TraceTotals(NamedTuple):
+    """Totals of an ended trace, by the metadata key ``USAGE`` (tokens) or ``COST`` (USD).
+
+    Attributes:
+        recorded: The totals that MLflow has recorded.
+        sums: MLflow's aggregates of the stored spans; ``None`` if no span reports any.
+    """
+
+    recorded: Mapping[str, float]
+    sums: Mapping[str, Mapping[str, float] | None]
+
+    def missing(self) -> dict[str, str]:
+        """Return the sums that exceed the recorded totals, as MLflow trace metadata."""
+        return {
+            name: json.dumps(total)
+            for name, total in self.sums.items()
+            if total and total[_TOTAL[name]] > self.recorded.get(name, 0) * (1 + 1e-9)
+        }
 
 
 @dataclass(slots=True)
@@ -101,22 +125,22 @@ class Totals:
         try:
             with self._store.in_workspace(workspace):
                 experiments = {self._traces[key].experiment_id for key in keys}
-                infos = {info.trace_id: info for info in self._store.ended(by_id, experiments)}
-                changed = self._complete(infos)
+                ended = self._store.totals_of(by_id, experiments)
+                changed = self._complete(ended)
         except Exception as error:
             _warn(error)
-            infos, changed = {}, set()
+            ended, changed = {}, set()
         for trace_id, key in by_id.items():
-            self._schedule(key, now, is_ended=trace_id in infos, is_changed=trace_id in changed)
+            self._schedule(key, now, is_ended=trace_id in ended, is_changed=trace_id in changed)
 
-    def _complete(self, infos: Mapping[str, Any]) -> set[str]:
+    def _complete(self, ended: Mapping[str, TraceTotals]) -> set[str]:
         """Record missing totals of ended traces. Returns the ids of the changed traces."""
         changed = set()
-        for trace_id, spans in (self._store.spans_of(list(infos)) if infos else {}).items():
+        for trace_id, totals in ended.items():
             try:
-                metadata = missing_totals(infos[trace_id], spans)
+                metadata = totals.missing()
                 if metadata:
-                    self._store.set_metadata(infos[trace_id], metadata)
+                    self._store.set_metadata(trace_id, metadata)
                     changed.add(trace_id)
             except Exception as error:
                 _warn(error)
@@ -136,8 +160,8 @@ class Totals:
             trace.due = now + min(max(pause, FIRST_LOOK_SECONDS), _LAST_PAUSE_SECONDS)
 
 
-def missing_totals(info: Any, spans: Sequence[Any]) -> dict[str, str]:
-    """Return, as trace metadata, the totals of a trace that are greater than the recorded ones.
+def totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:
+    """Return the totals of an ended trace.
 
     Args:
         info: MLflow's ``TraceInfo``.
@@ -145,16 +169,9 @@ def missing_totals(info: Any, spans: Sequence[Any]) -> dict[str, str]:
     """
     from mlflow.tracing.utils import aggregate_cost_from_spans, aggregate_usage_from_spans
 
-    sums = {
-        _USAGE: (aggregate_usage_from_spans(list(spans)), "total_tokens"),
-        _COST: (aggregate_cost_from_spans(list(spans)), "total_cost"),
-    }
-    missing = {}
-    for name, (total, key) in sums.items():
-        recorded = json.loads(info.trace_metadata.get(name) or "{}")
-        if total and total[key] > recorded.get(key, 0) * (1 + 1e-9):
-            missing[name] = json.dumps(total)
-    return missing
+    recorded = {name: json.loads(info.trace_metadata.get(name) or "{}").get(key, 0.0) for name, key in _TOTAL.items()}
+    sums = {USAGE: aggregate_usage_from_spans(list(spans)), COST: aggregate_cost_from_spans(list(spans))}
+    return TraceTotals(recorded, sums)
 
 
 def _warn(error: Exception) -> None:

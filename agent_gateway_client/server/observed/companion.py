@@ -9,7 +9,7 @@ from typing import Any
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger
 from agent_gateway_client._version import __version__
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export import Exporter, Reason
 from agent_gateway_client.server.export.destination import address_of
 from agent_gateway_client.server.observed import metrics
 
@@ -51,7 +51,7 @@ class Companion:
             return
         self._started_in = os.getpid()
         with _guard:
-            metrics.start()
+            metrics.start(reason.value for reason in Reason)
             _hosts_logger().info(
                 "agent-gateway-client %s: calls are mirrored to %s; may join a trace: %s; gateways behind this one: %s "
                 "[%d]",

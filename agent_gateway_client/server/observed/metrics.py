@@ -125,11 +125,6 @@ class _Process:
         self._is_started = False
         self._is_held = False
 
-    def start(self) -> None:
-        """Create the instruments, the first time."""
-        with self._lock:
-            self._start()
-
     def _start(self) -> None:
         if not self._is_started:
             self._is_started = True
@@ -146,8 +141,7 @@ class _Process:
                 self._delay.record(seconds)
             if self._prometheus is not None:
                 for (metric, reason), change in changes.items():
-                    if change:
-                        self._prometheus.add(metric.name, reason, change)
+                    self._prometheus.add(metric.name, reason, change)
                 for seconds in delays:
                     self._prometheus.observe(DELAY.name, seconds)
 
@@ -172,10 +166,17 @@ class _Process:
         self._values.clear()
 
 
-def start() -> None:
-    """Create the instruments, so that they exist before the first call. Never raises."""
+def start(reasons: Iterable[str]) -> None:
+    """Create the instruments before the first call, and count no dropped calls for each reason. Never raises.
+
+    Without the zeros, Prometheus sees no increase when the first call is dropped for a reason: to ``increase()``, a
+    series begins at its first value.
+
+    Args:
+        reasons: Why calls are dropped.
+    """
     with _guard:
-        _process.start()
+        _process.add({(EXPORTED, reason): 0 for reason in reasons}, ())
 
 
 def _make_instruments(process: _Process) -> Any:
