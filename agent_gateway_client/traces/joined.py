@@ -57,6 +57,7 @@ def _is_within(inner: Span, outer: Span) -> bool:
 
 
 def _offsets(inner: Span, outer: Span) -> str:
-    ends = inner.end_time_ns, outer.end_time_ns
-    end = "no end" if None in ends else f"{(inner.end_time_ns - outer.end_time_ns) / 1e6:+.3f} ms"
-    return f"start {(inner.start_time_ns - outer.start_time_ns) / 1e6:+.3f} ms, end {end}"
+    start = f"{(inner.start_time_ns - outer.start_time_ns) / 1e6:+.3f} ms"
+    if inner.end_time_ns is None or outer.end_time_ns is None:
+        return f"start {start}, no end"
+    return f"start {start}, end {(inner.end_time_ns - outer.end_time_ns) / 1e6:+.3f} ms"
