@@ -94,3 +94,9 @@ def test_the_published_command_is_announced_as_such():
     """In the README, with the words that say from when on it works."""
     text = " ".join((ROOT / "README.md").read_text().split())
     assert re.search(r"[Oo]nce the first release is on PyPI[^.]*`pip install 'agent-gateway-client\[openai\]'`", text)
+
+
+def test_the_readme_says_what_its_command_needs():
+    """``.[openai]``, which it installs first, does not bring the command's packages."""
+    section = (ROOT / "README.md").read_text().split("\n## The trace\n")[1].split("\n## ")[0]
+    assert "pip install '.[cli]'" in section.split("```")[0]

@@ -3,7 +3,7 @@
 import time
 from urllib.parse import parse_qs
 
-from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.server.asgi.exchange import Message, Receive, Scope, Send
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, Operation, TokenUsage, status_code
 from agent_gateway_client.server.export import Finish
@@ -28,6 +28,8 @@ _EVENTS_WITH_FACTS = (
 """What only the few events of OpenAI and of Gemini contain that have more than a piece of the answer."""
 
 _LIVE = "BidiGenerateContent"
+
+_guard = Guard("Could not read an event of a realtime session; its mirror may lack tokens")
 
 
 def session_operation(scope: Scope) -> Operation | None:
@@ -68,7 +70,8 @@ class Session:
         """ASGI's ``receive`` for the application."""
         message = await self._receive()
         if message["type"] == "websocket.receive" and not self._is_set_up and self._asked is None:
-            self._asked = _model_of_setup(_content(message))
+            with _guard:
+                self._asked = _model_of_setup(_content(message))
         if message["type"] == "websocket.disconnect":
             self._call.end(None if message.get("code", 1005) in _NORMAL else CLIENT_DISCONNECT)
         return message
@@ -116,16 +119,12 @@ class Session:
         if not any(name in content for name in _EVENTS_WITH_FACTS):
             return
         self._is_set_up = True
-        try:
+        with _guard:
             body = KeptBody()
             body.add(content)
             facts = read_response(body, streaming=False)
-        except Exception as error:
-            logger.debug("An event of a realtime session could not be read", exc_info=True)
-            warn_once("asgi.websocket", "An event of a realtime session could not be read (%s).", type(error).__name__)
-            return
-        self._model = self._model or facts.model
-        self._usage = _sum(self._usage, facts.usage)
+            self._model = self._model or facts.model
+            self._usage = _sum(self._usage, facts.usage)
 
 
 def end(call: GatewayCall) -> None:
