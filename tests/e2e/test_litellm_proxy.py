@@ -91,6 +91,9 @@ MODES = {
     "failing retries": failing(chat("failing", [FAILED_500] * 3, num_retries=2), 500),
     "rate limited": failing(chat("limited", [("openai/gpt-4o-mini-fail-429", "429")]), 429),
     "refused by the proxy": failing(Mode("/v1/chat/completions", {"model": "chat"}, "acompletion", []), 400),
+    "refused by a guardrail": failing(
+        chat("chat", [], messages=[{"role": "user", "content": "forbidden"}], guardrails=["words"]), 400
+    ),
     "no such model": failing(chat("made up by the caller", [], named="acompletion"), 400),
     "broken stream of messages": failing(messages("cut", [CUT], stream=True), 200, "ReadError"),
 }

@@ -76,6 +76,17 @@ def configuration(provider_url: str, callbacks: Any = MIRROR, *, gateway_url: st
             "cache": True,
             "cache_params": {"type": "local", "mode": "default_off"},
         },
+        # For requests that ask for it.
+        "guardrails": [
+            {
+                "guardrail_name": "words",
+                "litellm_params": {
+                    "guardrail": "litellm_content_filter",
+                    "mode": "pre_call",
+                    "blocked_words": [{"keyword": "forbidden", "action": "BLOCK"}],
+                },
+            }
+        ],
         "router_settings": {
             "num_retries": 0,
             "retry_after": 0,
