@@ -86,6 +86,7 @@ def names_of_ours() -> set[str]:
     return {name for path in PACKAGE.rglob("*.py") for name in own_names(ast.parse(path.read_text()))}
 
 
+@pytest.mark.slow
 def test_every_use_has_a_test():
     """A file that begins to use a private name needs a case, and a case needs a file that does."""
     ours = names_of_ours() | PYTHONS

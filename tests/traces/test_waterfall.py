@@ -208,6 +208,7 @@ def test_a_mirror_whose_caller_is_missing():
     assert "without the agent" not in waterfall(joined(span(1, None, "agent", 0, 9), span(2, 1, "gateway/chat", 1, 5)))
 
 
+@pytest.mark.slow
 def test_a_trace_deeper_than_a_browser_nests():
     """Its elements stay below the 512 levels at which browsers begin to take a tree apart, and say their depth."""
     steps = [span(number, number - 1 or None, "step", number, number + 1) for number in range(1, 3001)]
