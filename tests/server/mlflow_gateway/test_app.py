@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from agent_gateway_client.errors import ConfigurationError
+from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.mlflow_gateway import MlflowGateway, create_app
 from tests.support.asgi import TRACED, Client, Mirrors, answering, body, http_scope, start
+from tests.support.server import PARENT
 
 CALLERS = [*TRACED, (b"TraceState", b"a=1"), (b"baggage", b"user=1")]
 OTHERS = [(b"host", b"gw"), (b"x-kept", b"1"), (b"x-kept", b"2"), (b"x-trace", b"3")]
@@ -57,6 +59,27 @@ async def test_what_is_no_call_of_the_gateway_is_left_alone(method: str, path: s
     scope = http_scope(CALLERS, method=method, path=path)
     assert await serve(mirrors, scope) is scope
     assert mirrors.spans == []
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "refused"),
+    [
+        (401, {}, True),
+        (403, {}, True),
+        (404, {}, False),
+        (422, {}, False),
+        (429, {}, False),
+        (400, {"endpoint_id": "e-1"}, False),
+        (403, {"endpoint_id": "e-1"}, False),
+    ],
+)
+def test_what_mlflow_refuses(status: int, state: dict[str, Any], refused: bool, mirrors: Mirrors):
+    """Only 401 and 403 before an endpoint was chosen mean that MLflow does not know the caller.
+
+    A budget that is used up (429), a guardrail (400) and a provider's 403 come later, and are mirrored.
+    """
+    call = GatewayCall(PARENT, http_status=status)
+    assert MlflowGateway(Application(), mirrors.exporter).is_refused(call, {"state": state}) is refused
 
 
 @pytest.mark.parametrize("traced", [True, False])
