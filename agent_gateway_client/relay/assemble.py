@@ -231,10 +231,12 @@ def _is_around(other: Part, part: Part) -> bool:
 
 
 def _add_engines(call: GatewayCall, part: Part) -> None:
-    mirrored = {call.span_id, *(attempt.span_id for attempt in call.attempts)}
+    models = {call.span_id: None, **{attempt.span_id: attempt.model for attempt in call.attempts}}
     for span, parent_id in part.engines:
-        if parent_id in mirrored:
-            call.engine_runs.append(engine_run_of(span, Facts(span, ENGINE), parent_id))
+        if parent_id in models:
+            run = engine_run_of(span, Facts(span, ENGINE), parent_id)
+            run.model = run.model or models[parent_id]
+            call.engine_runs.append(run)
 
 
 def _visible_parent(part: Part, view: TraceView) -> int:

@@ -191,7 +191,7 @@ _OWN: Keys = {
 
 def is_own(span: IncomingSpan) -> bool:
     """Tell whether a span is a mirror of the companion."""
-    return span.scope == OWN_SCOPE or span.service == OWN_SERVICE
+    return span.scope == OWN_SCOPE or span.resource.service == OWN_SERVICE
 
 
 def _is_own_attempt(span: IncomingSpan) -> bool:

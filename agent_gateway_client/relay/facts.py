@@ -72,10 +72,8 @@ class Facts:
     def name(self, fact: str) -> str | None:
         """Return a name: of a provider, a model, an endpoint, a route."""
         value = self.value(fact)
-        if isinstance(value, str) and value.startswith('"'):
-            # MLflow sends JSON.
-            value = _parsed(value)
-        return value if isinstance(value, str) and _NAME.match(value) else None
+        # MLflow sends JSON.
+        return _name(_parsed(value) if isinstance(value, str) and value.startswith('"') else value)
 
     def count(self, fact: str) -> int | None:
         """Return a number of tokens, or an HTTP status; some send them as texts."""
@@ -181,7 +179,7 @@ def engine_run_of(span: IncomingSpan, facts: Facts, parent_id: int) -> EngineRun
     """Return what a model server did, from its span of the request."""
     return EngineRun(
         parent_span_id=parent_id,
-        model=facts.name("model"),
+        model=facts.name("model") or _name(span.resource.model),
         queue_seconds=facts.seconds("queue_seconds"),
         prefill_seconds=facts.seconds("prefill_seconds"),
         decode_seconds=facts.seconds("decode_seconds"),
@@ -191,6 +189,10 @@ def engine_run_of(span: IncomingSpan, facts: Facts, parent_id: int) -> EngineRun
         error_type=facts.error_type,
         span_id=span.span_id,
     )
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and _NAME.match(value) else None
 
 
 def _first(one: _T | None, other: _T | None) -> _T | None:

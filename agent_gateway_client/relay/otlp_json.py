@@ -10,10 +10,12 @@ from agent_gateway_client.relay.spans import (
     ERROR,
     MAX_JSON,
     MAX_TEXT,
+    RESOURCE_KEYS,
     SERVER,
     Batch,
     IncomingSpan,
     MalformedBody,
+    Resource,
     Value,
 )
 
@@ -39,7 +41,7 @@ def read_request(
         raise MalformedBody(f"not JSON ({type(error).__name__})") from None
     batch = Batch()
     for resource_spans in _objects(request, "resourceSpans"):
-        service = _known(_service(resource_spans.get("resource")), names)
+        resource = _resource(resource_spans.get("resource"), names, max_attributes)
         for scope_spans in _objects(resource_spans, "scopeSpans"):
             scope = scope_spans.get("scope")
             scope_name = _known(scope.get("name") if isinstance(scope, dict) else "", names)
@@ -48,7 +50,7 @@ def read_request(
                 if span is None:
                     batch.rejected += 1
                 else:
-                    span.service, span.scope = service, scope_name
+                    span.resource, span.scope = resource, scope_name
                     batch.spans.append(span)
     return batch
 
@@ -72,12 +74,9 @@ def _objects(parent: Any, member: str) -> Iterator[dict[str, Any]]:
         yield child
 
 
-def _service(resource: Any) -> Any:
-    if isinstance(resource, dict):
-        for attribute in _objects(resource, "attributes"):
-            if attribute.get("key") == "service.name":
-                return _value(attribute.get("value"))
-    return ""
+def _resource(resource: Any, names: Collection[str], max_attributes: int) -> Resource:
+    attributes = _attributes(resource, RESOURCE_KEYS, max_attributes) if isinstance(resource, dict) else {}
+    return Resource.of(attributes, names)
 
 
 def _known(name: Any, names: Collection[str]) -> str:
@@ -110,9 +109,9 @@ def _link(link: dict[str, Any]) -> tuple[int, int] | None:
     return (trace_id, span_id) if trace_id and span_id else None
 
 
-def _attributes(span: dict[str, Any], keys: Collection[str], most: int) -> dict[str, Value]:
+def _attributes(owner: dict[str, Any], keys: Collection[str], most: int) -> dict[str, Value]:
     found: dict[str, Value] = {}
-    for index, attribute in enumerate(_objects(span, "attributes")):
+    for index, attribute in enumerate(_objects(owner, "attributes")):
         if index >= most:
             break
         key = attribute.get("key")

@@ -8,7 +8,18 @@ costs: the spans are counted before any is decoded. Field numbers are those of `
 import struct
 from collections.abc import Callable, Collection, Iterator
 
-from agent_gateway_client.relay.spans import ERROR, MAX_JSON, MAX_TEXT, Batch, IncomingSpan, MalformedBody, Value
+from agent_gateway_client.relay.spans import (
+    ERROR,
+    MAX_JSON,
+    MAX_TEXT,
+    NO_RESOURCE,
+    RESOURCE_KEYS,
+    Batch,
+    IncomingSpan,
+    MalformedBody,
+    Resource,
+    Value,
+)
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
@@ -36,12 +47,19 @@ def read_request(
     Raises:
         MalformedBody: The bytes are not such a message.
     """
-    reader = _Reader(body, {key.encode(): key for key in keys}, names, max_attributes)
+    reader = _Reader(body, _by_bytes(keys), names, max_attributes)
     batch = Batch()
     for number, wire, begin, end in reader.fields(0, len(body)):
         if (number, wire) == (1, _LENGTH):
             reader.resource_spans(begin, end, batch, max_spans)
     return batch
+
+
+def _by_bytes(keys: Collection[str]) -> dict[bytes, str]:
+    return {key.encode(): key for key in keys}
+
+
+_RESOURCE_KEYS = _by_bytes(RESOURCE_KEYS)
 
 
 class _Reader:
@@ -55,23 +73,21 @@ class _Reader:
     def resource_spans(self, begin: int, end: int, batch: Batch, max_spans: int) -> None:
         # The resource need not come first.
         resources = (
-            self._service(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH)
+            self._resource(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH)
         )
-        service = next(resources, "")
+        resource = next(resources, NO_RESOURCE)
         for number, wire, first, last in self.fields(begin, end):
             if (number, wire) == (2, _LENGTH):
-                self._scope_spans(first, last, service, batch, max_spans)
+                self._scope_spans(first, last, resource, batch, max_spans)
 
-    def _service(self, begin: int, end: int) -> str:
+    def _resource(self, begin: int, end: int) -> Resource:
+        attributes: dict[str, Value] = {}
         for number, wire, first, last in self.fields(begin, end):
             if (number, wire) == (1, _LENGTH):
-                key, at = self._key(first, last)
-                if key == b"service.name":
-                    value = self._value(*at) if at else None
-                    return value if isinstance(value, str) and value in self._names else ""
-        return ""
+                self._attribute(first, last, attributes, _RESOURCE_KEYS)
+        return Resource.of(attributes, self._names)
 
-    def _scope_spans(self, begin: int, end: int, service: str, batch: Batch, max_spans: int) -> None:
+    def _scope_spans(self, begin: int, end: int, resource: Resource, batch: Batch, max_spans: int) -> None:
         scopes = (self._scope(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH))
         scope = next(scopes, "")
         for number, wire, first, last in self.fields(begin, end):
@@ -80,7 +96,7 @@ class _Reader:
                 if span is None:
                     batch.rejected += 1
                 else:
-                    span.service, span.scope = service, scope
+                    span.resource, span.scope = resource, scope
                     batch.spans.append(span)
 
     def _scope(self, begin: int, end: int) -> str:
@@ -97,14 +113,14 @@ class _Reader:
             if number == 9 and wire == _LENGTH:
                 looked_at += 1
                 if looked_at <= self._max_attributes:
-                    self._attribute(first, last, span.attributes)
+                    self._attribute(first, last, span.attributes, self._keys)
             elif (decode := _SPAN_FIELDS.get((number, wire))) is not None:
                 decode(self, span, first, last)
         return span if span.trace_id and span.span_id else None
 
-    def _attribute(self, begin: int, end: int, attributes: dict[str, Value]) -> None:
+    def _attribute(self, begin: int, end: int, attributes: dict[str, Value], keys: dict[bytes, str]) -> None:
         key, at = self._key(begin, end)
-        name = self._keys.get(key)
+        name = keys.get(key)
         if name is not None and at is not None and (value := self._value(*at)) is not None:
             attributes[name] = value
 

@@ -1,6 +1,8 @@
 """A span as the relay holds it: what is needed to put a call together, and nothing that can hold a payload."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 SERVER = 2
 """OTLP's ``SPAN_KIND_SERVER``."""
@@ -14,10 +16,43 @@ MAX_TEXT = 200
 MAX_JSON = 600
 """Characters of a value that is JSON by its key (MLflow's token counts)."""
 
+SERVICE_NAME = "service.name"
+SERVED_MODEL = "gen_ai.response.model"
+RESOURCE_KEYS = frozenset({SERVICE_NAME, SERVED_MODEL})
+"""The attributes of a resource that are read."""
+
 _HAS_IS_REMOTE = 0x100
 _IS_REMOTE = 0x200
 
 Value = str | int | float | bool
+
+
+class Resource(NamedTuple):
+    """The process that sent spans.
+
+    Attributes:
+        service: Its ``service.name``, if it is one that the dialects know.
+        model: Its ``gen_ai.response.model``: the model that it serves, as its operator says. vLLM's spans name no model.
+    """
+
+    service: str = ""
+    model: str = ""
+
+    @classmethod
+    def of(cls, attributes: Mapping[str, Value], names: Collection[str]) -> "Resource":
+        """Return what is kept of a resource's attributes.
+
+        Args:
+            attributes: Those in ``RESOURCE_KEYS``.
+            names: Service names to keep.
+        """
+        service, model = attributes.get(SERVICE_NAME), attributes.get(SERVED_MODEL)
+        return cls(
+            service if isinstance(service, str) and service in names else "", model if isinstance(model, str) else ""
+        )
+
+
+NO_RESOURCE = Resource()
 
 
 @dataclass(slots=True)
@@ -36,7 +71,7 @@ class IncomingSpan:
         failed: Whether its status is ERROR. The status's message is not read.
         attributes: Those whose keys the dialects name; of an array its first text.
         link: Trace id and span id of its first link. A link's attributes are not read.
-        service: The resource's ``service.name``, if it is one that the dialects know.
+        resource: What sent it.
         scope: The instrumentation scope's name, if it is one that the dialects know.
         arrived: Seconds on the clock of the collection.
     """
@@ -52,7 +87,7 @@ class IncomingSpan:
     failed: bool = False
     attributes: dict[str, Value] = field(default_factory=dict)
     link: tuple[int, int] | None = None
-    service: str = ""
+    resource: Resource = NO_RESOURCE
     scope: str = ""
     arrived: float = 0.0
 

@@ -151,7 +151,7 @@ def test_an_engine_below_its_attempt():
     assert ids(call)[2] == ("engine", 4, 2)
     facts = dict(mirror(call, Convention.OTEL)[2].attributes or {})
     assert facts == {
-        "gen_ai.response.model": "llama",
+        "gen_ai.response.model": "gpt-4o-mini",
         "gen_ai.latency.time_in_queue": 1.25,
         "gen_ai.latency.time_in_model_prefill": 0.5,
         "gen_ai.latency.time_in_model_decode": 2.0,
@@ -163,6 +163,15 @@ def test_an_engine_behind_a_gateway_that_mirrors_by_itself():
     """The companion in a gateway writes its mirrors itself; the relay adds the model server's, below the attempt."""
     call = the_call(engine(4, 77))
     assert ids(call) == [("engine", 4, 77)]
+
+
+@pytest.mark.parametrize(("served", "name"), [("", "engine"), ("meta/llama-3", "engine/meta/llama-3")])
+def test_the_model_of_an_engine(served: str, name: str):
+    """vLLM's span does not name it. Its operator can, and without that only the attempt above tells."""
+    (made,) = mirror(the_call(engine(4, 77), served_model=served), Convention.MLFLOW)
+    assert made.name == name
+    *_, below = mirror(the_call(root(1), attempt(2), engine(4, 2), served_model=served), Convention.MLFLOW)
+    assert below.name == (name if served else "engine/gpt-4o-mini")
 
 
 def test_an_engine_that_was_given_the_callers_context():

@@ -1,6 +1,5 @@
 """No payload gets through the relay, wherever a gateway puts it."""
 
-import os
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from agent_gateway_client.relay import facts, otlp_json, protobuf
 from agent_gateway_client.relay.dialects import ALL_KEYS, NAMES
 from agent_gateway_client.server.mirror import Convention, mirror
-from tests.support.otlp_spans import CALLER, CLIENT, REMOTE, SERVER, any_value, collected, json_body, request, span
+from tests.support.nightly import amount
+from tests.support.otlp_spans import CALLER, CLIENT, REMOTE, SERVER, any_value, as_json, collected, request, span
 
-EXAMPLES = 10_000 if os.environ.get("NIGHTLY") else 150
+EXAMPLES = amount(150, 10_000)
 SECRET = "c4n4ry7f3a"
 RECOGNISED = {
     "gen_ai.operation.name": "chat",
@@ -78,7 +78,7 @@ def requests(draw: Any) -> ExportTraceServiceRequest:
     """Return a gateway's part of a trace, with the secret in its resource and its scope too."""
     made = [draw(spans(1, CALLER, SERVER, REMOTE)), draw(spans(2, 1, CLIENT, 0x100)), draw(spans(3, 2, SERVER, REMOTE))]
     names = st.sampled_from([SECRET, "agent-gateway", "agent-gateway-client", "fastapi"])
-    sent = request(made, service=draw(names), scope=draw(names))
+    sent = request(made, service=draw(names), scope=draw(names), served_model=draw(sentences))
     for resource_spans in sent.resource_spans:
         resource_spans.schema_url = SECRET
         resource_spans.resource.attributes.add(key=SECRET, value=any_value(SECRET))
@@ -90,10 +90,8 @@ def requests(draw: Any) -> ExportTraceServiceRequest:
 
 def written(sent: ExportTraceServiceRequest) -> bytes:
     """Return all that is sent on of a request, in both conventions and from both encodings."""
-    (of_resource,) = sent.resource_spans
-    made = [one for of_scope in of_resource.scope_spans for one in of_scope.spans]
     bounds: Any = (ALL_KEYS, NAMES, 100, 100)
-    batches = protobuf.read_request(sent.SerializeToString(), *bounds), otlp_json.read_request(json_body(made), *bounds)
+    batches = protobuf.read_request(sent.SerializeToString(), *bounds), otlp_json.read_request(as_json(sent), *bounds)
     calls = [call for batch in batches for call in collected(batch.spans)]
     found = [encode_spans(mirror(call, convention)).SerializeToString() for call in calls for convention in Convention]
     return b"".join(found)
