@@ -5,6 +5,7 @@ import atexit
 import json
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -20,6 +21,8 @@ from agent_gateway_client.relay.limits import Limits
 from agent_gateway_client.relay.spans import Batch, MalformedBody
 from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.call import GatewayCall
+from agent_gateway_client.server.observed.companion import Companion
+from agent_gateway_client.server.observed.pages import METRICS_PATH, STATUS_PATH, read_page
 
 TRACES_PATH = "/v1/traces"
 HEALTH_PATH = "/health"
@@ -71,6 +74,8 @@ class Relay:
         collection: Where pieces are held.
         is_full: Tells whether the exporter has no room left. Senders are then asked to wait, which costs less than
             taking their spans and dropping the oldest calls.
+        companion: What ``GET /agent-gateway/status`` and ``…/metrics`` show of the exporter, to whoever has the token;
+            without it there are no such pages.
     """
 
     def __init__(
@@ -81,15 +86,17 @@ class Relay:
         limits: Limits | None = None,
         collection: Collection | None = None,
         is_full: Callable[[], bool] = lambda: False,
+        companion: Companion | None = None,
     ) -> None:
         self._exporter = exporter
         self._token = token
         self._limits = limits or Limits()
         self.collection = collection or Collection(self._limits)
         self._is_full = is_full
+        self._companion = companion
         self._receiving = 0
         self._requests = 0
-        self._refused = 0
+        self._refused: Counter[str] = Counter()
         self._stopping = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -128,12 +135,14 @@ class Relay:
         if path == HEALTH_PATH and scope["method"] in ("GET", "HEAD"):
             return self._health()
         headers = {name.lower(): value for name, value in scope["headers"]}
+        if self._companion is not None and path in (STATUS_PATH, METRICS_PATH) and scope["method"] in ("GET", "HEAD"):
+            return self._page(path, headers, self._companion)
         content_type = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
         try:
             self._check(path, scope["method"], headers, content_type)
             batch = await self._read(receive, headers, content_type)
         except Refused as error:
-            self._refused += 1
+            self._refused[str(error.status)] += 1
             return refused(error.status, error.why, content_type, **error.headers)
         self._requests += 1
         self._keep_running()
@@ -151,9 +160,7 @@ class Relay:
             raise Refused(404, f"The relay takes traces only, at {TRACES_PATH}.")
         if method != "POST":
             raise Refused(405, "Send traces with POST.", allow="POST")
-        if self._token is not None and not is_opened_by(
-            self._token, headers.get(b"authorization", b"").decode("latin-1")
-        ):
+        if not self._is_opened(headers):
             raise Refused(401, "Send the relay's token as 'Authorization: Bearer …'.", www_authenticate="Bearer")
         if content_type not in (PROTOBUF, JSON):
             raise Refused(415, f"Send OTLP as {PROTOBUF} or {JSON}.")
@@ -168,6 +175,9 @@ class Relay:
             raise Refused(429, "The relay holds as many spans as it may.", retry_after=_RETRY_AFTER_S)
         if self._is_full():
             raise Refused(429, "Too many mirrors wait for the store.", retry_after=_RETRY_AFTER_S)
+
+    def _is_opened(self, headers: dict[bytes, bytes]) -> bool:
+        return self._token is None or is_opened_by(self._token, headers.get(b"authorization", b"").decode("latin-1"))
 
     async def _read(self, receive: Receive, headers: dict[bytes, bytes], content_type: str) -> Batch:
         reserved = 0
@@ -210,14 +220,26 @@ class Relay:
         return f"The body is larger than {self._limits.body_bytes} bytes; send smaller batches."
 
     def _health(self) -> Answer:
-        status = {
-            "status": "stopping" if self._stopping else "ok",
+        status = {"status": "stopping" if self._stopping else "ok", **self._counts()}
+        return Answer(503 if self._stopping else 200, json.dumps(status).encode())
+
+    def _counts(self) -> dict[str, int]:
+        """Return what came in and what became of it."""
+        return {
             "requests": self._requests,
-            "refused": self._refused,
+            "refused": sum(self._refused.values()),
             "spans_held": self.collection.held,
             **dict(self.collection.counts),
         }
-        return Answer(503 if self._stopping else 200, json.dumps(status).encode())
+
+    def _page(self, path: str, headers: dict[bytes, bytes], companion: Companion) -> Answer:
+        if not self._is_opened(headers):
+            return refused(401, "Send the relay's token as 'Authorization: Bearer …'.", JSON, www_authenticate="Bearer")
+        if path == METRICS_PATH:
+            page = read_page(path, companion)
+            return Answer(page.status, page.body, page.media_type)
+        relay = {**self._counts(), "refused": dict(self._refused)}
+        return Answer(200, json.dumps({**companion.status(), "relay": relay}).encode())
 
     def _keep_running(self) -> None:
         """Start the thread that submits finished calls, unless it is running."""

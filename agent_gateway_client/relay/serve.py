@@ -10,6 +10,7 @@ from agent_gateway_client.relay.app import TRACES_PATH, Relay
 from agent_gateway_client.relay.limits import Limits
 from agent_gateway_client.server.bearer import token_in
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.observed.companion import Companion
 
 TOKEN_VARIABLE = "AGENT_GATEWAY_RELAY_TOKEN"
 
@@ -83,8 +84,10 @@ def serve(exporter: Exporter, listening: socket.socket, *, token: str | None, li
         import uvicorn
     except ModuleNotFoundError:
         raise MissingDependencyError("The relay needs uvicorn: pip install 'agent-gateway-client[relay]'") from None
+    companion = Companion(exporter)
+    companion.start()
     config = uvicorn.Config(
-        Relay(exporter, token=token, limits=limits, is_full=exporter.is_full),
+        Relay(exporter, token=token, limits=limits, is_full=exporter.is_full, companion=companion),
         access_log=False,
         log_level="warning",
         limit_concurrency=_CONNECTIONS,

@@ -32,7 +32,7 @@ class Resource(NamedTuple):
 
     Attributes:
         service: Its ``service.name``, if it is one that the dialects know.
-        model: Its ``gen_ai.response.model``: the model that it serves, as its operator says. vLLM's spans name no model.
+        model: Its ``gen_ai.response.model``: the model that it serves, set by its operator. vLLM's spans name no model.
     """
 
     service: str = ""

@@ -4,19 +4,17 @@ Nothing of ours is in the proxy.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import mlflow
 import pytest
 from mlflow.entities import Span
 
-from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import CHAT, USER, Database, assert_mirror, mirrored, mirrors_in, wait_for
-from tests.support.gateways import Column
-from tests.support.relay import LITELLM_OTEL, RelayProcess, litellm_proxy_with_otel, relay
+from tests.support.relay import LITELLM_OTEL, OtelProxy
 
 MINI = [("openai/gpt-4o-mini", "OK")]
 FELL_BACK = [("openai/gpt-4o-fail-503", "ERROR"), *MINI]
@@ -30,25 +28,13 @@ MODES: dict[str, tuple[dict[str, Any], list[tuple[str, str]], int]] = {
 """A request, the attempts that it takes, and the status of the answer."""
 
 
-class Proxy(NamedTuple):
-    """A LiteLLM Proxy and the relay that its spans go to."""
-
-    column: Column
-    relay: RelayProcess
-
-
 @pytest.fixture(scope="module", params=LITELLM_OTEL)
-def proxy(
-    request: pytest.FixtureRequest, gateway: DemoGateway, tracing: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Proxy]:
+def proxy(request: pytest.FixtureRequest, litellm_otel: Callable[[str], OtelProxy], tracing: str) -> OtelProxy:
     """A proxy with each version of the callback."""
-    with relay("--tracking-uri", gateway.tracking_uri) as receiver:
-        directory = tmp_path_factory.mktemp("litellm")
-        with litellm_proxy_with_otel(directory, gateway.provider.url, receiver.url, request.param) as running:
-            yield Proxy(running.column, receiver)
+    return litellm_otel(request.param)
 
 
-def ask(proxy: Proxy, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Span, httpx.Response]:
+def ask(proxy: OtelProxy, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Span, httpx.Response]:
     """Make a call below a span of its own."""
     with proxy.column.httpx_client(headers) as client, mlflow.start_span("step") as step:
         answer = client.post("chat/completions", json={**CHAT, **body})
@@ -56,7 +42,7 @@ def ask(proxy: Proxy, body: dict[str, Any], headers: dict[str, str] | None = Non
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_mirror_says_what_the_gateway_did(proxy: Proxy, mode: str):
+def test_the_mirror_says_what_the_gateway_did(proxy: OtelProxy, mode: str):
     """Parent, times, status, attempts and tokens are those of the companion in the proxy."""
     body, attempts, status = MODES[mode]
     step, answer = ask(proxy, body)
@@ -77,7 +63,7 @@ def test_the_mirror_says_what_the_gateway_did(proxy: Proxy, mode: str):
     assert (trace.info.cost is not None) is (status == 200)
 
 
-def test_calls_at_once(proxy: Proxy):
+def test_calls_at_once(proxy: OtelProxy):
     """Thirty calls of one trace are thirty mirrors, each below its own span, and each once."""
     with mlflow.start_span("fan out") as root:
 
@@ -100,7 +86,7 @@ def test_calls_at_once(proxy: Proxy):
         assert_mirror(trace, by_parent[step.span_id], step, attempts, is_within=False)
 
 
-def test_nothing_of_the_payload_is_stored(proxy: Proxy, database: Database):
+def test_nothing_of_the_payload_is_stored(proxy: OtelProxy, database: Database):
     """The proxy sends prompts, answers, headers and error messages to the relay; the trace has none of it."""
     said = [{"role": "system", "content": CANARY}, {"role": "user", "content": f"say {CANARY}"}]
     headers = {"x-canary": CANARY, "user-agent": CANARY, "x-request-id": CANARY}
@@ -113,7 +99,7 @@ def test_nothing_of_the_payload_is_stored(proxy: Proxy, database: Database):
         assert [row for row in rows if CANARY in json.dumps(row).lower()] == []
 
 
-def test_no_mirror_where_there_must_be_none(proxy: Proxy, database: Database):
+def test_no_mirror_where_there_must_be_none(proxy: OtelProxy, database: Database):
     """A caller that was not let in, a model that does not exist, and a call that is not traced leave nothing."""
     before = database.mirror_count()
     refused, answer = ask(proxy, {"model": "chat"}, {"authorization": "Bearer wrong"})
@@ -131,7 +117,7 @@ def test_no_mirror_where_there_must_be_none(proxy: Proxy, database: Database):
     assert database.mirror_count() - before == 1
 
 
-def test_a_client_that_hangs_up(proxy: Proxy):
+def test_a_client_that_hangs_up(proxy: OtelProxy):
     """The mirror says whose doing it was."""
     with proxy.column.openai_client() as client, mlflow.start_span("step") as step:
         stream = client.chat.completions.create(model="long", messages=[USER], stream=True)  # type: ignore[list-item]
@@ -143,7 +129,7 @@ def test_a_client_that_hangs_up(proxy: Proxy):
     assert mirror.attributes["error.type"] == "client_disconnect"
 
 
-def test_what_became_of_the_spans(proxy: Proxy):
+def test_what_became_of_the_spans(proxy: OtelProxy):
     """GET /health counts them: LiteLLM sends several that are no calls for each one that is."""
     status = proxy.relay.health()
     assert status["status"] == "ok"

@@ -11,7 +11,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from agent_gateway_client.relay import Limits, Relay
 from agent_gateway_client.relay.collect import Collection
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.observed.companion import Companion
 from tests.support.otlp_spans import Clock, Sink, attempt, json_body, protobuf_body, root
+from tests.support.server import MemoryDestination
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 JSON = {"content-type": "application/json"}
@@ -165,6 +168,25 @@ async def test_a_token(authorization: str | None, status: int):
     assert (await served.client.get("/health")).status_code == 200
     served.relay.close()
     assert len(served.sink.calls) == (status == 200)
+
+
+@pytest.mark.parametrize("path", ["/agent-gateway/status", "/agent-gateway/metrics"])
+async def test_the_pages_of_the_companion(path: str):
+    """What becomes of the calls is for whoever has the token; without a companion there are no such pages."""
+    exporter = Exporter(MemoryDestination())
+    relay = Relay(exporter, token="secret", companion=Companion(exporter))
+    plain = Relay(Sink(), token="secret")
+    opened = {"authorization": "Bearer secret"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(relay), base_url="http://relay") as client:
+        assert (await client.get(path)).status_code == 401
+        answer = await client.get(path, headers=opened)
+        await client.post("/v1/traces", content=b"", headers=PROTOBUF)
+        status = (await client.get("/agent-gateway/status", headers=opened)).json()
+    assert answer.status_code == 200
+    assert (status["waiting"], status["problem"], status["relay"]["refused"]) == (0, None, {"401": 1})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(plain), base_url="http://relay") as client:
+        assert (await client.get(path, headers=opened)).status_code == 404
+    exporter.shutdown()
 
 
 async def test_calls_are_submitted_without_a_further_request():

@@ -30,6 +30,14 @@ def litellm_proxy(request: pytest.FixtureRequest) -> Iterator[Column]:
     yield request.getfixturevalue("litellm_proxy").column
 
 
+def litellm_otel(version: str) -> Callable[[pytest.FixtureRequest], AbstractContextManager[Column]]:
+    @contextmanager
+    def column(request: pytest.FixtureRequest) -> Iterator[Column]:
+        yield request.getfixturevalue("litellm_otel")(version).column
+
+    return column
+
+
 @contextmanager
 def flask_in_threads(request: pytest.FixtureRequest) -> Iterator[Column]:
     gateway: DemoGateway = request.getfixturevalue("gateway")
@@ -58,6 +66,8 @@ COLUMNS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Colu
     "MLflow AI Gateway": mlflow_ai_gateway,
     "ASGI middleware": asgi_middleware,
     "LiteLLM Proxy": litellm_proxy,
+    "LiteLLM otel v1": litellm_otel("v1"),
+    "LiteLLM otel v2": litellm_otel("v2"),
     "Flask in threads": flask_in_threads,
     "WSGI middleware": wsgi_middleware,
     "a made-up one": made_up,

@@ -119,7 +119,7 @@ def json_body(spans: Sequence[Span], **names: str) -> bytes:
 
 
 def as_json(sent: ExportTraceServiceRequest) -> bytes:
-    """Return a request in JSON after OTLP's rules, which are protobuf's but for ids in hexadecimal and enums as numbers."""
+    """Return a request in OTLP's JSON: protobuf's own, with ids in hexadecimal and enums as numbers."""
     body = MessageToDict(sent, use_integers_for_enums=True)
     for of_resource in body.get("resourceSpans", []):
         for of_scope in of_resource.get("scopeSpans", []):

@@ -26,7 +26,7 @@ class Reason(Enum):
     STOPPED = "stopped"
 
 
-_WHAT_TO_DO = {
+WHY = {
     Reason.QUEUE_FULL: "more calls came in than could be stored",
     Reason.UNKNOWN_TRACE: (
         "the store never got the caller's trace: the agent traces to another server, ended before it sent its trace, "
@@ -115,7 +115,7 @@ class TroubleLog:
             self._logged = dict(counts.dropped)
             logger.warning(
                 "Mirrored calls were dropped: %s. %d calls waiting. Requests are served as before.",
-                "; ".join(f"{count} because {_WHAT_TO_DO[Reason(reason)]}" for reason, count in news.items() if count),
+                "; ".join(f"{count} because {WHY[Reason(reason)]}" for reason, count in news.items() if count),
                 counts.waiting,
             )
 
