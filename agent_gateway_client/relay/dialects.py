@@ -253,6 +253,8 @@ def _was_refused(span: IncomingSpan) -> bool:
 
 def dialect_of(span: IncomingSpan) -> Dialect | None:
     """Return the dialect in which a span is a call of a model; ``None`` where it is none, as FastAPI's own spans."""
+    if not span.attributes and not is_own(span):
+        return None
     if ENGINE.claims(span) or span.scope == FASTAPI_SCOPE or _was_refused(span):
         return None
     return next((dialect for dialect in DIALECTS if dialect.claims(span)), None)

@@ -27,6 +27,7 @@ _MAX_FIELDS = 4_000_000
 """Fields of one body. Twenty megabytes can hold ten million empty ones, which would keep a core busy for long."""
 
 _ARRAY_DEPTH = 1
+_KEY_TAG = 1 << 3 | _LENGTH
 
 Field = tuple[int, int, int, int]
 """Number, wire type, and for a length-delimited field where its bytes begin and end; for others value and 0."""
@@ -119,10 +120,24 @@ class _Reader:
         return span if span.trace_id and span.span_id else None
 
     def _attribute(self, begin: int, end: int, attributes: dict[str, Value], keys: dict[bytes, str]) -> None:
+        if self._is_other(begin, end, keys):
+            return
         key, at = self._key(begin, end)
         name = keys.get(key)
         if name is not None and at is not None and (value := self._value(*at)) is not None:
             attributes[name] = value
+
+    def _is_other(self, begin: int, end: int, keys: dict[bytes, str]) -> bool:
+        """Tell from the first bytes of a ``KeyValue`` whether it can be skipped; where they do not tell, it cannot.
+
+        Nearly always the key comes first and is short, and most attributes are not read.
+        """
+        body = self._body
+        if end - begin < 2 or body[begin] != _KEY_TAG:
+            return False
+        first = begin + 2
+        last = first + body[begin + 1]
+        return body[begin + 1] < 0x80 and last <= end and body[first:last] not in keys
 
     def _key(self, begin: int, end: int) -> tuple[bytes, tuple[int, int] | None]:
         """Return the key of a ``KeyValue``, and where its value is."""
@@ -168,13 +183,20 @@ class _Reader:
         """Go through the fields of a message, without looking into them."""
         body = self._body
         while at < end:
-            tag, at = self._varint(at, end)
+            # Most numbers have one byte, and a call of _varint() would cost as much as all the rest.
+            if (tag := body[at]) < 0x80:
+                at += 1
+            else:
+                tag, at = self._varint(at, end)
             number, wire = tag >> 3, tag & 7
             self._fields_left -= 1
             if not number or self._fields_left < 0:
                 raise MalformedBody("a field has the number 0" if not number else "too many fields")
             if wire == _LENGTH:
-                length, at = self._varint(at, end)
+                if at < end and (length := body[at]) < 0x80:
+                    at += 1
+                else:
+                    length, at = self._varint(at, end)
                 if length > end - at:
                     raise MalformedBody("a field is longer than its message")
                 yield number, wire, at, at + length
@@ -192,9 +214,6 @@ class _Reader:
                 raise MalformedBody(f"wire type {wire} is not in use")
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        value = self._body[at] if at < end else 0x80
-        if value < 0x80:
-            return value, at + 1
         value = 0
         for index in range(_MAX_VARINT_BYTES):
             if at >= end:

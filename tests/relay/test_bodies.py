@@ -71,6 +71,17 @@ def test_the_resource_may_come_last():
     assert read.resource.service == "agent-gateway"
 
 
+def test_the_value_may_come_first():
+    """An attribute whose key follows its value is read like any other."""
+    sent = root(attributes={"gen_ai.provider.name": "openai"})
+    key, value = _field(1, b"gen_ai.provider.name"), _field(2, _field(1, b"openai"))
+    whole = sent.SerializeToString()
+    assert key + value in whole
+    turned = whole.replace(key + value, value + key)
+    (read,) = protobuf.read_request(_field(1, _field(2, _field(2, turned))), *BOUNDS).spans
+    assert read.attributes == {"gen_ai.provider.name": "openai"}
+
+
 def test_names_of_enums():
     """Protobuf's own JSON writes enums by name."""
     sent = json.loads(json_body([root(failed=True)]))
