@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, replace
 
 RELAY_CALLS_PER_S = 1_100
-"""One relay process on one core: calls of twelve spans (benchmarks/relay_throughput.py)."""
+"""One relay process on one core: calls of twelve spans (benchmarks/relay.py)."""
 
 MLFLOW_CALLS_PER_S = 150
 """One MLflow process on one core with PostgreSQL beside it: 300 mirrored calls/s on two cores."""
