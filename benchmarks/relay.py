@@ -38,7 +38,7 @@ from benchmarks.stores import otlp_sink
 ROUNDS = 5
 BODIES = {"collector": 100, "relay": 100, "MLflow": 4}
 TIMES = {"collector": 4}
-"""Requests of each round, and how often each is sent: enough that Linux, which counts hundredths of seconds, can tell."""
+"""Requests per round, and how often each is sent. Linux counts processor time in hundredths of a second."""
 
 CALLS_PER_BODY = 40
 SPANS_PER_CALL = 12

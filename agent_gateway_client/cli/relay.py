@@ -1,4 +1,4 @@
-"""``agent-gateway relay``: OTLP in from gateways that speak OpenTelemetry, payload-free mirrors out."""
+"""``agent-gateway relay``: receives OTLP from gateways, and writes payload-free mirrors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent_gateway_client.cli._mlflow import tracking_uri_option
 _SECONDS = click.FloatRange(0.1, 600.0)
 
 
-@click.command(short_help="Receive gateways' OTLP, add mirrors to their callers' traces.")
+@click.command(short_help="Receive OTLP from gateways, add mirrors to their callers' traces.")
 @click.option("--port", default=4318, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free port.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need a token.")
 @tracking_uri_option
@@ -20,20 +20,20 @@ _SECONDS = click.FloatRange(0.1, 600.0)
     "--settle", default=2.0, show_default=True, type=_SECONDS, help="Seconds from a call's end to its mirror."
 )
 @click.option(
-    "--wait", default=10.0, show_default=True, type=_SECONDS, help="Seconds to wait for pieces that come late."
+    "--wait", default=10.0, show_default=True, type=_SECONDS, help="Seconds to wait for spans that arrive late."
 )
 @click.option(
     "--max-spans", default=100_000, show_default=True, type=click.IntRange(100), help="More are answered 429."
 )
 def relay(port: int, host: str, tracking_uri: str | None, settle: float, wait: float, max_spans: int) -> None:
-    """Receive the traces of gateways by OTLP/HTTP, and add mirrors without payload to the callers' traces.
+    """Receive gateways' traces over OTLP/HTTP, and add payload-free mirrors to the callers' traces.
 
     For gateways that continue traceparent and export OpenTelemetry by themselves. Point their exporter here, with
     OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 where they read the standard variables.
 
-    Mirrors go to MLflow, or with AGENT_GATEWAY_EXPORTER=otlp to where the OTEL_EXPORTER_OTLP_* variables of the relay
-    say. On other addresses than loopback AGENT_GATEWAY_RELAY_TOKEN has to be set, and sent by the gateways as
-    'Authorization: Bearer ...'. GET /health says what came in and what became of it.
+    Mirrors go to MLflow, or with AGENT_GATEWAY_EXPORTER=otlp to the endpoint in the relay's OTEL_EXPORTER_OTLP_*
+    variables. To listen on an address other than loopback, set AGENT_GATEWAY_RELAY_TOKEN; gateways send it as
+    'Authorization: Bearer ...'. GET /health reports what was received and what became of it.
     """
     is_otlp = os.environ.get("AGENT_GATEWAY_EXPORTER") == "otlp"
     if not is_otlp and not tracking_uri:

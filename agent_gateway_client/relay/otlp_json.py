@@ -1,4 +1,4 @@
-"""OTLP's JSON encoding: ids are hexadecimal, 64-bit numbers are texts, enums are numbers."""
+"""Decodes OTLP's JSON encoding: ids are hexadecimal, 64-bit numbers are strings, enums are numbers."""
 
 import json
 import math
@@ -24,16 +24,16 @@ _NUMBER = re.compile(r"-?[0-9]{1,20}\Z")
 _MAX = (1 << 64) - 1
 _KINDS = {"SPAN_KIND_SERVER": SERVER}
 _STATUSES = {"STATUS_CODE_ERROR": ERROR}
-"""Enums by name. OTLP asks for numbers; protobuf's own JSON encoders write names."""
+"""Enums by name. OTLP requires numbers; protobuf's JSON encoders write names."""
 
 
 def read_request(
     body: bytes, keys: Collection[str], names: Collection[str], max_spans: int, max_attributes: int
 ) -> Batch:
-    """Read a request as :func:`agent_gateway_client.relay.protobuf.read_request` does, from JSON.
+    """Decode a JSON request; see :func:`agent_gateway_client.relay.protobuf.read_request`.
 
     Raises:
-        MalformedBody: The body is not JSON, or not of OTLP's form.
+        MalformedBody: The body is not JSON, or not an OTLP request.
     """
     try:
         request = json.loads(body)
@@ -56,10 +56,10 @@ def read_request(
 
 
 def _objects(parent: Any, member: str) -> Iterator[dict[str, Any]]:
-    """Go through the objects in an array.
+    """Iterate over the objects of an array.
 
     Raises:
-        MalformedBody: It is something else.
+        MalformedBody: The member is not an array of objects.
     """
     if not isinstance(parent, dict):
         raise MalformedBody("not an object")
@@ -137,12 +137,12 @@ def _value(value: Any, depth: int = 0) -> Value | None:
 
 
 def _id(text: Any, size: int) -> int:
-    """Return an id, and 0 for what has not its form."""
+    """Return an id; 0 if it is not valid."""
     return int(text, 16) if isinstance(text, str) and _HEX[size].match(text) else 0
 
 
 def _integer(value: Any) -> int:
-    """Return a number that is not negative, and 0 for anything else."""
+    """Return an unsigned 64-bit number; 0 for anything else."""
     number = _signed(value)
     return number if number is not None and 0 <= number <= _MAX else 0
 
@@ -160,7 +160,7 @@ def _signed(value: Any) -> int | None:
 
 
 def _float(value: Any) -> float | None:
-    # JSON has no way to write what is not finite but a text.
+    # JSON can write a number that is not finite only as a string.
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value) else None
 
 

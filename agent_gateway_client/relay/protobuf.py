@@ -1,8 +1,8 @@
-"""OTLP's protobuf encoding, read field by field.
+"""Decodes OTLP's protobuf encoding, field by field.
 
-Only what is needed is decoded: an attribute's key is compared with the known ones first, and of all others, of events
-and of status messages, only the length is read. That keeps payloads out of memory, and bounds what a hostile body
-costs: the spans are counted before any is decoded. Field numbers are those of ``opentelemetry/proto/trace/v1``.
+Only what is needed is decoded. An attribute's value is read if its key is a known one; of all other attributes, of
+events and of status messages, only the length is read. This keeps payloads out of memory and bounds the cost of a
+hostile body. Field numbers are those of ``opentelemetry/proto/trace/v1``.
 """
 
 import struct
@@ -24,29 +24,29 @@ from agent_gateway_client.relay.spans import (
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 _MAX_FIELDS = 4_000_000
-"""Fields of one body. Twenty megabytes can hold ten million empty ones, which would keep a core busy for long."""
+"""Fields per body. Twenty megabytes can hold ten million empty ones, which would keep a core busy for too long."""
 
 _ARRAY_DEPTH = 1
 _KEY_TAG = 1 << 3 | _LENGTH
 
 Field = tuple[int, int, int, int]
-"""Number, wire type, and for a length-delimited field where its bytes begin and end; for others value and 0."""
+"""Number and wire type; then the first and the last position of a length-delimited field, or a value and 0."""
 
 
 def read_request(
     body: bytes, keys: Collection[str], names: Collection[str], max_spans: int, max_attributes: int
 ) -> Batch:
-    """Read an ``ExportTraceServiceRequest``.
+    """Decode an ``ExportTraceServiceRequest``.
 
     Args:
         body: The message.
-        keys: The attributes to read.
+        keys: The attributes to decode.
         names: Service and scope names to keep.
-        max_spans: Spans to read at most.
-        max_attributes: Attributes to look at per span.
+        max_spans: Spans to decode at most.
+        max_attributes: Attributes to examine per span.
 
     Raises:
-        MalformedBody: The bytes are not such a message.
+        MalformedBody: The body is not such a message.
     """
     reader = _Reader(body, _by_bytes(keys), names, max_attributes)
     batch = Batch()
@@ -140,7 +140,7 @@ class _Reader:
         return body[begin + 1] < 0x80 and last <= end and body[first:last] not in keys
 
     def _key(self, begin: int, end: int) -> tuple[bytes, tuple[int, int] | None]:
-        """Return the key of a ``KeyValue``, and where its value is."""
+        """Return the key of a ``KeyValue`` and the position of its value."""
         key, at = b"", None
         for number, wire, first, last in self.fields(begin, end):
             if (number, wire) == (1, _LENGTH):
@@ -171,7 +171,7 @@ class _Reader:
         return None
 
     def _text(self, begin: int, end: int, most: int) -> str | None:
-        """Return a text; ``None`` for one that is too long or no text."""
+        """Return a text; ``None`` if it is too long or not UTF-8."""
         if end - begin > most:
             return None
         try:
@@ -180,10 +180,10 @@ class _Reader:
             return None
 
     def fields(self, at: int, end: int) -> Iterator[Field]:
-        """Go through the fields of a message, without looking into them."""
+        """Iterate over the fields of a message without decoding nested messages."""
         body = self._body
         while at < end:
-            # Most numbers have one byte, and a call of _varint() would cost as much as all the rest.
+            # Most numbers take one byte, for which calling _varint() would cost more than everything else here.
             if (tag := body[at]) < 0x80:
                 at += 1
             else:
@@ -226,15 +226,15 @@ class _Reader:
         raise MalformedBody("a number does not end")
 
     def id_at(self, begin: int, end: int, size: int) -> int:
-        """Return an id, and 0 for one of another size."""
+        """Return an id; 0 if its size is wrong."""
         return int.from_bytes(self._body[begin:end], "big") if end - begin == size else 0
 
     def name_at(self, begin: int, end: int) -> str:
-        """Return a span's name; a long one is not a known one."""
+        """Return a span's name; empty if it is long, since no known name is."""
         return self._text(begin, end, MAX_TEXT) or ""
 
     def status_at(self, begin: int, end: int) -> bool:
-        """Tell whether a status is ERROR."""
+        """Return whether a status is ERROR."""
         return any(field[:3] == (3, _VARINT, ERROR) for field in self.fields(begin, end))
 
     def link_at(self, begin: int, end: int) -> tuple[int, int] | None:
