@@ -43,11 +43,11 @@ HUGE: list[tuple[bytes, bytes, bytes]] = [
     (JSON, b"", b'"' + b"\\u0000" * (BODY_BYTES // 6 - 1) + b'"'),
     (JSON, b"gzip", gzip.compress(b" " * (64 * MEBIBYTE), mtime=0)),
 ]
-"""Content type, encoding and body: more than is taken, empty messages, bombs, deep nesting, endless numbers."""
+"""Content type, encoding and body: too large, empty messages, bombs, deep nesting, endless numbers."""
 
 
 def changed(chance: random.Random, whole: bytes) -> bytes:
-    """Return a body with bytes changed, cut out, repeated and put in."""
+    """Return a body with bytes changed, removed, repeated and inserted."""
     body = bytearray(whole)
     for _ in range(chance.randint(1, 8)):
         at = chance.randrange(len(body))
@@ -80,7 +80,7 @@ def hostile(chance: random.Random, number: int) -> tuple[bytes, bytes, bytes]:
 
 
 async def answer_to(relay: Relay, chance: random.Random, kind: bytes, encoding: bytes, body: bytes) -> int:
-    """Send a request in pieces, of which the last may never come; returns the status of the answer."""
+    """Send a request in chunks, sometimes without the last one; return the status of the answer."""
     pieces = [body[: len(body) // 2], body[len(body) // 2 :]]
     messages: list[dict[str, Any]] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     if chance.random() < 0.02:
@@ -103,14 +103,14 @@ async def answer_to(relay: Relay, chance: random.Random, kind: bytes, encoding: 
 
 
 class Forgetful(Sink):
-    """Takes calls, and keeps the last one only."""
+    """Accepts calls, and keeps only the last one."""
 
     def submit(self, call: Any) -> None:
         self.calls = [call]
 
 
 async def test_each_has_an_answer():
-    """None is an error of the relay's, memory does not grow, and a call that comes after them all is mirrored."""
+    """No answer is an internal error, memory does not grow, and a valid call after them all is mirrored."""
     chance = random.Random(16)
     sink = Forgetful()
     relay = Relay(sink, limits=LIMITS)
