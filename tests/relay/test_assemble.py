@@ -111,7 +111,7 @@ def test_the_order_of_pieces_does_not_matter(order: tuple[int, ...]):
 
 
 def test_a_gateway_behind_a_gateway():
-    """The second gateway's mirror is below the first one's attempt, even if a span without a mirror made the request."""
+    """The second gateway's mirror is below the first one's attempt, even if an unmirrored span made the request."""
     first = [root(1), attempt(2, 1), span(3, 2, "POST", kind=CLIENT)]
     second = [root(4, 3), attempt(5, 4)]
     calls = sorted(collected(read([*first, *second])), key=lambda call: call.span_id)

@@ -95,7 +95,7 @@ def _ask(url: str, process: "subprocess.Popen[bytes]") -> None:
     ids=lambda names: "+".join(names),
 )
 def test_a_gateway_that_knows_nothing_of_us(instrumentations: list[str], tmp_path: Path):
-    """One mirror below the caller's span, with one attempt and no payload; tokens count once with both instrumentations."""
+    """One mirror below the caller's span, with one attempt and no payload; tokens count once, also with both."""
     for name in instrumentations:
         try:
             found = find_spec(name)
