@@ -29,7 +29,7 @@ from agent_gateway_client.doctor.links import (
     own_span,
     tokens,
 )
-from agent_gateway_client.doctor.relay import Counts, Relay, check_mirrors, check_spans
+from agent_gateway_client.doctor.relay import Counts, Relay, check_sending, check_spans
 from agent_gateway_client.doctor.store import Store, mirrors_in
 
 PROBE_SPAN = "agent-gateway doctor"
@@ -116,14 +116,14 @@ class _Examination:
                 return trace, companion
 
     def _relay_takes_spans(self) -> bool:
-        """Look at the relay, and note what it has counted before the probe; true where there is none."""
+        """Examine the relay, if there is one, and note its counts before the probe."""
         relay = self._relay
         if relay is None:
             return True
         if not (
             self._check("relay", relay.check_answers)
             and self._check("relay_token", relay.check_token)
-            and self._check("relay_mirrors", lambda: check_mirrors(relay.lasting_counts(self._settings.patience_s)))
+            and self._check("relay_mirrors", lambda: check_sending(relay.counts()))
         ):
             return False
         self._before = relay.counts()

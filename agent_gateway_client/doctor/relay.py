@@ -1,8 +1,7 @@
-"""The relay under examination: whether it takes spans, and what becomes of the calls that it finds in them."""
+"""Examines a relay: whether it accepts spans, and what becomes of the calls that it finds in them."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from agent_gateway_client.doctor.links import export_fix
 from agent_gateway_client.doctor.store import mirrors_in
 from agent_gateway_client.relay.answers import PROTOBUF
 from agent_gateway_client.relay.app import HEALTH_PATH, TRACES_PATH
-from agent_gateway_client.relay.serve import TOKEN_VARIABLE
+from agent_gateway_client.relay.serve import TOKEN_VARIABLE, token_from_environment
 from agent_gateway_client.server.export.counts import WHY, Reason
 from agent_gateway_client.server.observed.pages import STATUS_PATH
 
@@ -30,25 +29,23 @@ _SAME_MLFLOW = (
 
 
 class Counts(NamedTuple):
-    """What the relay has counted since it started.
+    """The relay's counts since it started.
 
     Attributes:
-        version: Of agent-gateway-client there.
         destination: Where its mirrors go.
         problem: Why it could not send the last ones, or ``None``.
-        requests: Requests that it took.
+        requests: Requests that it accepted.
         without_token: Requests that it refused because their token was missing or wrong.
-        recognised: Spans that are calls of a model.
+        recognised: Spans that are model calls.
         unrecognised: Other spans; a gateway sends several for each call.
-        orphaned: Attempts whose root never came.
+        orphaned: Attempts whose root never arrived.
         given_up: Spans that it dropped because it held too many.
-        mirrored: Calls that it found, and handed to its exporter.
+        mirrored: Calls that it found and passed to its exporter.
         sent: Calls whose mirrors were stored.
         waiting: Calls whose mirrors are still to be stored.
         dropped: Calls whose mirrors never will be, by reason.
     """
 
-    version: str
     destination: str
     problem: str | None
     requests: int
@@ -63,7 +60,7 @@ class Counts(NamedTuple):
     dropped: dict[str, int]
 
     def since(self, before: Counts) -> Counts:
-        """Return what was counted since an earlier time; what waits is what waits now."""
+        """Return what was counted since an earlier time. ``waiting`` and ``problem`` stay those of now."""
         changed = {name: getattr(self, name) - getattr(before, name) for name in _COUNTERS}
         dropped = {reason: count - before.dropped.get(reason, 0) for reason, count in self.dropped.items()}
         return self._replace(**changed, dropped={reason: count for reason, count in dropped.items() if count > 0})
@@ -75,15 +72,18 @@ _COUNTERS = (
 
 
 class Relay:
-    """A relay that is to be examined.
+    """A relay to examine.
 
     Args:
-        url: Where gateways send their spans, with or without ``/v1/traces``.
+        url: The URL for gateways' spans, with or without ``/v1/traces``.
+
+    Raises:
+        ConfigurationError: The token in this environment is not valid.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/").removesuffix(TRACES_PATH).rstrip("/")
-        self._token = os.environ.get(TOKEN_VARIABLE)
+        self._token = token_from_environment()
 
     def check_answers(self) -> str:
         """A relay answers there."""
@@ -103,7 +103,7 @@ class Relay:
         return f"The relay answers at {self.url}, and holds {held} spans."
 
     def check_token(self) -> str:
-        """The relay takes spans from whoever has the token in this environment, as a gateway's exporter sends them."""
+        """The relay accepts an exporter's request with the token of this environment."""
         response = self._ask("POST", TRACES_PATH, content=b"", headers={"content-type": PROTOBUF})
         if response.status_code == 401:
             raise Broken(
@@ -114,40 +114,39 @@ class Relay:
             )
         if response.status_code == 429:
             raise Broken(
-                "The relay takes no more spans: too many wait, of calls or for their store (429).",
-                "See that its MLflow or OTLP endpoint keeps up, add relays, or raise --max-spans.",
+                "The relay accepts no more spans now: it holds too many, or too many mirrors wait (429).",
+                "Check that its MLflow or OTLP endpoint keeps up, add relays, or raise --max-spans.",
             )
         if response.status_code != 200:
             raise Broken(
                 f"The relay answers {response.status_code} to an empty request: {excerpt(response.text)}",
-                f"Check what is between here and the relay: it has to pass POST {TRACES_PATH} on as it is.",
+                f"Check the proxies between here and the relay: they have to pass on POST {TRACES_PATH} unchanged.",
             )
-        return "The relay takes spans with this token." if self._token else "The relay takes spans, without a token."
+        return "The relay accepts spans with this token." if self._token else "The relay accepts spans without a token."
 
     def counts(self) -> Counts:
-        """Ask for what the relay has counted.
+        """Return what the relay has counted.
 
         Raises:
-            Broken: It does not say.
+            Broken: It does not report its counts.
         """
         response = self._ask("GET", STATUS_PATH)
         try:
             return _counts(response.json())
         except (AttributeError, KeyError, TypeError, ValueError):
             raise Broken(
-                f"The relay does not say what it does ({response.status_code} to {STATUS_PATH}).",
+                f"The relay does not report its status ({response.status_code} to {STATUS_PATH}).",
                 "Upgrade agent-gateway-client where the relay runs.",
             ) from None
 
     def lasting_counts(self, patience_s: float) -> Counts:
-        """Return the counts as soon as nothing waits or something was sent, at the latest when patience ends."""
+        """Return the counts once no call waits, one was sent, or none can be sent; at the latest when patience ends."""
         before = counts = self.counts()
         deadline = time.monotonic() + patience_s
         while counts.waiting and counts.sent == before.sent and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             counts = self.counts()
-        # What was sent meanwhile shows that the rest is on its way.
-        return counts if counts.sent == before.sent else counts._replace(waiting=0)
+        return counts
 
     def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         headers = {**more.pop("headers", {}), **({"authorization": f"Bearer {self._token}"} if self._token else {})}
@@ -162,13 +161,13 @@ class Relay:
 
 
 def check_received(counts: Counts, url: str) -> str:
-    """What came in so far has calls of models in it."""
-    if not counts.requests:
-        return f"No span has come in yet. A gateway sends them here with {_TO_RELAY.format(url=url)}."
+    """The spans received so far include model calls."""
+    if not counts.recognised and not counts.unrecognised:
+        return f"No span has arrived yet. A gateway sends its spans here with {_TO_RELAY.format(url=url)}."
     _check_recognised(counts)
     more = [
-        f"{counts.orphaned} attempts came without the span around them: where several relays share an address, let the "
-        "collector send by trace id."
+        f"{counts.orphaned} attempts arrived without the span around them: if several relays share an address, let the "
+        "collector route by trace id."
         if counts.orphaned
         else "",
         f"{counts.given_up} spans were dropped because too many were held: raise --max-spans."
@@ -176,18 +175,24 @@ def check_received(counts: Counts, url: str) -> str:
         else "",
         f"{counts.without_token} requests had no token, or a wrong one." if counts.without_token else "",
     ]
-    seen = f"{counts.recognised} spans are calls of models, {counts.unrecognised} others belong to them."
+    seen = f"{counts.recognised} spans are model calls, {counts.unrecognised} are others of the gateways."
     return " ".join([seen, *filter(None, more)])
 
 
-def check_mirrors(counts: Counts) -> str:
-    """The mirrors of the calls are stored."""
+def check_sending(counts: Counts) -> str:
+    """The relay can send mirrors."""
     if counts.problem is not None and counts.waiting:
         raise Broken(
             f"The relay cannot send its mirrors to {counts.destination}: {counts.problem}. {counts.waiting} wait.",
             export_fix(counts.problem, "relay"),
         )
-    if counts.waiting:
+    return f"The relay sends its mirrors to {counts.destination}, and {counts.waiting} wait."
+
+
+def check_mirrors(counts: Counts) -> str:
+    """The mirrors of most calls are stored."""
+    check_sending(counts)
+    if counts.waiting and counts.waiting >= counts.sent:
         raise Broken(
             f"{counts.waiting} calls wait for their agents' traces, which {counts.destination} does not have.",
             _SAME_MLFLOW,
@@ -195,15 +200,15 @@ def check_mirrors(counts: Counts) -> str:
     lost = sum(counts.dropped.values())
     if lost and lost >= counts.sent:
         raise Broken(f"Of the relay's calls {counts.sent} are mirrored, and {_dropped(counts)}.", _drop_fix(counts))
-    seen = f"{counts.sent} calls are mirrored to {counts.destination}"
-    return f"{seen}, and {_dropped(counts)}." if lost else f"{seen}, none waits, and none was dropped."
+    seen = f"{counts.sent} calls are mirrored to {counts.destination}, {counts.waiting} wait for their agents' traces"
+    return f"{seen}, and {_dropped(counts)}." if lost else f"{seen}, and none was dropped."
 
 
 def check_spans(new: Counts, trace: Trace | None, url: str, tracking_uri: str) -> str:
     """The gateway's spans of the probe call reached the relay, which found the call in them.
 
     Args:
-        new: What the relay counted since the probe was sent, of other gateways too.
+        new: What the relay has counted since the probe was sent, including the spans of other gateways.
         trace: The probe's trace.
         url: The relay's.
         tracking_uri: Where the agent traces.
@@ -215,15 +220,15 @@ def check_spans(new: Counts, trace: Trace | None, url: str, tracking_uri: str) -
     if not new.requests:
         raise Broken(
             "No span of the gateway reached the relay.",
-            f"Set {_TO_RELAY.format(url=url)} at the gateway, or what it has instead, and switch its tracing on. gRPC "
-            "needs a collector in between. Gateways keep spans for some seconds: give slow ones more with --wait.",
+            f"Enable tracing at the gateway and set {_TO_RELAY.format(url=url)}, or its own settings for that. gRPC "
+            "needs a collector in between. Gateways keep spans for some seconds; --wait allows for more.",
         )
     _check_recognised(new)
     if not new.mirrored:
         raise Broken(
-            "The gateway's spans reached the relay, and belong to no caller's trace.",
-            "Let the gateway continue traceparent (OTEL_PROPAGATORS=tracecontext), also of callers that it does not "
-            "trust, and send its own span of the request and not only the call of the model.",
+            "The gateway's spans reached the relay, but belong to no caller's trace.",
+            "Let the gateway continue the caller's traceparent (OTEL_PROPAGATORS=tracecontext), and export its span of "
+            "the request, not only that of the model call.",
         )
     if new.dropped:
         raise Broken(f"The relay found the call, and {_dropped(new)}.", _drop_fix(new))
@@ -241,9 +246,9 @@ def check_spans(new: Counts, trace: Trace | None, url: str, tracking_uri: str) -
 def _check_recognised(counts: Counts) -> None:
     if not counts.recognised:
         raise Broken(
-            f"Spans come in, and none of {counts.unrecognised} is a call of a model.",
-            "Let the gateway trace its calls of models in names that the relay reads: OpenTelemetry's gen_ai.*, "
-            "OpenInference, OpenLLMetry, LiteLLM's otel callback or MLflow's.",
+            f"Spans arrive, but none of {counts.unrecognised} is a model call.",
+            "Let the gateway trace model calls with attributes that the relay reads: OpenTelemetry's gen_ai.*, "
+            "OpenInference's, OpenLLMetry's, MLflow's, or those of LiteLLM's otel callback.",
         )
 
 
@@ -264,7 +269,6 @@ def _counts(status: dict[str, Any]) -> Counts:
     received = status["relay"]
     problem = status["problem"]
     return Counts(
-        version=excerpt(str(status["version"]), 40),
         destination=excerpt(str(status["destination"]), 100),
         problem=None if problem is None else excerpt(str(problem)),
         requests=int(received["requests"]),
@@ -281,12 +285,12 @@ def _counts(status: dict[str, Any]) -> Counts:
 
 
 def examine_relay(url: str, patience_s: float, on_check: Callable[[Check], None]) -> list[Check]:
-    """Look at a relay by itself: ``relay``, ``relay_token``, ``relay_spans``, ``relay_mirrors``, until one is broken.
+    """Examine a relay by itself: ``relay``, ``relay_token``, ``relay_spans``, ``relay_mirrors``, until one is broken.
 
     Args:
         url: The relay's.
         patience_s: How long calls may wait for their traces.
-        on_check: Is told each check as soon as it is made.
+        on_check: Called with each check as soon as it is made.
     """
     relay = Relay(url)
     checks: list[Check] = []

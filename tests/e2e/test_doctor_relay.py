@@ -97,7 +97,7 @@ def test_spans_that_are_no_calls():
     with relay(MLFLOW_TRACKING_URI=NOWHERE) as running:
         assert send(running, [root(attributes={"http.route": "/v1/chat/completions"})]) == 200
         check = broken(alone(running.url))
-    assert (check.name, "none of 1 is a call" in check.detail) == ("relay_spans", True)
+    assert (check.name, "none of 1 is a model call" in check.detail) == ("relay_spans", True)
     assert "gen_ai.*" in check.fix
 
 
@@ -137,7 +137,7 @@ def test_a_relay_that_is_well(gateway: DemoGateway):
             report = json.loads(told.stdout)
             assert (told.returncode, report["ok"]) == (0, True), told.stdout
             assert [check["name"] for check in report["checks"]] == ALONE
-    assert report["checks"][2]["detail"] == "1 spans are calls of models, 1 others belong to them."
+    assert report["checks"][2]["detail"] == "1 spans are model calls, 1 are others of the gateways."
     assert "1 calls are mirrored to MLflow at" in report["checks"][3]["detail"]
 
 
