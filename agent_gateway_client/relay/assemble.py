@@ -93,7 +93,8 @@ class TraceView:
     def _find_attempts(self) -> None:
         models = [span for span in self.spans.values() if dialect_of(span) is not None]
         outer = {above.span_id for model in models for above in self.above(model)}
-        for model in sorted(models, key=lambda span: (span.start_ns, span.span_id)):
+        # By their ends: LiteLLM's first callback lets a streamed fallback begin with the request.
+        for model in sorted(models, key=lambda span: (span.end_ns, span.start_ns, span.span_id)):
             if model.span_id not in outer:
                 self.part_of[model.span_id].attempts.append(model)
 
@@ -177,6 +178,7 @@ def _whole_call(part: Part, view: TraceView) -> GatewayCall:
     )
     _add_attempts(call, part)
     _add_root(call, part, view)
+    _add_stream(call)
     _add_engines(call, part)
     return call
 
@@ -220,6 +222,17 @@ def _add_root(call: GatewayCall, part: Part, view: TraceView) -> None:
         # LiteLLM's callback creates its root next to FastAPI's, and only FastAPI's span reports a disconnect.
         if _is_around(other, part) and Facts(other.top, ROOT).error_type == CLIENT_DISCONNECT:
             call.error_type = CLIENT_DISCONNECT
+
+
+def _add_stream(call: GatewayCall) -> None:
+    """Add what follows from the first chunk: the response was a stream, and fails with its last attempt.
+
+    A gateway's root may not report it, because the status had been sent by then.
+    """
+    if call.time_to_first_chunk_ns is not None and call.streaming is None:
+        call.streaming = True
+    if call.streaming and call.error_type is None and call.attempts:
+        call.error_type = call.attempts[-1].error_type
 
 
 def _is_around(other: Part, part: Part) -> bool:

@@ -41,12 +41,14 @@ class Dialect:
         keys: The attributes of each fact.
         parent_is_root: Whether such a span is always directly below the gateway's root. It can then be mirrored even if
             the root went to another relay.
+        estimates_failures: Whether the tokens of a failed call are the gateway's estimate, not the provider's count.
     """
 
     name: str
     claims: Callable[[IncomingSpan], bool]
     keys: Keys = field(default_factory=dict)
     parent_is_root: bool = False
+    estimates_failures: bool = False
 
 
 _GEN_AI: Keys = {
@@ -202,8 +204,8 @@ OWN = Dialect("the companion", _is_own_attempt, _OWN, parent_is_root=True)
 
 DIALECTS = (
     OWN,
-    Dialect("LiteLLM v2", _is_litellm_v2, _LITELLM),
-    Dialect("LiteLLM v1", _is_litellm_v1, _LITELLM, parent_is_root=True),
+    Dialect("LiteLLM v2", _is_litellm_v2, _LITELLM, estimates_failures=True),
+    Dialect("LiteLLM v1", _is_litellm_v1, _LITELLM, parent_is_root=True, estimates_failures=True),
     Dialect("OpenInference", _is_openinference, _OPENINFERENCE),
     Dialect("OpenLLMetry", _is_openllmetry, _OPENLLMETRY),
     Dialect("OpenTelemetry GenAI", _is_gen_ai, _GEN_AI),

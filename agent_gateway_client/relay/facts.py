@@ -132,7 +132,9 @@ class Facts:
 
     @property
     def usage(self) -> TokenUsage | None:
-        """The tokens; ``None`` if no count is known, or the call failed and reports zero."""
+        """The tokens; ``None`` if no count is known, or the call failed and reports zero or an estimate."""
+        if self._span.failed and self._dialect.estimates_failures:
+            return None
         told = self.object("usage")
         counts = {name: _first(_count(told.get(name)), self.count(name)) for name in TokenUsage.__slots__}
         if self._span.failed and not any(counts.values()):
@@ -141,11 +143,11 @@ class Facts:
 
     @property
     def cost(self) -> Cost | None:
-        """The cost; ``None`` if the total is not known, or the call failed and cost nothing."""
+        """The cost; ``None`` if the total is not known, or the call failed and it is zero or an estimate."""
         told = self.object("cost")
         amounts = {name: _first(_number(told.get(name), _MAX_COST), self.amount(name)) for name in _COSTS}
         total = amounts["total_cost"]
-        if total is None or (self._span.failed and not total):
+        if total is None or (self._span.failed and (not total or self._dialect.estimates_failures)):
             return None
         return Cost(amounts["input_cost"], amounts["output_cost"], total)
 
@@ -161,6 +163,10 @@ def attempt_of(span: IncomingSpan, facts: Facts, span_id: int) -> Attempt:
         # LiteLLM prefixes a deployment's model with the provider.
         if provider in (None, prefix) and facts.value("request_type") is not None:
             provider, model = prefix, rest
+    response_model = facts.name("response_model")
+    if response_model == facts.name("endpoint") != model:
+        # LiteLLM Proxy puts the name that its caller asked for into the answer.
+        response_model = None
     return Attempt(
         provider=provider,
         model=model,
@@ -170,7 +176,7 @@ def attempt_of(span: IncomingSpan, facts: Facts, span_id: int) -> Attempt:
         usage=facts.usage,
         cost=facts.cost,
         finish_reason=facts.finish_reason,
-        response_model=facts.name("response_model"),
+        response_model=response_model,
         span_id=span_id,
     )
 

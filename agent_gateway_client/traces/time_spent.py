@@ -17,7 +17,8 @@ class TimeSpent(NamedTuple):
 
     Attributes:
         total_ns: Nanoseconds from the start of the trace to its end.
-        shares: Nanoseconds by who took them, in the order in which they are shown: ``provider``, ``gateway``,
+        shares: Nanoseconds by who took them, in the order in which they are shown: ``provider`` (a model server that
+            sends spans included), ``gateway``,
             ``network`` (between a call's own span and its mirror, the client's library included), ``unseen calls``
             (spans of model calls below which no gateway has a span) and ``agent`` (all else). They add up to the total.
         network_is_agents: Whether the network's time is in the agent's share: without autologging no span lasts as long
@@ -106,6 +107,8 @@ def _who(span: SpanFacts | None, below: Sequence[SpanFacts]) -> str:
     mirrored = any(child.kind == "gateway" for child in below)
     if span is None:
         return "agent"
+    if span.kind == "engine":
+        return "provider"
     if span.kind == "attempt":
         # Below it is the mirror of a second gateway.
         return "network" if mirrored else "provider"

@@ -42,6 +42,26 @@ def test_the_mirror_hangs_below_the_callers_span():
     assert call.end_time_ns - call.start_time_ns == 3_000_000_000
 
 
+def test_a_streamed_fallback_that_begins_with_the_request():
+    """LiteLLM's first callback reports it so. The attempt that ended first was made first."""
+    spans = [root(1, lasts=9), attempt(3, at=1, lasts=8), attempt(2, at=2, lasts=1, failed=True)]
+    assert [one.span_id for one in the_call(*spans).attempts] == [2, 3]
+
+
+def test_a_stream_that_breaks_off():
+    """After the first chunk the status is sent, so only the last attempt says that the call failed."""
+    streamed = {**MODEL, "gen_ai.response.time_to_first_chunk": 0.2}
+    broken = {**streamed, "error.type": "ReadError"}
+    whole = the_call(root(1, lasts=9), attempt(2, attributes=streamed))
+    cut = the_call(root(1, lasts=9), attempt(2, attributes=broken, failed=True))
+    other = the_call(root(1, lasts=9), attempt(2, attributes={**MODEL, "error.type": "ReadError"}, failed=True))
+    assert [(call.streaming, call.error_type) for call in (whole, cut, other)] == [
+        (True, None),
+        (True, "ReadError"),
+        (None, None),
+    ]
+
+
 def test_attempts_in_the_order_of_their_start():
     """A fallback comes after the attempt that failed, in whatever order their spans arrive."""
     call = the_call(attempt(3, at=2), root(1, lasts=4), attempt(2, at=1, failed=True))

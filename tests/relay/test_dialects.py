@@ -173,6 +173,20 @@ def test_a_failed_attempt_has_no_tokens_of_zero():
     assert (attempt.usage, attempt.cost) == (None, None)
 
 
+def test_a_failed_attempt_has_no_estimated_tokens():
+    """LiteLLM counts the tokens of a stream that breaks off by itself; the provider has reported none."""
+    estimated = {"gen_ai.usage.input_tokens": 10, "gen_ai.usage.output_tokens": 13, "litellm.cost.total": 0.1}
+    attempt = attempt_in({**LITELLM_V2, **estimated, "error.type": "ReadError"}, failed=True)
+    assert (attempt.usage, attempt.cost) == (None, None)
+
+
+def test_the_answered_model_is_not_the_requested_name():
+    """LiteLLM Proxy answers with the name that its caller asked for, whatever model the deployment has."""
+    told = {**LITELLM_V2, "litellm.model_group": "chat", "litellm.provider.model": "openai/gpt-4o-mini"}
+    assert attempt_in({**told, "gen_ai.response.model": "chat"}).response_model is None
+    assert attempt_in({**told, "gen_ai.response.model": "gpt-4o-mini-2024"}).response_model == "gpt-4o-mini-2024"
+
+
 @pytest.mark.parametrize(
     "attributes",
     [
