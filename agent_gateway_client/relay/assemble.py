@@ -93,7 +93,7 @@ class TraceView:
     def _find_attempts(self) -> None:
         models = [span for span in self.spans.values() if dialect_of(span) is not None]
         outer = {above.span_id for model in models for above in self.above(model)}
-        # By their ends: LiteLLM's first callback lets a streamed fallback begin with the request.
+        # By their ends, because a fallback may begin with the request; see Dialect.begins_early.
         for model in sorted(models, key=lambda span: (span.end_ns, span.start_ns, span.span_id)):
             if model.span_id not in outer:
                 self.part_of[model.span_id].attempts.append(model)
@@ -190,6 +190,9 @@ def _add_attempts(call: GatewayCall, part: Part) -> None:
             continue
         facts = Facts(span, dialect)
         attempt = attempt_of(span, facts, attempt_id(span, part))
+        before = call.attempts[-1] if call.attempts else None
+        if dialect.begins_early and before and before.error_type and before.end_time_ns:
+            attempt.start_time_ns = max(attempt.start_time_ns, min(before.end_time_ns, span.end_ns))
         call.add(attempt)
         call.endpoint = call.endpoint or facts.name("endpoint")
         call.request_type = call.request_type or facts.name("request_type")
@@ -222,6 +225,13 @@ def _add_root(call: GatewayCall, part: Part, view: TraceView) -> None:
         # LiteLLM's callback creates its root next to FastAPI's, and only FastAPI's span reports a disconnect.
         if _is_around(other, part) and Facts(other.top, ROOT).error_type == CLIENT_DISCONNECT:
             call.error_type = CLIENT_DISCONNECT
+    if call.error_type == CLIENT_DISCONNECT and any(_estimates_failures(span) for span in part.attempts):
+        call.attempts[-1].usage = call.attempts[-1].cost = None
+
+
+def _estimates_failures(span: IncomingSpan) -> bool:
+    dialect = dialect_of(span)
+    return dialect is not None and dialect.estimates_failures
 
 
 def _add_stream(call: GatewayCall) -> None:

@@ -41,7 +41,9 @@ class Dialect:
         keys: The attributes of each fact.
         parent_is_root: Whether such a span is always directly below the gateway's root. It can then be mirrored even if
             the root went to another relay.
-        estimates_failures: Whether the tokens of a failed call are the gateway's estimate, not the provider's count.
+        estimates_failures: Whether the tokens of a call that failed or was cut off are the gateway's estimate, not the
+            provider's count.
+        begins_early: Whether a streamed fallback begins with the request and not after the failed attempt before it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Dialect:
     keys: Keys = field(default_factory=dict)
     parent_is_root: bool = False
     estimates_failures: bool = False
+    begins_early: bool = False
 
 
 _GEN_AI: Keys = {
@@ -205,7 +208,7 @@ OWN = Dialect("the companion", _is_own_attempt, _OWN, parent_is_root=True)
 DIALECTS = (
     OWN,
     Dialect("LiteLLM v2", _is_litellm_v2, _LITELLM, estimates_failures=True),
-    Dialect("LiteLLM v1", _is_litellm_v1, _LITELLM, parent_is_root=True, estimates_failures=True),
+    Dialect("LiteLLM v1", _is_litellm_v1, _LITELLM, parent_is_root=True, estimates_failures=True, begins_early=True),
     Dialect("OpenInference", _is_openinference, _OPENINFERENCE),
     Dialect("OpenLLMetry", _is_openllmetry, _OPENLLMETRY),
     Dialect("OpenTelemetry GenAI", _is_gen_ai, _GEN_AI),

@@ -9,6 +9,7 @@ import pytest
 
 import agent_gateway_client
 import agent_gateway_client.server
+from tests.support.gateway_columns import UNTOLD
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -85,3 +86,11 @@ def test_the_published_command_is_announced_as_such():
     """In the README, with the words that say from when on it works."""
     text = " ".join((ROOT / "README.md").read_text().split())
     assert re.search(r"[Oo]nce the first release is on PyPI[^.]*`pip install 'agent-gateway-client\[openai\]'`", text)
+
+
+def test_the_relays_page_says_what_litellm_does_not():
+    """Each thing that the table of scenarios makes an exception for is in docs/relay.md."""
+    page = (DOCS / "relay.md").read_text()
+    for untold in UNTOLD.values():
+        for sentence in untold.values():
+            assert f"| {sentence} |" in page

@@ -73,10 +73,6 @@ def test_times_are_contained(run: Run):
     for name, call in run.calls.items():
         mirror, caller = call.mirror, call.caller
         moments = [caller.start_time_ns, mirror.start_time_ns]
-        if "start of a streamed fallback" in run.column.untold and call.mode.streamed:
-            assert all(mirror.start_time_ns <= a.start_time_ns <= a.end_time_ns for a in call.attempts), name
-            assert [a.end_time_ns for a in call.attempts] == sorted(a.end_time_ns for a in call.attempts), name
-            call = call._replace(attempts=call.attempts[-1:])
         for attempt in call.attempts:
             moments += [attempt.start_time_ns, attempt.end_time_ns]
         moments += [mirror.end_time_ns] if "end" in run.column.untold else [mirror.end_time_ns, caller.end_time_ns]
@@ -180,7 +176,8 @@ def test_no_payload_is_stored(run: Run):
             steps[name] = step
     for name, step in steps.items():
         # A gateway that turns a caller away before it has asked a provider leaves nothing.
-        complete_trace(step.trace_id, 0 if name == "unknown" else 1, {step.span_id})
+        is_silent = name == "unknown" or (name == "invalid" and "invalid request" in run.column.untold)
+        complete_trace(step.trace_id, 0 if is_silent else 1, {step.span_id})
         rows = run.database.rows_of(step.trace_id)
         assert {"spans", "trace_info"} <= {row["table"] for row in rows}, name
         assert [row for row in rows if CANARY in json.dumps(row).lower()] == [], name
@@ -244,8 +241,9 @@ def test_many_calls_of_one_trace(run: Run):
     trace = mirrored(steps[0], len(steps))
     by_parent = {mirror.parent_id: mirror for mirror in mirrors_in(trace)}
     assert len(mirrors_in(trace)) == len(by_parent) == len(steps)
+    is_within = "end" not in run.column.untold
     for number, step in enumerate(steps):
-        assert_mirror(trace, by_parent[step.span_id], step, MINI if number % 5 else FELL_BACK)
+        assert_mirror(trace, by_parent[step.span_id], step, MINI if number % 5 else FELL_BACK, is_within=is_within)
     used = [span.attributes.get("mlflow.chat.tokenUsage") for span in trace.data.spans]
     assert [usage["input_tokens"] for usage in used if usage] == [3] * len(steps)
     if run.column.has_own_traces:
@@ -259,7 +257,8 @@ def test_many_traces_at_once(run: Run):
     for number, step in enumerate(steps):
         trace = mirrored(step)
         (mirror,) = mirrors_in(trace)
-        assert_mirror(trace, mirror, step, MINI if number % 5 else FELL_BACK)
+        attempts = MINI if number % 5 else FELL_BACK
+        assert_mirror(trace, mirror, step, attempts, is_within="end" not in run.column.untold)
 
 
 def _send(column: Column, lines: list[tuple[str, str]]) -> str:

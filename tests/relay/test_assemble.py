@@ -24,6 +24,14 @@ from tests.support.otlp_spans import (
     the_call,
 )
 
+LITELLM_V1 = {
+    **MODEL,
+    "litellm.call_id": "1",
+    "llm.request.type": "acompletion",
+    "litellm.provider.model": "openai/m",
+    "gen_ai.operation.name": "acompletion",
+}
+
 
 def ids(call: GatewayCall) -> list[tuple[str, int, int]]:
     """Return kind, id and parent id of each mirror of a call."""
@@ -43,9 +51,21 @@ def test_the_mirror_hangs_below_the_callers_span():
 
 
 def test_a_streamed_fallback_that_begins_with_the_request():
-    """LiteLLM's first callback reports it so. The attempt that ended first was made first."""
-    spans = [root(1, lasts=9), attempt(3, at=1, lasts=8), attempt(2, at=2, lasts=1, failed=True)]
-    assert [one.span_id for one in the_call(*spans).attempts] == [2, 3]
+    """LiteLLM's first callback reports it so. The attempt that ended first was made first, and the other one after it."""
+    facts = {"attributes": LITELLM_V1}
+    failed, streamed = attempt(2, at=2, lasts=1, failed=True, **facts), attempt(3, at=1, lasts=8, **facts)
+    first, second = the_call(root(1, lasts=9), streamed, failed).attempts
+    assert (first.span_id, second.span_id) == (2, 3)
+    assert second.start_time_ns == first.end_time_ns == failed.end_time_unix_nano
+
+
+def test_tokens_of_a_client_that_hangs_up():
+    """LiteLLM estimates them. The companion's mirrors have what the provider reported."""
+    gone, used = {"error.type": "client_disconnect"}, {"gen_ai.usage.input_tokens": 10}
+    hung_up = root(1, lasts=9, failed=True, attributes=gone)
+    (estimated,) = the_call(hung_up, attempt(2, attributes={**LITELLM_V1, **used})).attempts
+    (reported,) = the_call(hung_up, attempt(2, attributes={**MODEL, **used})).attempts
+    assert (estimated.usage, reported.usage is None) == (None, False)
 
 
 def test_a_stream_that_breaks_off():
@@ -205,10 +225,8 @@ def test_an_engine_that_was_given_the_callers_context():
 
 def test_an_attempt_whose_root_went_to_another_relay():
     """LiteLLM v1's attempts are always directly below the root, so the mirror is correct and the same without it."""
-    litellm = {**MODEL, "litellm.call_id": "1", "llm.request.type": "acompletion", "litellm.provider.model": "openai/m"}
-    litellm["gen_ai.operation.name"] = "acompletion"
-    whole = the_call(root(1), attempt(2, attributes=litellm))
-    part = the_call(attempt(2, attributes=litellm))
+    whole = the_call(root(1), attempt(2, attributes=LITELLM_V1))
+    part = the_call(attempt(2, attributes=LITELLM_V1))
     assert ids(part) == [("provider", 2, 1)]
     assert ids(whole)[1:] == ids(part)
 

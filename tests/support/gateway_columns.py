@@ -39,9 +39,8 @@ UNTOLD = {
         **BY_BOTH,
         "first chunk": "The time to the first chunk is missing.",
         "status of a cut stream": "A stream that breaks off has the HTTP status 500, although the client was sent 200.",
-        "start of a streamed fallback": "A streamed fallback begins with the request, not after the failed attempt.",
     },
-    "v2": BY_BOTH,
+    "v2": {**BY_BOTH, "invalid request": "A request that LiteLLM cannot translate for the provider has no mirror."},
 }
 """What LiteLLM's callback does not say, by its version. Measured with LiteLLM 1.106.2."""
 
