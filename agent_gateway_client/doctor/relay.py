@@ -162,9 +162,10 @@ class Relay:
 
 def check_received(counts: Counts, url: str) -> str:
     """The spans received so far include model calls."""
-    if not counts.recognised and not counts.unrecognised:
-        return f"No span has arrived yet. A gateway sends its spans here with {_TO_RELAY.format(url=url)}."
-    _check_recognised(counts)
+    seen = f"No span has arrived yet. A gateway sends its spans here with {_TO_RELAY.format(url=url)}."
+    if counts.recognised or counts.unrecognised:
+        _check_recognised(counts)
+        seen = f"{counts.recognised} spans are model calls, {counts.unrecognised} are others of the gateways."
     more = [
         f"{counts.orphaned} attempts arrived without the span around them: if several relays share an address, let the "
         "collector route by trace id."
@@ -175,7 +176,6 @@ def check_received(counts: Counts, url: str) -> str:
         else "",
         f"{counts.without_token} requests had no token, or a wrong one." if counts.without_token else "",
     ]
-    seen = f"{counts.recognised} spans are model calls, {counts.unrecognised} are others of the gateways."
     return " ".join([seen, *filter(None, more)])
 
 

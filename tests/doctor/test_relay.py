@@ -61,7 +61,9 @@ def test_mirrors_of_few_calls(facts: dict[str, Any]):
 
 def test_what_came_in():
     """Nothing is no mistake; attempts without their root, and spans that were given up, are mentioned."""
-    assert "No span has arrived" in check_received(counts(requests=1), URL)
+    seen = check_received(counts(requests=1, without_token=2), URL)
+    assert "No span has arrived" in seen
+    assert "2 requests had no token" in seen
     seen = check_received(counts(**FOUND, orphaned=2, given_up=3, without_token=4), URL)
     for text in ("1 spans are model calls", "route by trace id", "--max-spans", "4 requests had no token"):
         assert text in seen

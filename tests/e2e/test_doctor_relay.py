@@ -90,7 +90,7 @@ def test_a_token(monkeypatch: pytest.MonkeyPatch):
     assert "OTEL_EXPORTER_OTLP_HEADERS" in missing.fix
     assert [check.name for check in right if check.ok] == ALONE
     assert "2 requests had no token, or a wrong one." in right[2].detail
-    assert not any(TOKEN in text for check in (missing, wrong, *right) for text in check)
+    assert TOKEN not in str((missing, wrong, *right))
 
 
 def test_spans_that_are_no_calls():
@@ -125,7 +125,7 @@ def test_a_call_that_is_not_mirrored(writes_to: str, said: str, fix: str, gatewa
     assert fix in check.fix
 
 
-def test_a_relay_that_is_well(gateway: DemoGateway):
+def test_a_relay_that_is_well(gateway: DemoGateway, tracing: str):
     """The command, as a program runs it: with and without /v1/traces, one JSON object, and the exit status."""
     with relay(MLFLOW_TRACKING_URI=gateway.tracking_uri) as running:
         assert send(running, call_of(begun(secrets.token_hex(16)))) == 200

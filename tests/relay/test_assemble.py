@@ -51,7 +51,7 @@ def test_the_mirror_hangs_below_the_callers_span():
 
 
 def test_a_streamed_fallback_that_begins_with_the_request():
-    """LiteLLM's first callback reports it so. The attempt that ended first was made first, and the other one after it."""
+    """LiteLLM's first callback reports it so. The attempt that ended first was made first."""
     facts = {"attributes": LITELLM_V1}
     failed, streamed = attempt(2, at=2, lasts=1, failed=True, **facts), attempt(3, at=1, lasts=8, **facts)
     first, second = the_call(root(1, lasts=9), streamed, failed).attempts
