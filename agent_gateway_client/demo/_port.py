@@ -1,4 +1,4 @@
-"""Ports on loopback, taken so that two programs never meet on one."""
+"""Binds ports on loopback."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 from agent_gateway_client.errors import StartError
 
 KEEP_ALIVE_S = 65
-"""How long a server keeps a connection that is idle. uvicorn ends it after 5 s, and so does httpx's pool: of a call
-that is sent just then, its client only knows that the connection broke."""
+"""How long a server keeps an idle connection. uvicorn's default is 5 s, like httpx's pool: a request that is sent just
+when the server closes the connection fails."""
 
 
 def listen(port: int = 0) -> socket.socket:

@@ -1,4 +1,4 @@
-"""The first calls of a gateway, which are slow because the server imports what it needs during them."""
+"""Makes a gateway's first calls, which are slow because the server imports packages."""
 
 from __future__ import annotations
 

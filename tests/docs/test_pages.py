@@ -9,6 +9,8 @@ import pytest
 
 import agent_gateway_client
 import agent_gateway_client.server
+from agent_gateway_client.server.export.counts import Reason
+from agent_gateway_client.server.observed.metrics import METRICS
 from tests.support.gateway_columns import UNTOLD
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,13 @@ def test_the_reference_has_every_public_name(package: Any):
     assert len(documented) == len(set(documented))
     public = {f"{package.__name__}.{name}" for name in package.__all__ if not name.startswith("__")}
     assert public - set(documented) == set()
+
+
+def test_every_metric_and_every_reason_is_explained():
+    """In the tables of docs/operating.md."""
+    first_cells = re.findall(r"^\| `([\w.]+)` \|", (DOCS / "operating.md").read_text(), re.MULTILINE)
+    assert {metric.name for metric in METRICS} - set(first_cells) == set()
+    assert {reason.value for reason in Reason} - set(first_cells) == set()
 
 
 SCRIPTS = [*ROOT.glob("integrations/*/agent.py"), *ROOT.glob("integrations/*/realtime.py")]
