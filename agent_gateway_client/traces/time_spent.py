@@ -17,7 +17,7 @@ class TimeSpent(NamedTuple):
 
     Attributes:
         total_ns: Nanoseconds from the start of the trace to its end.
-        shares: Nanoseconds by owner, in display order: ``provider`` (including a model server's spans), ``gateway``, ``network``
+        shares: Nanoseconds by owner, in display order: ``provider`` (including model servers), ``gateway``, ``network``
             (between a call's span and its mirror, including the client library), ``unseen calls`` (spans of model calls
             without a gateway span) and ``agent`` (the rest). They add up to the total.
         network_is_agents: Whether the agent's share includes the network: without autologging there is no span for the
