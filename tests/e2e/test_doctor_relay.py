@@ -105,7 +105,7 @@ def test_spans_that_are_no_calls():
     ("writes_to", "said", "fix"),
     [
         ("MLflow", "1 calls wait for their agents' traces", "the MLflow that the relay writes to"),
-        ("MLflow, impatient", "1 dropped because the store never received the caller's trace", "the MLflow that the relay"),
+        ("MLflow, impatient", "1 dropped because the store never received", "the MLflow that the relay"),
         ("nowhere", "cannot send its mirrors to MLflow at http://127.0.0.1:9", "MLFLOW_TRACKING_URI"),
     ],
 )
