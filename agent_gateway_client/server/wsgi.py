@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import body_to_keep
@@ -29,6 +30,8 @@ WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 _PROBE = "HTTP_" + PROBE_HEADER.upper().replace("-", "_")
 _TRACE_VARIABLES = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE", "HTTP_BAGGAGE")
+
+_guard = Guard("Could not mirror a gateway call")
 
 
 class GatewayTracingWSGIMiddleware:
@@ -194,11 +197,8 @@ class _Exchange:
         if self._is_submitted:
             return
         self._is_submitted = True
-        try:
+        with _guard:
             self._submit(error)
-        except Exception as mistake:
-            logger.debug("A gateway call could not be mirrored", exc_info=True)
-            warn_once("wsgi.finish", "A gateway call could not be mirrored (%s).", type(mistake).__name__)
 
     def _submit(self, error: BaseException | str | None) -> None:
         call, middleware = self._call, self._middleware

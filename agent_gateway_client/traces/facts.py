@@ -165,7 +165,7 @@ def total_cost(spans: Sequence[SpanFacts]) -> float | None:
 
 def cost_text(cost: float | None) -> str:
     """Return a cost for people; ``""`` if unknown."""
-    return "" if cost is None else f"${cost:.8f}".rstrip("0").rstrip(".")
+    return "" if cost is None else f"${cost:,.8f}".rstrip("0").rstrip(".")
 
 
 def _facts(span: Span, depth: int, parent: SpanFacts | None) -> SpanFacts:

@@ -22,7 +22,8 @@ _ALL_OPEN = 60
 _SLOW = 0.05
 """Share of the trace's time from which a span is slow."""
 _TICKS = 6
-_LAST_TICK = 0.9
+_LATE_TICK, _LAST_TICK = 0.7, 0.9
+"""Shares of the axis from which a mark's text does not fit where the column is narrow, and where it is wide."""
 _COLUMN_CLASSES = {"Span": "name"}
 _STEP_PX = 14.0
 _INDENT_PX = 130.0
@@ -150,7 +151,8 @@ def _legend(joined: JoinedTrace) -> str:
 
 def _columns(length: int, tick: int) -> str:
     marks = "".join(
-        f'<span class="tick" style="left:{100 * at / length:.3f}%">{duration_text(at)}</span>'
+        f'<span class="tick{" late" if at > _LATE_TICK * length else ""}" style="left:{100 * at / length:.3f}%">'
+        f"{duration_text(at)}</span>"
         for at in range(0, length, tick)
         # A mark further to the right would be cut off.
         if at <= _LAST_TICK * length

@@ -118,7 +118,8 @@ def _row(span: SpanFacts, scale: Scale, depth: int) -> str:
         f'<span class="start">{_offset(span.start_ns - scale.began)}</span> '
         f'<span class="time">{_bar(span, scale)}</span> '
         f'<span class="duration">{escape(span.duration)}</span> '
-        f'<span class="status">{escape(status)}{_next_link(span, scale)}</span> '
+        # An error like client_disconnect is wider than the column: it may be broken at its underscore.
+        f'<span class="status">{escape(status).replace("_", "_<wbr>")}{_next_link(span, scale)}</span> '
         f'<span class="model">{escape(span.model or "")}</span> '
         f'<span class="tokens">{_tokens(span)}</span> '
         f'<span class="cost">{escape(span.cost_text)}</span>'

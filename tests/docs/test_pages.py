@@ -103,3 +103,9 @@ def test_the_relays_page_says_what_litellm_does_not():
     for untold in UNTOLD.values():
         for sentence in untold.values():
             assert f"| {sentence} |" in page
+
+
+def test_the_readme_says_what_its_command_needs():
+    """``.[openai]``, which it installs first, does not bring the command's packages."""
+    section = (ROOT / "README.md").read_text().split("\n## The trace\n")[1].split("\n## ")[0]
+    assert "pip install '.[cli]'" in section.split("```")[0]

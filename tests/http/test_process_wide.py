@@ -391,6 +391,7 @@ async def test_many_requests_at_once_each_name_their_own_span(stack: Any):
     assert dict(zip(wire.urls, wire.sent(), strict=True)) == expected
 
 
+@pytest.mark.slow
 @each_stack
 def test_it_may_be_switched_on_and_off_in_many_threads(stack: Any):
     """Threads that each switch it on for their own requests do not disturb one another."""

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client._guard import Guard
+from agent_gateway_client._log import warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
@@ -198,7 +199,8 @@ class GatewayTracingMiddleware:
             current_call.reset(token)
             model_call.set(outer)
             if context is not None:
-                _exit_observation(context)
+                with _observe_guard:
+                    context.__exit__(*sys.exc_info())
             call.http_status = status_code(call.http_status)
             status = call.http_status or 500
             call.end(str(status) if status >= 400 else None, exchange.last_chunk_ns)
@@ -250,15 +252,12 @@ class GatewayTracingMiddleware:
     ) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
         """Enter the context of ``observe()``. An error costs the mirror's details, not the call."""
         finish = None
-        try:
+        with _observe_guard:
             context, finish = self.observe(call, scope)
-            if context is _NO_CONTEXT:
-                return None, finish
-            context.__enter__()
-        except Exception as error:
-            _warn_of_observer(error)
-            return None, finish
-        return context, finish
+            if context is not _NO_CONTEXT:
+                context.__enter__()
+                return context, finish
+        return None, finish
 
     def _endpoint_of(self, scope: Scope) -> str | None:
         if not callable(self._endpoint):
@@ -290,21 +289,7 @@ class GatewayTracingMiddleware:
 _NO_CONTEXT = nullcontext()
 
 
-def _exit_observation(context: AbstractContextManager[Any]) -> None:
-    try:
-        context.__exit__(*sys.exc_info())
-    except Exception as error:
-        _warn_of_observer(error)
-
-
-def _warn_of_observer(error: Exception) -> None:
-    logger.debug("A gateway call could not be observed", exc_info=error)
-    warn_once(
-        "asgi.observe",
-        "A gateway call could not be observed (%s); its mirror says only what HTTP tells. Details are logged at level "
-        "DEBUG.",
-        type(error).__name__,
-    )
+_observe_guard = Guard("Could not observe a gateway call; its mirror has only what HTTP shows")
 
 
 def _address(scope: Scope) -> str | None:

@@ -3,7 +3,7 @@
 import time
 from urllib.parse import parse_qs
 
-from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.server.asgi.exchange import Message, Receive, Scope, Send
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, TokenUsage, status_code
 from agent_gateway_client.server.export import Finish
@@ -22,6 +22,9 @@ _NORMAL = frozenset({1000, 1001, 1005})
 
 _EVENTS_WITH_FACTS = ('"response.done"', '"session.created"', '"session.updated"')
 """The types of the few events that have more than a piece of the answer."""
+
+
+_guard = Guard("Could not read an event of a realtime session; its mirror may lack tokens")
 
 
 def is_realtime(scope: Scope) -> bool:
@@ -95,16 +98,12 @@ class Session:
         # After it was sent, and only for a few of the events.
         if not any(name in text for name in _EVENTS_WITH_FACTS):
             return
-        try:
+        with _guard:
             body = KeptBody()
             body.add(text.encode())
             facts = read_response(body, streaming=False)
-        except Exception as error:
-            logger.debug("An event of a realtime session could not be read", exc_info=True)
-            warn_once("asgi.websocket", "An event of a realtime session could not be read (%s).", type(error).__name__)
-            return
-        self._model = self._model or facts.model
-        self._usage = _sum(self._usage, facts.usage)
+            self._model = self._model or facts.model
+            self._usage = _sum(self._usage, facts.usage)
 
 
 def end(call: GatewayCall) -> None:

@@ -33,7 +33,7 @@ WHY = {
         "trace, or sent a trace id that does not exist"
     ),
     Reason.OTHER_WORKSPACE: (
-        "the caller's trace is in a different MLflow workspace than the gateway: trace into the gateway's workspace"
+        "the caller's trace is in another MLflow workspace than the gateway: trace into the gateway's workspace"
     ),
     Reason.NOT_ALLOWED: "their callers may not write to the experiment of the trace",
     Reason.TRACE_GONE: "the caller's trace was deleted or archived",

@@ -9,7 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client._guard import Guard
+from agent_gateway_client._log import warn_once
 from agent_gateway_client.server.call import GatewayCall
 
 MAX_UNREAD = 1_000
@@ -94,18 +95,12 @@ class Intake:
 
 def read_facts(call: GatewayCall, finish: Finish | None) -> None:
     """Add the facts that ``finish`` reads. Never raises."""
-    if finish is None:
-        return
-    try:
-        finish(call)
-    except Exception as error:
-        logger.debug("Could not read the details of a gateway call", exc_info=True)
-        warn_once(
-            "export.finish",
-            "Could not read the details of a gateway call (%s); its mirror has only what HTTP shows. The error is "
-            "logged at level DEBUG.",
-            type(error).__name__,
-        )
+    if finish is not None:
+        with _guard:
+            finish(call)
+
+
+_guard = Guard("Could not read the details of a gateway call; its mirror has only what HTTP shows")
 
 
 def _warn_of_details_given_up() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger
 from agent_gateway_client.server.export.counts import Counts, Reason, Tally, TroubleLog
 from agent_gateway_client.server.export.delivery import Outcome, deliver
@@ -228,8 +229,8 @@ class Sender:
 
 
 def _run_guarded(function: Callable[[], object]) -> None:
-    try:
+    with _warm_up_guard:
         function()
-    except Exception as error:
-        logger.debug("Could not warm up", exc_info=True)
-        logger.warning("Could not warm up (%s); the first call does what is missing.", type(error).__name__)
+
+
+_warm_up_guard = Guard("Could not warm up; the first call does it")

@@ -10,7 +10,8 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._guard import Guard
+from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.authorization import MAX_SECONDS, MayJoin, authorize, timeouts
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
@@ -239,25 +240,4 @@ def _attempt_span_id(open_call: OpenCall, call: GatewayCall) -> int:
 _NO_PROVIDER_IS_CALLED = "litellm_no_upstream_llm_call"
 """LiteLLM sets this key in the event of a request that the proxy itself has rejected."""
 
-
-class _Guard:
-    """Suppresses errors: they cost a mirror, not the request."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        logger.debug("A callback of LiteLLM could not be understood", exc_info=error)
-        warn_once(
-            "litellm_proxy.callback",
-            "litellm %s tells of its requests in a way that this version of agent-gateway-client does not understand "
-            "(%s); mirrors may be missing or incomplete. Upgrade agent-gateway-client.",
-            version_of("litellm"),
-            type(error).__name__,
-        )
-        return True
-
-
-_guard = _Guard()
+_guard = Guard("Could not read an event of LiteLLM; mirrors may be missing or incomplete", "litellm")

@@ -17,7 +17,7 @@ from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor
 
-from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.names import mlflow_trace_id
@@ -146,19 +146,14 @@ class MlflowGateway(GatewayTracingMiddleware):
 
     def _attach_observer(self) -> None:
         """Add the observer to MLflow's tracer provider, which MLflow replaces when its configuration changes."""
-        try:
+        with _observer_guard:
             provider = mlflow.tracing.get_bridged_tracer_provider()
             if provider is not self._observed_provider and hasattr(provider, "add_span_processor"):
                 provider.add_span_processor(self._observer)
                 self._observed_provider = provider
-        except Exception:
-            logger.debug("MLflow's tracer provider cannot be observed", exc_info=True)
-            warn_once(
-                "mlflow_gateway.provider",
-                "mlflow %s does not let its spans be observed; mirrors have no provider attempts. "
-                "Upgrade agent-gateway-client.",
-                version_of("mlflow"),
-            )
+
+
+_observer_guard = Guard("Could not observe the spans of MLflow's gateway; mirrors have no provider attempts", "mlflow")
 
 
 class _Observation(AbstractContextManager[None]):

@@ -84,7 +84,7 @@ def test_a_trace_in_another_workspace(monkeypatch: pytest.MonkeyPatch, logged: p
     destination.wait_for_lookups(5)
     assert exporter.counts().dropped == {"other_workspace": 1}
     assert exporter.counts().waiting == 1
-    assert "a different MLflow workspace" in logged.messages[0]
+    assert "another MLflow workspace" in logged.messages[0]
 
 
 @pytest.mark.parametrize("bound", ["number", "bytes"])
