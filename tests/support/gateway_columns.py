@@ -42,7 +42,7 @@ UNTOLD = {
     },
     "v2": {**BY_BOTH, "invalid request": "A request that LiteLLM cannot translate for the provider has no mirror."},
 }
-"""What LiteLLM's callback does not say, by its version. Measured with LiteLLM 1.106.2."""
+"""What LiteLLM's callback does not say, by its version. Measured with LiteLLM 1.106.2 and 1.110.2."""
 
 
 def litellm_otel(version: str) -> Callable[[pytest.FixtureRequest], AbstractContextManager[Column]]:
