@@ -20,6 +20,7 @@ from agent_gateway_client.cli._mlflow import tracking_uri_option
 @click.option("--model", help="The endpoint or model to call.")
 @tracking_uri_option
 @click.option("--api-key", envvar="AGENT_GATEWAY_API_KEY", help="The gateway's API key; or $AGENT_GATEWAY_API_KEY.")
+@click.option("--relay", help="The relay of the gateway's spans. Without --gateway, only the relay is examined.")
 @click.option("--experiment", default="agent-gateway doctor", show_default=True, help="The probe's experiment.")
 @click.option("--wait", default=30.0, show_default=True, type=click.FloatRange(0.1), help="Seconds to wait for spans.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
@@ -29,6 +30,7 @@ def doctor(
     model: str | None,
     tracking_uri: str | None,
     api_key: str | None,
+    relay: str | None,
     experiment: str,
     wait: float,
     json_output: bool,
@@ -36,25 +38,30 @@ def doctor(
 ) -> None:
     """Send one call through a gateway, and report which link to its mirror in the trace is broken.
 
-    Works with MLflow's gateway, the LiteLLM Proxy and gateways with the middleware. The call is a short chat, and
-    its trace stays in MLflow. The exit status is 0 only if all links hold.
+    Works with MLflow's gateway, the LiteLLM Proxy, gateways with the middleware, and with --relay gateways that export
+    OpenTelemetry. The call is a short chat, and its trace stays in MLflow. The exit status is 0 only if all links hold.
+
+    With --relay alone, no call is sent: the relay's counts show what it received, what waits, and what was dropped and
+    why. Set AGENT_GATEWAY_RELAY_TOKEN if the relay requires a token.
 
     With a COMMAND (agent-gateway doctor -- python my_agent.py), run that program instead and list its requests: the
     URL, whether it carries the trace context and why, and the span.
     """
+    if command and relay:
+        raise click.UsageError("--relay goes with --gateway and --model, or alone.")
     if command:
         from agent_gateway_client.cli._program import examine_program
 
         raise SystemExit(examine_program(command, gateway, tracking_uri, wait, json_output=json_output))
+    only_relay = bool(relay and not gateway and not model)
     for name, value in (("--gateway", gateway), ("--model", model)):
-        if not value:
+        if not value and not only_relay:
             raise click.UsageError(f"Missing option '{name}', or a command to run.")
-    assert gateway
-    assert model
-    if not tracking_uri:
+    if not tracking_uri and not only_relay:
         raise click.UsageError("Where do the agent's traces go? Give --tracking-uri or set MLFLOW_TRACKING_URI.")
     from agent_gateway_client.doctor.checks import Check, Settings
     from agent_gateway_client.doctor.examine import examine
+    from agent_gateway_client.doctor.relay import examine_relay
 
     # MLflow logs about its queue when the process ends.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -66,8 +73,12 @@ def doctor(
         if not check.ok:
             console.print(Text.assemble("        What to do: ", (check.fix, "bold")), soft_wrap=True)
 
-    settings = Settings(gateway, model, tracking_uri, api_key, experiment, wait)
-    checks = examine(settings, (lambda check: None) if json_output else show)
+    on_check = (lambda check: None) if json_output else show
+    if gateway and model and tracking_uri:
+        checks = examine(Settings(gateway, model, tracking_uri, api_key, experiment, wait, relay), on_check)
+    else:
+        assert relay
+        checks = examine_relay(relay, wait, on_check)
     ok = all(check.ok for check in checks)
     if json_output:
         click.echo(json.dumps({"ok": ok, "checks": [check._asdict() for check in checks]}, indent=2))

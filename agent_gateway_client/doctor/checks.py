@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -15,6 +16,7 @@ class Settings(NamedTuple):
         api_key: What the gateway asks its callers for.
         experiment: Name of the MLflow experiment for the probe's trace.
         patience_s: Seconds to wait for spans to arrive.
+        relay: URL of the relay that the gateway's spans go to; ``None`` where there is none.
     """
 
     gateway: str
@@ -23,6 +25,7 @@ class Settings(NamedTuple):
     api_key: str | None = None
     experiment: str = "agent-gateway doctor"
     patience_s: float = 30.0
+    relay: str | None = None
 
 
 class Check(NamedTuple):
@@ -39,6 +42,19 @@ class Check(NamedTuple):
     ok: bool
     detail: str
     fix: str = ""
+
+    @classmethod
+    def of(cls, name: str, examine: Callable[[], str]) -> Check:
+        """Make a check.
+
+        Args:
+            name: Its name.
+            examine: Looks at the link; returns what was seen, or raises ``Broken``.
+        """
+        try:
+            return cls(name, True, examine())
+        except Broken as broken:
+            return cls(name, False, broken.detail, broken.fix)
 
 
 class Broken(Exception):

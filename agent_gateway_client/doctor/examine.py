@@ -10,7 +10,7 @@ import mlflow
 from mlflow.entities import Trace
 
 from agent_gateway_client.active_span import current_trace_context
-from agent_gateway_client.doctor.checks import Broken, Check, Settings
+from agent_gateway_client.doctor.checks import Check, Settings
 from agent_gateway_client.doctor.configuration import check_configuration
 from agent_gateway_client.doctor.gateway import Answer, Companion, Gateway, Status
 from agent_gateway_client.doctor.links import (
@@ -29,6 +29,7 @@ from agent_gateway_client.doctor.links import (
     own_span,
     tokens,
 )
+from agent_gateway_client.doctor.relay import Counts, Relay, check_sending, check_spans
 from agent_gateway_client.doctor.store import Store, mirrors_in
 
 PROBE_SPAN = "agent-gateway doctor"
@@ -43,6 +44,8 @@ class _Examination:
         self.checks: list[Check] = []
         self._settings = settings
         self._on_check = on_check
+        self._relay = Relay(settings.relay) if settings.relay else None
+        self._before: Counts | None = None
 
     def run(self) -> None:
         settings = self._settings
@@ -56,6 +59,8 @@ class _Examination:
         # It costs no call of a model to find the most frequent trouble.
         status = self._lasting(gateway)
         if status and status.is_stuck and not self._check("exporter", lambda: check_status(status)):
+            return
+        if not self._relay_takes_spans():
             return
         probe = self._probe(gateway)
         if probe is None:
@@ -72,12 +77,15 @@ class _Examination:
             return
         trace, heard = self._wait_for_mirror(gateway, store, probe)
         seconds = time.monotonic() - probe.ended
-        if not companion and not self._check("companion", lambda: check_companion(None, trace, gateway.kind)):
+        if self._relay:
+            if not self._check("relay_spans", lambda: self._check_spans(trace)):
+                return
+        elif not companion and not self._check("companion", lambda: check_companion(None, trace, gateway.kind)):
             if gateway.kind == "mlflow":
                 self._check("mlflow_mirror", lambda: check_mlflows_own(trace))
             return
         if not (
-            self._check("exporter", lambda: check_exporter(heard, trace))
+            (self._relay or self._check("exporter", lambda: check_exporter(heard, trace)))
             and self._check("mirror", lambda: check_mirror(trace, heard, settings.tracking_uri, seconds))
             and self._check("parent", lambda: check_parent(trace, probe))
         ):
@@ -106,6 +114,26 @@ class _Examination:
             troubles = troubles + 1 if companion.problem else 0
             if troubles >= _LASTING_TROUBLES or time.monotonic() >= deadline:
                 return trace, companion
+
+    def _relay_takes_spans(self) -> bool:
+        """Examine the relay, if there is one, and note its counts before the probe."""
+        relay = self._relay
+        if relay is None:
+            return True
+        if not (
+            self._check("relay", relay.check_answers)
+            and self._check("relay_token", relay.check_token)
+            and self._check("relay_mirrors", lambda: check_sending(relay.counts()))
+        ):
+            return False
+        self._before = relay.counts()
+        return True
+
+    def _check_spans(self, trace: Trace | None) -> str:
+        assert self._relay
+        assert self._before
+        new = self._relay.counts().since(self._before)
+        return check_spans(new, trace, self._relay.url, self._settings.tracking_uri)
 
     def _lasting(self, gateway: Gateway) -> Status | None:
         """Return the companion's status; one in trouble only if the trouble lasts."""
@@ -136,10 +164,7 @@ class _Examination:
         return Probe(span.trace_id, span.span_id, answer[0], ended)
 
     def _check(self, name: str, examine: Callable[[], str]) -> bool:
-        try:
-            check = Check(name, True, examine())
-        except Broken as broken:
-            check = Check(name, False, broken.detail, broken.fix)
+        check = Check.of(name, examine)
         self.checks.append(check)
         self._on_check(check)
         return check.ok
@@ -152,7 +177,9 @@ def examine(settings: Settings, on_check: Callable[[Check], None] = lambda check
 
     The names of the checks, in their order: ``configuration``, ``gateway``, ``store``, ``span``, ``endpoint``,
     ``trace``, ``companion`` (where it is missing from MLflow's gateway, then ``mlflow_mirror``), ``header``,
-    ``exporter``, ``mirror``, ``parent``, ``tokens``. What comes after a broken link is not looked at.
+    ``exporter``, ``mirror``, ``parent``, ``tokens``. With a relay, ``relay``, ``relay_token`` and ``relay_mirrors``
+    come before ``span``, and ``relay_spans`` is in the place of ``exporter`` and of a companion that is not there.
+    What comes after a broken link is not looked at.
 
     The process traces into the settings' MLflow afterwards.
 

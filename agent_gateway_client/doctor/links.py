@@ -15,17 +15,18 @@ from agent_gateway_client.traces.joined import fault_of
 from agent_gateway_client.w3c import TraceContext
 
 _EXPORT_FIXES = {
-    "HTTP 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the gateway.",
-    "be read": "Let the gateway's user read the experiments that agents trace into.",
-    "HTTP 403": "Let the gateway's user write to the experiments that agents trace into.",
-    "HTTP 404": "Check the path of the gateway's MLFLOW_TRACKING_URI or OTEL_EXPORTER_OTLP_ENDPOINT, and that its "
+    "HTTP 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the "
+    "{sender}.",
+    "be read": "Let the {sender}'s user read the experiments that agents trace into.",
+    "HTTP 403": "Let the {sender}'s user write to the experiments that agents trace into.",
+    "HTTP 404": "Check the path of the {sender}'s MLFLOW_TRACKING_URI or OTEL_EXPORTER_OTLP_ENDPOINT, and that its "
     "MLflow is 3.15 or newer.",
-    "NotImplementedError": "Upgrade the MLflow server that the gateway writes to; it needs 3.15 or newer.",
-    "HTTP 501": "Give the MLflow server that the gateway writes to a database as its backend store.",
-    "keeps no spans": "Give the MLflow server that the gateway writes to a database as its backend store, and 3.15 or "
+    "NotImplementedError": "Upgrade the MLflow server that the {sender} writes to; it needs 3.15 or newer.",
+    "HTTP 501": "Give the MLflow server that the {sender} writes to a database as its backend store.",
+    "keeps no spans": "Give the MLflow server that the {sender} writes to a database as its backend store, and 3.15 or "
     "newer.",
 }
-"""What to do about an exporter's problem, by a part of its name."""
+"""What to do about an exporter's problem, by a part of its name; the sender is a gateway or the relay."""
 
 
 class Probe(NamedTuple):
@@ -136,7 +137,7 @@ def check_exporter(companion: Companion | None, trace: Trace | None) -> str:
         return "The companion's mirrors are stored."
     if companion is None or companion.problem is None:
         return "The companion knows of no trouble with sending mirrors."
-    raise Broken(f"The companion cannot send its mirrors: {companion.problem}.", _export_fix(companion.problem))
+    raise Broken(f"The companion cannot send its mirrors: {companion.problem}.", export_fix(companion.problem))
 
 
 def check_gateway(seen: str, status: Status | None) -> str:
@@ -153,15 +154,20 @@ def check_status(status: Status) -> str:
     raise Broken(
         f"The companion cannot send its mirrors to {status.destination}: {status.problem}. {status.waiting} wait. "
         "No probe call was sent.",
-        _export_fix(status.problem),
+        export_fix(status.problem),
     )
 
 
-def _export_fix(problem: str) -> str:
+def export_fix(problem: str, sender: str = "gateway") -> str:
+    """Return what to do about an exporter's problem.
+
+    Args:
+        problem: Its name.
+        sender: Who has it, ``gateway`` or ``relay``.
+    """
     fixes = (fix for part, fix in _EXPORT_FIXES.items() if part in problem)
-    return next(
-        fixes, "See that MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT) of the gateway can be reached there."
-    )
+    default = "Check that MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT) of the {sender} can be reached there."
+    return next(fixes, default).format(sender=sender)
 
 
 def check_mirror(trace: Trace | None, companion: Companion | None, tracking_uri: str, seconds: float) -> str:

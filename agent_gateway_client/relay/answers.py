@@ -16,8 +16,8 @@ class Answer:
     Attributes:
         status: The HTTP status.
         body: The body.
-        content_type: What it is.
-        headers: More headers.
+        content_type: The body's content type.
+        headers: Additional headers.
     """
 
     status: int
@@ -34,8 +34,8 @@ class Answer:
 
 
 def taken(rejected: int, content_type: str) -> Answer:
-    """Return the answer to a request that was taken, in part where spans of it were rejected."""
-    why = "spans without valid ids, or more than are taken at once"
+    """Return the answer to an accepted request: a partial success if spans were rejected."""
+    why = "spans without valid ids, or more than one request may have"
     if content_type == JSON:
         partial = {"partialSuccess": {"rejectedSpans": str(rejected), "errorMessage": why}} if rejected else {}
         return Answer(200, json.dumps(partial).encode())
@@ -44,13 +44,13 @@ def taken(rejected: int, content_type: str) -> Answer:
 
 
 def refused(status: int, why: str, content_type: str, **headers: str) -> Answer:
-    """Return the answer to a request that was not taken.
+    """Return the answer to a refused request.
 
     Args:
         status: The HTTP status.
-        why: A sentence for the sender's log.
-        content_type: The request's, which OTLP asks the answer to have too.
-        headers: More headers; underscores stand for hyphens.
+        why: The reason, as a sentence for the sender's log.
+        content_type: The request's; OTLP requires the same for the answer.
+        headers: Additional headers; underscores stand for hyphens.
     """
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     if content_type == PROTOBUF:

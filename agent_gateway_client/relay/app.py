@@ -5,6 +5,7 @@ import atexit
 import json
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -20,6 +21,8 @@ from agent_gateway_client.relay.limits import Limits
 from agent_gateway_client.relay.spans import Batch, MalformedBody
 from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.call import GatewayCall
+from agent_gateway_client.server.observed.companion import Companion
+from agent_gateway_client.server.observed.pages import METRICS_PATH, STATUS_PATH, read_page
 
 TRACES_PATH = "/v1/traces"
 HEALTH_PATH = "/health"
@@ -29,26 +32,26 @@ _BODY_SECONDS = 30.0
 _STOP_SECONDS = 10.0
 _LONGEST_REST_S = 1.0
 _IN_A_THREAD = 256 * 1024
-"""Bytes of a body from which on it is read in a thread: it would keep the event loop for longer than 10 ms."""
+"""Larger bodies are decoded in a thread: they would block the event loop for more than 10 ms."""
 
 
 class Sink(Protocol):
-    """What takes finished calls; :class:`agent_gateway_client.server.export.Exporter` is one."""
+    """Accepts finished calls, as :class:`agent_gateway_client.server.export.Exporter` does."""
 
     def submit(self, call: GatewayCall) -> None:
-        """Take a call. Returns at once and never raises."""
+        """Accept a call. Returns at once and never raises."""
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything submitted so far has been sent or dropped; tell whether it has."""
+        """Wait until all submitted calls were sent or dropped; return whether they were."""
 
 
 class Refused(Exception):
-    """A request that is not taken.
+    """The request is refused.
 
     Args:
         status: The HTTP status.
-        why: A sentence for the sender's log.
-        headers: More headers; underscores stand for hyphens.
+        why: The reason, as a sentence for the sender's log.
+        headers: Additional response headers; underscores stand for hyphens.
     """
 
     def __init__(self, status: int, why: str, **headers: str) -> None:
@@ -59,18 +62,20 @@ class Refused(Exception):
 
 
 class Relay:
-    """An OTLP/HTTP receiver of gateways' traces, to be run by uvicorn or mounted in another application.
+    """An OTLP/HTTP receiver for gateways' traces. Run it with uvicorn, or mount it in another application.
 
-    Where it is mounted, the other application's shutdown has to call :meth:`close`; what the relay still holds when the
-    process ends is sent then, too.
+    A parent application must call :meth:`close` when it shuts down. Spans that are still held when the process exits
+    are sent then as well.
 
     Args:
-        exporter: What writes the mirrors.
-        token: What a sender has to have in ``Authorization: Bearer …``; ``None`` lets everybody send.
-        limits: The bounds.
-        collection: Where pieces are held.
-        is_full: Tells whether the exporter has no room left. Senders are then asked to wait, which costs less than
-            taking their spans and dropping the oldest calls.
+        exporter: Writes the mirrors.
+        token: Senders must send it as ``Authorization: Bearer …``; ``None`` accepts everybody.
+        limits: Bounds on requests and on what is held.
+        collection: Holds the spans of unfinished calls.
+        is_full: Returns whether the exporter's queue is full. Senders are then asked to wait, which is better than
+            accepting their spans and dropping the oldest calls.
+        companion: Serves ``GET /agent-gateway/status`` and ``…/metrics`` to senders that have the token; ``None``
+            serves neither.
     """
 
     def __init__(
@@ -81,15 +86,17 @@ class Relay:
         limits: Limits | None = None,
         collection: Collection | None = None,
         is_full: Callable[[], bool] = lambda: False,
+        companion: Companion | None = None,
     ) -> None:
         self._exporter = exporter
         self._token = token
         self._limits = limits or Limits()
         self.collection = collection or Collection(self._limits)
         self._is_full = is_full
+        self._companion = companion
         self._receiving = 0
         self._requests = 0
-        self._refused = 0
+        self._refused: Counter[str] = Counter()
         self._stopping = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -106,7 +113,7 @@ class Relay:
             await send({"type": "websocket.close", "code": 1000})
 
     def close(self, timeout: float = _STOP_SECONDS) -> None:
-        """Refuse what comes from now on, and send everything that is held."""
+        """Refuse further requests, and send everything that is held."""
         self._stopping = True
         self._wake.set()
         self._submit_due(all_of_them=True)
@@ -128,12 +135,14 @@ class Relay:
         if path == HEALTH_PATH and scope["method"] in ("GET", "HEAD"):
             return self._health()
         headers = {name.lower(): value for name, value in scope["headers"]}
+        if self._companion is not None and path in (STATUS_PATH, METRICS_PATH) and scope["method"] in ("GET", "HEAD"):
+            return self._page(path, headers, self._companion)
         content_type = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
         try:
             self._check(path, scope["method"], headers, content_type)
             batch = await self._read(receive, headers, content_type)
         except Refused as error:
-            self._refused += 1
+            self._refused[str(error.status)] += 1
             return refused(error.status, error.why, content_type, **error.headers)
         self._requests += 1
         self._keep_running()
@@ -142,32 +151,33 @@ class Relay:
         return taken(batch.rejected, content_type)
 
     def _check(self, path: str, method: str, headers: dict[bytes, bytes], content_type: str) -> None:
-        """Refuse what need not be read.
+        """Refuse requests whose body need not be read.
 
         Raises:
-            Refused: With the reason.
+            Refused: The request is not accepted.
         """
         if path != TRACES_PATH:
-            raise Refused(404, f"The relay takes traces only, at {TRACES_PATH}.")
+            raise Refused(404, f"The relay accepts traces only, at {TRACES_PATH}.")
         if method != "POST":
             raise Refused(405, "Send traces with POST.", allow="POST")
-        if self._token is not None and not is_opened_by(
-            self._token, headers.get(b"authorization", b"").decode("latin-1")
-        ):
+        if not self._is_opened(headers):
             raise Refused(401, "Send the relay's token as 'Authorization: Bearer …'.", www_authenticate="Bearer")
         if content_type not in (PROTOBUF, JSON):
             raise Refused(415, f"Send OTLP as {PROTOBUF} or {JSON}.")
         if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"gzip", b"identity", b""):
-            raise Refused(415, "Send the body as it is or with gzip.", accept_encoding="gzip")
+            raise Refused(415, "Send the body uncompressed or with gzip.", accept_encoding="gzip")
         if self._stopping:
             raise Refused(503, "The relay is stopping.", retry_after=_RETRY_AFTER_S)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limits.body_bytes:
             raise Refused(413, self._too_large)
         if not self.collection.has_room():
-            raise Refused(429, "The relay holds as many spans as it may.", retry_after=_RETRY_AFTER_S)
+            raise Refused(429, "The relay holds as many spans as its limit allows.", retry_after=_RETRY_AFTER_S)
         if self._is_full():
-            raise Refused(429, "Too many mirrors wait for the store.", retry_after=_RETRY_AFTER_S)
+            raise Refused(429, "Too many mirrors are waiting for the store.", retry_after=_RETRY_AFTER_S)
+
+    def _is_opened(self, headers: dict[bytes, bytes]) -> bool:
+        return self._token is None or is_opened_by(self._token, headers.get(b"authorization", b"").decode("latin-1"))
 
     async def _read(self, receive: Receive, headers: dict[bytes, bytes], content_type: str) -> Batch:
         reserved = 0
@@ -175,7 +185,9 @@ class Relay:
         def reserve(size: int) -> None:
             nonlocal reserved
             if self._receiving + size > self._limits.bodies_bytes:
-                raise Refused(429, "The relay receives as much as it may.", retry_after=_RETRY_AFTER_S)
+                raise Refused(
+                    429, "The relay is receiving as many bytes as its limit allows.", retry_after=_RETRY_AFTER_S
+                )
             self._receiving += size
             reserved += size
 
@@ -188,9 +200,9 @@ class Relay:
         except TooLarge:
             raise Refused(413, self._too_large) from None
         except MalformedBody as error:
-            raise Refused(400, f"The body cannot be read: {error}.") from None
+            raise Refused(400, f"The body cannot be decoded: {error}.") from None
         except (ClientGone, TimeoutError, asyncio.TimeoutError):
-            raise Refused(408, "The body did not become complete.") from None
+            raise Refused(408, "The body was not received completely.") from None
         finally:
             self._receiving -= reserved
 
@@ -210,17 +222,29 @@ class Relay:
         return f"The body is larger than {self._limits.body_bytes} bytes; send smaller batches."
 
     def _health(self) -> Answer:
-        status = {
-            "status": "stopping" if self._stopping else "ok",
+        status = {"status": "stopping" if self._stopping else "ok", **self._counts()}
+        return Answer(503 if self._stopping else 200, json.dumps(status).encode())
+
+    def _counts(self) -> dict[str, int]:
+        """Return how many requests, spans and calls were received, and what became of them."""
+        return {
             "requests": self._requests,
-            "refused": self._refused,
+            "refused": sum(self._refused.values()),
             "spans_held": self.collection.held,
             **dict(self.collection.counts),
         }
-        return Answer(503 if self._stopping else 200, json.dumps(status).encode())
+
+    def _page(self, path: str, headers: dict[bytes, bytes], companion: Companion) -> Answer:
+        if not self._is_opened(headers):
+            return refused(401, "Send the relay's token as 'Authorization: Bearer …'.", JSON, www_authenticate="Bearer")
+        if path == METRICS_PATH:
+            page = read_page(path, companion)
+            return Answer(page.status, page.body, page.media_type)
+        relay = {**self._counts(), "refused": dict(self._refused)}
+        return Answer(200, json.dumps({**companion.status(), "relay": relay}).encode())
 
     def _keep_running(self) -> None:
-        """Start the thread that submits finished calls, unless it is running."""
+        """Start the thread that submits finished calls if it is not running."""
         with self._start_lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="agent-gateway-relay", daemon=True)
@@ -238,12 +262,12 @@ class Relay:
             for call in self.collection.due(all_of_them=all_of_them):
                 self._exporter.submit(call)
         except Exception as error:
-            # The next calls may be all right.
-            logger.warning("The relay could not put calls together (%s).", type(error).__name__, exc_info=True)
+            # Later calls may still succeed.
+            logger.warning("The relay could not assemble calls (%s).", type(error).__name__, exc_info=True)
 
 
 def _path(scope: Scope) -> str:
-    """Return the path below where the application is mounted."""
+    """Return the path relative to the mount point."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root) else path

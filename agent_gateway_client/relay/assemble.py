@@ -1,10 +1,9 @@
-"""The spans of one trace to gateway calls: which belong together, and below which of the caller's spans.
+"""Assembles the spans of one trace into gateway calls, each below the caller's span.
 
-The part of a gateway in a trace is what is below a *root*: a span whose parent is in another process. The call's
-mirror takes the root's id and hangs below the root's parent, which is the caller's span. The calls of a model below the
-root are its attempts; where several are nested (two instrumentations at once, a workflow around them), the innermost
-count. All ids are the gateway's own or derived from them, so that relays that see the same spans write the same
-mirrors.
+A gateway's part of a trace is everything below a *root*: a span whose parent is in another process. The call's mirror
+has the root's id, and its parent is the root's parent, which is the caller's span. The model calls below the root are
+its attempts. If several are nested (two instrumentations at once, a workflow around them), the innermost count. All ids
+are the gateway's or derived from them, so relays that see the same spans write the same mirrors.
 """
 
 import hashlib
@@ -27,11 +26,11 @@ class Part:
     """The part of one gateway or model server in a trace.
 
     Attributes:
-        top: Its uppermost span that is known.
-        rooted: Whether that is certainly the part's root, and not a span whose parent is still to come.
+        top: The uppermost known span.
+        rooted: Whether ``top`` is certainly the root, not a span whose parent has yet to arrive.
         members: All its spans.
-        attempts: The innermost calls of a model among them.
-        engines: A model server's spans below them, whose own part is another one.
+        attempts: The innermost model calls among them.
+        engines: The model servers' spans below them, which are a part of their own, each with the id of its parent.
     """
 
     top: IncomingSpan
@@ -42,16 +41,16 @@ class Part:
 
     @property
     def signature(self) -> tuple[int, ...]:
-        """What the mirrors of the part depend on; the same again says the same."""
+        """What the part's mirrors depend on. If it has not changed, neither have they."""
         engines = (engine.span_id for engine, _ in self.engines)
         return (int(self.rooted), *sorted(span.span_id for span in self.attempts), *sorted(engines))
 
 
 class TraceView:
-    """The spans of a trace, sorted into the parts of gateways.
+    """The spans of a trace, divided into the parts of gateways and model servers.
 
     Args:
-        spans: The spans that are known, by their ids.
+        spans: The known spans, by id.
     """
 
     def __init__(self, spans: Mapping[int, IncomingSpan]) -> None:
@@ -73,15 +72,15 @@ class TraceView:
                 self._place_engine(span)
 
     def beside(self, part: Part) -> list[Part]:
-        """Return the parts below the same span of the caller, this one too."""
+        """Return the parts below the same span of the caller, including this one."""
         return self._beside[part.top.parent_id]
 
     def above(self, span: IncomingSpan) -> Iterator[IncomingSpan]:
-        """Go through the spans above one in the same part, from below."""
+        """Iterate over the ancestors of a span in its part, the nearest first."""
         return _above(span, self.spans)
 
     def mirrored(self, span: IncomingSpan) -> int | None:
-        """Return the id of the mirror that stands for a span or for the nearest one above it; ``None`` without any."""
+        """Return the id of the mirror of a span or of its nearest mirrored ancestor; ``None`` if there is none."""
         part = self.part_of[span.span_id]
         if not part.attempts:
             return None
@@ -94,14 +93,15 @@ class TraceView:
     def _find_attempts(self) -> None:
         models = [span for span in self.spans.values() if dialect_of(span) is not None]
         outer = {above.span_id for model in models for above in self.above(model)}
-        for model in sorted(models, key=lambda span: (span.start_ns, span.span_id)):
+        # By their ends, because a fallback may begin with the request; see Dialect.begins_early.
+        for model in sorted(models, key=lambda span: (span.end_ns, span.start_ns, span.span_id)):
             if model.span_id not in outer:
                 self.part_of[model.span_id].attempts.append(model)
 
     def _attempts_during(self, engine: IncomingSpan) -> list[tuple[IncomingSpan, Part]]:
-        """Return the attempts that a model server's span may belong to when it is beside the gateway's root.
+        """Return the attempts that may have caused a model server's span whose parent is the caller's span.
 
-        A gateway that hands the caller's headers on, as LiteLLM Proxy may be told to, names the caller as the parent.
+        It is, if the gateway forwards the caller's headers, as LiteLLM Proxy can be configured to.
         """
         return [
             (attempt, part)
@@ -111,7 +111,7 @@ class TraceView:
         ]
 
     def _place_engine(self, engine: IncomingSpan) -> None:
-        """Put a model server's span below the attempt that asked it, or into a part for itself."""
+        """Place a model server's span below the attempt that caused it, or in a part of its own."""
         asking = self.spans.get(engine.parent_id)
         during = self._attempts_during(engine)
         if len(during) == 1:
@@ -128,7 +128,7 @@ def _is_root(span: IncomingSpan) -> bool:
 
 
 def _top(span: IncomingSpan, spans: Mapping[int, IncomingSpan]) -> IncomingSpan:
-    """Return the uppermost span of the same part that is known."""
+    """Return the uppermost known span of the same part."""
     for _ in range(_MAX_DEPTH):
         parent = None if _is_root(span) or ENGINE.claims(span) else spans.get(span.parent_id)
         if parent is None:
@@ -149,7 +149,7 @@ def _above(span: IncomingSpan, spans: Mapping[int, IncomingSpan]) -> Iterator[In
 def attempt_id(span: IncomingSpan, part: Part) -> int:
     """Return the id of an attempt's mirror.
 
-    The root's own id is that of the call's mirror. A root that is an attempt too gets a second one, derived from it.
+    The call's mirror has the root's id. If the root is an attempt too, that attempt's id is derived from it.
     """
     if span is not part.top or part.top.local_parent:
         return span.span_id
@@ -158,7 +158,7 @@ def attempt_id(span: IncomingSpan, part: Part) -> int:
 
 
 def call_of(part: Part, view: TraceView) -> GatewayCall | None:
-    """Return the call that a part is of; ``None`` where it has none, no caller, or its place is not known."""
+    """Return the call of a part; ``None`` if it has no attempt or no caller, or its place is unknown."""
     if ENGINE.claims(part.top):
         return _engine_only(part) if part.engines else None
     if not part.attempts or not part.top.parent_id:
@@ -178,6 +178,7 @@ def _whole_call(part: Part, view: TraceView) -> GatewayCall:
     )
     _add_attempts(call, part)
     _add_root(call, part, view)
+    _add_stream(call)
     _add_engines(call, part)
     return call
 
@@ -189,6 +190,9 @@ def _add_attempts(call: GatewayCall, part: Part) -> None:
             continue
         facts = Facts(span, dialect)
         attempt = attempt_of(span, facts, attempt_id(span, part))
+        before = call.attempts[-1] if call.attempts else None
+        if dialect.begins_early and before and before.error_type and before.end_time_ns:
+            attempt.start_time_ns = max(attempt.start_time_ns, min(before.end_time_ns, span.end_ns))
         call.add(attempt)
         call.endpoint = call.endpoint or facts.name("endpoint")
         call.request_type = call.request_type or facts.name("request_type")
@@ -218,9 +222,27 @@ def _add_root(call: GatewayCall, part: Part, view: TraceView) -> None:
         call.server_address = f"{host}:{port}" if host and port else host
         call.linked = TraceContext(*top.link, _SAMPLED) if top.link else None
     for other in view.beside(part):
-        # LiteLLM's callback makes its root beside FastAPI's, which alone knows that the client has gone.
+        # LiteLLM's callback creates its root next to FastAPI's, and only FastAPI's span reports a disconnect.
         if _is_around(other, part) and Facts(other.top, ROOT).error_type == CLIENT_DISCONNECT:
             call.error_type = CLIENT_DISCONNECT
+    if call.error_type == CLIENT_DISCONNECT and any(_estimates_failures(span) for span in part.attempts):
+        call.attempts[-1].usage = call.attempts[-1].cost = None
+
+
+def _estimates_failures(span: IncomingSpan) -> bool:
+    dialect = dialect_of(span)
+    return dialect is not None and dialect.estimates_failures
+
+
+def _add_stream(call: GatewayCall) -> None:
+    """Add what follows from the first chunk: the response was a stream, and fails with its last attempt.
+
+    A gateway's root may not report it, because the status had been sent by then.
+    """
+    if call.time_to_first_chunk_ns is not None and call.streaming is None:
+        call.streaming = True
+    if call.streaming and call.error_type is None and call.attempts:
+        call.error_type = call.attempts[-1].error_type
 
 
 def _is_around(other: Part, part: Part) -> bool:
@@ -231,21 +253,23 @@ def _is_around(other: Part, part: Part) -> bool:
 
 
 def _add_engines(call: GatewayCall, part: Part) -> None:
-    mirrored = {call.span_id, *(attempt.span_id for attempt in call.attempts)}
+    models = {call.span_id: None, **{attempt.span_id: attempt.model for attempt in call.attempts}}
     for span, parent_id in part.engines:
-        if parent_id in mirrored:
-            call.engine_runs.append(engine_run_of(span, Facts(span, ENGINE), parent_id))
+        if parent_id in models:
+            run = engine_run_of(span, Facts(span, ENGINE), parent_id)
+            run.model = run.model or models[parent_id]
+            call.engine_runs.append(run)
 
 
 def _visible_parent(part: Part, view: TraceView) -> int:
-    """Return the caller's span, or where the caller is another gateway, the nearest of its spans that is mirrored."""
+    """Return the caller's span. If the caller is another gateway, that is its nearest mirrored span."""
     asking = view.spans.get(part.top.parent_id)
     mirror_id = None if asking is None or asking is part.top else view.mirrored(asking)
     return part.top.parent_id if mirror_id is None else mirror_id
 
 
 def _attempts_only(part: Part) -> GatewayCall | None:
-    """Return the attempts of a call whose root went to another relay, where it is certain what they hang below."""
+    """Return the attempt of a call whose root went to another relay, if its parent is certain."""
     top = part.top
     dialect = dialect_of(top)
     if dialect is None or not dialect.parent_is_root or part.attempts != [top]:
@@ -257,7 +281,7 @@ def _attempts_only(part: Part) -> GatewayCall | None:
 
 
 def _engine_only(part: Part) -> GatewayCall:
-    """Return a model server's run below a span that another process mirrors."""
+    """Return a model server's run whose parent is mirrored by another process."""
     engine, parent_id = part.engines[0]
     call = _parts_below(engine.trace_id, parent_id, engine.start_ns, engine.end_ns)
     call.engine_runs.append(engine_run_of(engine, Facts(engine, ENGINE), parent_id))

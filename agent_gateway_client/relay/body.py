@@ -1,4 +1,4 @@
-"""A request's body: received and decompressed within bounds."""
+"""Receives and decompresses a request's body within bounds."""
 
 import zlib
 from collections.abc import Callable
@@ -11,11 +11,11 @@ _CHUNK = 1024 * 1024
 
 
 class TooLarge(Exception):
-    """The body, or what it decompresses to, is beyond the bound."""
+    """The body exceeds the limit, before or after decompression."""
 
 
 class ClientGone(Exception):
-    """The client hung up before its body was complete."""
+    """The client disconnected before the body was complete."""
 
 
 async def receive_body(receive: Receive, most: int, reserve: Callable[[int], None]) -> bytes:
@@ -23,12 +23,12 @@ async def receive_body(receive: Receive, most: int, reserve: Callable[[int], Non
 
     Args:
         receive: ASGI's.
-        most: Bytes to take.
-        reserve: Called with the length of each piece before it is kept; may raise.
+        most: The largest size, in bytes.
+        reserve: Called with the length of each chunk before it is kept; may raise.
 
     Raises:
-        TooLarge: There is more.
-        ClientGone: It will not become complete.
+        TooLarge: The body is larger than that.
+        ClientGone: The client disconnected.
     """
     body = bytearray()
     while True:
@@ -45,11 +45,11 @@ async def receive_body(receive: Receive, most: int, reserve: Callable[[int], Non
 
 
 def decompress(body: bytes, most: int) -> bytes:
-    """Return what a gzip body holds; several members are one after the other, as gzip allows.
+    """Decompress a gzip body, which may have several members.
 
     Raises:
-        TooLarge: It is more than ``most`` bytes.
-        MalformedBody: It is not gzip, or cut off.
+        TooLarge: The result is larger than ``most`` bytes.
+        MalformedBody: The body is not gzip, or is truncated.
     """
     pieces = bytearray()
     while body:

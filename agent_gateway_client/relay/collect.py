@@ -1,15 +1,15 @@
-"""The pieces of calls, held until they can be put together.
+"""Holds the spans of calls until the calls can be assembled.
 
-What happens to a span, by what is known of its part of the trace:
+What happens to a span depends on what is known of its part of the trace:
 
 =====================================  ====================================================================
-its root has come                      mirrored ``settle_seconds`` after the root; again when more pieces come
-no root yet, a call of a model         mirrored alone after ``wait_seconds`` where its place is certain
-no root yet, anything else             kept for ``call_seconds``: the call may still be under way
+its root has arrived                   mirrored ``settle_seconds`` after the root; again when more spans arrive
+no root yet, a model call              mirrored alone after ``wait_seconds`` if its place is certain
+no root yet, anything else             kept for ``call_seconds``: the call may still be running
 mirrored, and ``wait_seconds`` over    forgotten
 =====================================  ====================================================================
 
-Mirroring a call again is harmless: its ids are the gateway's. Everything is bounded, and what is dropped is counted.
+Mirroring a call twice is harmless: its ids are the gateway's. Everything is bounded, and dropped spans are counted.
 """
 
 import heapq
@@ -27,18 +27,18 @@ from agent_gateway_client.server.call import GatewayCall
 
 _NEVER = float("inf")
 _ROOM = 0.8
-"""Share of the spans that are left when the oldest unfinished ones have to go."""
+"""Share of the limit that is still held after the oldest unfinished spans were dropped."""
 
 
 @dataclass(slots=True)
 class _Held:
-    """What is held of one trace.
+    """The spans held of one trace.
 
     Attributes:
-        spans: By their ids.
-        sent: The signature of each part that has been mirrored, by the id of its uppermost span.
-        due: When to look at it next, in the collection's seconds.
-        latest: When its latest span came.
+        spans: The spans, by id.
+        sent: The signature of each part that was mirrored, by the id of its top span.
+        due: When to examine it next, in seconds on the collection's clock.
+        latest: When its latest span arrived.
     """
 
     spans: dict[int, IncomingSpan] = field(default_factory=dict)
@@ -48,15 +48,15 @@ class _Held:
 
 
 class Collection:
-    """Spans by trace, and the calls that become complete.
+    """Collects spans by trace, and returns the calls that are complete.
 
     Args:
-        limits: The bounds.
-        clock: Seconds; only differences count.
+        limits: Limits on what is held, and for how long.
+        clock: Returns seconds; only differences matter.
 
     Attributes:
-        counts: What became of the spans, for ``GET /health``: ``recognised``, ``unrecognised``, ``dropped`` (bounds),
-            ``orphaned`` (the root never came), and of the calls: ``mirrored``.
+        counts: For ``GET /health``. Spans: ``recognised``, ``unrecognised``, ``dropped`` (limits), ``orphaned``
+            (the root never arrived). Calls: ``mirrored``.
     """
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -74,14 +74,14 @@ class Collection:
         return self._held
 
     def has_room(self) -> bool:
-        """Tell whether more spans can be taken; makes room by dropping the oldest of which no root has come."""
+        """Return whether more spans fit. To make room, the oldest traces without recent spans are dropped."""
         with self._lock:
             if self._held >= self._limits.spans:
                 self._make_room()
             return self._held < self._limits.spans
 
     def add(self, spans: Sequence[IncomingSpan]) -> None:
-        """Take the spans of a request."""
+        """Add the spans of a request."""
         now = self._clock()
         with self._lock:
             for span in spans:
@@ -94,7 +94,7 @@ class Collection:
         if held is None:
             held = self._traces[span.trace_id] = _Held()
         if span.span_id in held.spans:
-            # A client that had no answer sends its batch again.
+            # A client that got no answer retries its batch.
             return
         if len(held.spans) >= self._limits.trace_spans:
             self.counts["dropped"] += 1
@@ -106,10 +106,10 @@ class Collection:
         self._schedule(span.trace_id, held, now + self._limits.settle_seconds)
 
     def due(self, *, all_of_them: bool = False) -> list[GatewayCall]:
-        """Return the calls that are complete by now.
+        """Return the calls that are complete.
 
         Args:
-            all_of_them: Wait for nothing more: the relay stops.
+            all_of_them: Wait for no further spans, because the relay is stopping.
         """
         now = self._clock()
         calls: list[GatewayCall] = []
@@ -117,7 +117,7 @@ class Collection:
             while self._agenda and (all_of_them or self._agenda[0][0] <= now):
                 due, trace_id = heapq.heappop(self._agenda)
                 held = self._traces.get(trace_id)
-                # A trace that was looked at meanwhile has another time.
+                # A trace that was examined in the meantime has a different time.
                 if held is not None and held.due == due:
                     held.due = _NEVER
                     calls += self._look_at(trace_id, held, _NEVER if all_of_them else now)
@@ -125,7 +125,7 @@ class Collection:
         return calls
 
     def next_due(self) -> float | None:
-        """Return the seconds until a call may be complete; ``None`` while nothing is held."""
+        """Return the seconds until a call may be complete; ``None`` if nothing is held."""
         with self._lock:
             return max(0.0, self._agenda[0][0] - self._clock()) if self._agenda else None
 

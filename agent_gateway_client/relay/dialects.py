@@ -1,8 +1,8 @@
-"""How gateways, instrumentations and model servers name what they tell: one small table each.
+"""The attribute names of gateways, instrumentations and model servers: one small table each.
 
-A span is a call of a model if the first table that claims it says so. A span that no table claims is not passed on;
-only its ids, times and status are used, to find out which call the others belong to. Keys that can hold a payload are
-in no table, and the bodies are read by the tables' keys.
+A span is a model call if a table claims it; the first one that does is used. A span that no table claims is never
+passed on. Only its ids, times and status are used, to find out which spans belong to one call. No table has a key that
+can hold a payload, and only the tables' keys are decoded.
 
 Sources: OpenTelemetry's GenAI conventions (1.27 to 1.36, and v0.1.0 of the repository that they moved to),
 OpenInference, OpenLLMetry, LiteLLM (``integrations/opentelemetry.py`` and ``integrations/otel``), MLflow
@@ -16,7 +16,7 @@ from agent_gateway_client.names import GATEWAY_SPAN_PREFIX
 from agent_gateway_client.relay.spans import IncomingSpan
 
 OWN_SERVICE = "agent-gateway"
-"""``service.name`` of the companion's mirrors, unless the gateway has another."""
+"""``service.name`` of the companion's mirrors, unless the gateway sets another."""
 
 OWN_SCOPE = "agent-gateway-client"
 """The scope of the companion's mirrors."""
@@ -25,28 +25,33 @@ FASTAPI_SCOPE = "fastapi"
 """The scope of FastAPI's built-in telemetry."""
 
 NAMES = frozenset({OWN_SERVICE, OWN_SCOPE, FASTAPI_SCOPE})
-"""Service and scope names that are looked at."""
+"""The service and scope names that are kept."""
 
 Keys = Mapping[str, tuple[str, ...]]
-"""Fact to the attributes that tell it, the best first."""
+"""The attributes of each fact, the most reliable first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One way to name the facts of a call.
+    """One set of names for the facts of a call.
 
     Attributes:
         name: For people.
-        claims: Whether a span is a call of a model (or, in :data:`ENGINE`, a model server's part of one) in it.
-        keys: Where each fact is.
-        parent_is_root: Whether such a span is always directly below the root of the gateway's part, so that it can be
-            mirrored also where the root went to another relay.
+        claims: Returns whether a span is a model call (in :data:`ENGINE`, a model server's span) with these names.
+        keys: The attributes of each fact.
+        parent_is_root: Whether such a span is always directly below the gateway's root. It can then be mirrored even if
+            the root went to another relay.
+        estimates_failures: Whether the tokens of a call that failed or was cut off are the gateway's estimate, not the
+            provider's count.
+        begins_early: Whether a streamed fallback begins with the request and not after the failed attempt before it.
     """
 
     name: str
     claims: Callable[[IncomingSpan], bool]
     keys: Keys = field(default_factory=dict)
     parent_is_root: bool = False
+    estimates_failures: bool = False
+    begins_early: bool = False
 
 
 _GEN_AI: Keys = {
@@ -115,18 +120,18 @@ _LITELLM: Keys = {
 
 
 _LITELLM_REFUSALS = ("ProxyException", "BudgetExceededError", "HTTPException")
-"""What LiteLLM Proxy raises before it asks a provider."""
+"""Exceptions that LiteLLM Proxy raises before it asks a provider."""
 
 
 def _is_litellm_v1(span: IncomingSpan) -> bool:
-    """Tell LiteLLM's span of a call from those of its routing; one without a provider has not asked any."""
+    """Tell LiteLLM's span of a model call from its routing spans. Without a provider, none was asked."""
     told = span.attributes
     is_call = "litellm.call_id" in told and "llm.request.type" in told
     return is_call and bool(_gateway_named(span) or told.get("gen_ai.system") or told.get("gen_ai.provider.name"))
 
 
 def _gateway_named(span: IncomingSpan) -> bool:
-    """Tell whether LiteLLM names the deployment that it has chosen: its own name for it has the provider in front."""
+    """Tell whether LiteLLM names the chosen deployment, whose name is prefixed with the provider."""
     return "/" in str(span.attributes.get("litellm.provider.model", ""))
 
 
@@ -167,7 +172,7 @@ _MLFLOW: Keys = {
     "cost": ("mlflow.llm.cost",),
     "error_type": ("error.type",),
 }
-"""MLflow's values are JSON texts."""
+"""MLflow's values are JSON."""
 
 _MLFLOW_TYPES = {'"LLM"', '"CHAT_MODEL"', '"EMBEDDING"', "LLM", "CHAT_MODEL", "EMBEDDING"}
 
@@ -190,8 +195,8 @@ _OWN: Keys = {
 
 
 def is_own(span: IncomingSpan) -> bool:
-    """Tell whether a span is a mirror of the companion."""
-    return span.scope == OWN_SCOPE or span.service == OWN_SERVICE
+    """Tell whether a span is one of the companion's mirrors."""
+    return span.scope == OWN_SCOPE or span.resource.service == OWN_SERVICE
 
 
 def _is_own_attempt(span: IncomingSpan) -> bool:
@@ -202,14 +207,14 @@ OWN = Dialect("the companion", _is_own_attempt, _OWN, parent_is_root=True)
 
 DIALECTS = (
     OWN,
-    Dialect("LiteLLM v2", _is_litellm_v2, _LITELLM),
-    Dialect("LiteLLM v1", _is_litellm_v1, _LITELLM, parent_is_root=True),
+    Dialect("LiteLLM v2", _is_litellm_v2, _LITELLM, estimates_failures=True),
+    Dialect("LiteLLM v1", _is_litellm_v1, _LITELLM, parent_is_root=True, estimates_failures=True, begins_early=True),
     Dialect("OpenInference", _is_openinference, _OPENINFERENCE),
     Dialect("OpenLLMetry", _is_openllmetry, _OPENLLMETRY),
     Dialect("OpenTelemetry GenAI", _is_gen_ai, _GEN_AI),
     Dialect("MLflow", _is_mlflow, _MLFLOW),
 )
-"""Tried in this order: the more particular come first, because they use the general names too."""
+"""In this order: the more specific dialects come first, because they use the general names too."""
 
 ROOT = Dialect(
     "the root of a gateway's part",
@@ -222,7 +227,7 @@ ROOT = Dialect(
         "cache_hit": ("agent_gateway.cache.hit",),
     },
 )
-"""What is read from the span around the calls of a model. Its ``server.address`` is not: the caller wrote it."""
+"""What is read from the span around the model calls. Not its ``server.address``, which the caller can set."""
 
 ENGINE = Dialect(
     "vLLM, SGLang",
@@ -236,7 +241,7 @@ ENGINE = Dialect(
         "error_type": ("error.type",),
     },
 )
-"""A model server's span of one request, ``llm_request`` in vLLM; its latencies are seconds."""
+"""A model server's span of a request, ``llm_request`` in vLLM. Latencies are in seconds."""
 
 ALL_KEYS = frozenset(
     {key for dialect in (*DIALECTS, ROOT, ENGINE) for keys in dialect.keys.values() for key in keys}
@@ -246,13 +251,15 @@ ALL_KEYS = frozenset(
 
 
 def _was_refused(span: IncomingSpan) -> bool:
-    """Tell whether LiteLLM describes a call that was not made: on a span for it, or on FastAPI's that is current."""
+    """Tell whether LiteLLM reports a call that it refused, on its own span or on FastAPI's current one."""
     error = str(span.attributes.get("error.type", ""))
     return "litellm.call_id" in span.attributes and error.endswith(_LITELLM_REFUSALS)
 
 
 def dialect_of(span: IncomingSpan) -> Dialect | None:
-    """Return the dialect in which a span is a call of a model; ``None`` where it is none, as FastAPI's own spans."""
+    """Return the dialect of a model call; ``None`` if the span is not one, such as FastAPI's own spans."""
+    if not span.attributes and not is_own(span):
+        return None
     if ENGINE.claims(span) or span.scope == FASTAPI_SCOPE or _was_refused(span):
         return None
     return next((dialect for dialect in DIALECTS if dialect.claims(span)), None)

@@ -1,6 +1,6 @@
-"""A span's attributes to the facts of an attempt or of a model server's run: numbers, flags, and names.
+"""Reads the facts of an attempt or a model server's run from a span's attributes: numbers, flags and names.
 
-A text is taken only in the form of a name, which no sentence has; anything else is left out.
+A text is accepted only if it has the form of a name, which no sentence has.
 """
 
 import json
@@ -44,17 +44,17 @@ _OPERATIONS: dict[str, Operation] = {
     "generate_content": "generate_content",
     "agenerate_content": "generate_content",
 }
-"""What the dialects call an operation, in lower case."""
+"""The dialects' names of operations, in lower case."""
 
 _T = TypeVar("_T")
 
 
 class Facts:
-    """What a span tells in a dialect.
+    """The facts that a span reports in a dialect.
 
     Args:
         span: The span.
-        dialect: The table to read it by.
+        dialect: The table of its attribute names.
     """
 
     def __init__(self, span: IncomingSpan, dialect: Dialect) -> None:
@@ -62,7 +62,7 @@ class Facts:
         self._dialect = dialect
 
     def value(self, fact: str) -> Any:
-        """Return a fact as it was sent, from the first attribute that has it."""
+        """Return a fact as it was sent, from the first attribute that is present."""
         told = self._span.attributes
         for key in self._dialect.keys.get(fact, ()):
             if (value := told.get(key)) is not None and value != "":
@@ -70,15 +70,13 @@ class Facts:
         return None
 
     def name(self, fact: str) -> str | None:
-        """Return a name: of a provider, a model, an endpoint, a route."""
+        """Return the name of a provider, model, endpoint or route."""
         value = self.value(fact)
-        if isinstance(value, str) and value.startswith('"'):
-            # MLflow sends JSON.
-            value = _parsed(value)
-        return value if isinstance(value, str) and _NAME.match(value) else None
+        # MLflow's values are JSON.
+        return _name(_parsed(value) if isinstance(value, str) and value.startswith('"') else value)
 
     def count(self, fact: str) -> int | None:
-        """Return a number of tokens, or an HTTP status; some send them as texts."""
+        """Return a number of tokens or a port; some gateways send numbers as text."""
         return _count(self.value(fact))
 
     def amount(self, fact: str) -> float | None:
@@ -90,28 +88,28 @@ class Facts:
         return _number(self.value(fact), _MAX_SECONDS)
 
     def flag(self, fact: str) -> bool | None:
-        """Return a flag; some send it as a text."""
+        """Return a flag; some gateways send it as text."""
         value = self.value(fact)
         return {"true": True, "false": False}.get(str(value).lower())
 
     def object(self, fact: str) -> dict[str, Any]:
-        """Return an object that was sent as JSON, as MLflow does; empty where it is none."""
+        """Return an object that was sent as JSON, as MLflow does; empty if it is not one."""
         return _object(self.value(fact))
 
     @property
     def operation(self) -> Operation:
-        """What was asked of the model."""
+        """The operation that was requested."""
         return _OPERATIONS.get(str(self.value("operation")).strip('"').lower(), "other")
 
     @property
     def http_status(self) -> int | None:
-        """An HTTP status; ``None`` for what is not one."""
+        """The HTTP status; ``None`` if the value is not one."""
         value = self.value("http_status")
         return int(value) if _STATUS.match(str(value)) else None
 
     @property
     def error_type(self) -> str | None:
-        """What the span failed of: the HTTP status where there is one, else a class; ``None`` where it did not."""
+        """Why the span failed: the HTTP status if there is one, otherwise a class; ``None`` if it succeeded."""
         status = self.http_status
         if status is not None and status >= 400:
             return str(status)
@@ -119,13 +117,13 @@ class Facts:
         if not self._span.failed:
             return None
         if self._span.scope == FASTAPI_SCOPE and kind == "ConnectionError":
-            # FastAPI's word for a client that hangs up. Its own exceptions have their module's name in front.
+            # FastAPI reports a client disconnect like this. Other exceptions have their module's name in front.
             return CLIENT_DISCONNECT
         return kind if isinstance(kind, str) and (_ERROR.match(kind) or _STATUS.match(kind)) else _UNNAMED_FAILURE
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model stopped; of several answers, the first one's."""
+        """Why the model stopped; the first reason if there are several answers."""
         value = self.value("finish_reason")
         if isinstance(value, str) and value.startswith("["):
             reasons = _parsed(value)
@@ -134,7 +132,9 @@ class Facts:
 
     @property
     def usage(self) -> TokenUsage | None:
-        """The tokens; ``None`` where no count is known, or the call failed and says that it used none."""
+        """The tokens; ``None`` if no count is known, or the call failed and reports zero or an estimate."""
+        if self._span.failed and self._dialect.estimates_failures:
+            return None
         told = self.object("usage")
         counts = {name: _first(_count(told.get(name)), self.count(name)) for name in TokenUsage.__slots__}
         if self._span.failed and not any(counts.values()):
@@ -143,11 +143,11 @@ class Facts:
 
     @property
     def cost(self) -> Cost | None:
-        """What the tokens cost; ``None`` where the total is not known, or the call failed and cost nothing."""
+        """The cost; ``None`` if the total is not known, or the call failed and it is zero or an estimate."""
         told = self.object("cost")
         amounts = {name: _first(_number(told.get(name), _MAX_COST), self.amount(name)) for name in _COSTS}
         total = amounts["total_cost"]
-        if total is None or (self._span.failed and not total):
+        if total is None or (self._span.failed and (not total or self._dialect.estimates_failures)):
             return None
         return Cost(amounts["input_cost"], amounts["output_cost"], total)
 
@@ -156,13 +156,17 @@ _COSTS = ("input_cost", "output_cost", "total_cost")
 
 
 def attempt_of(span: IncomingSpan, facts: Facts, span_id: int) -> Attempt:
-    """Return the attempt that a span is the gateway's own span of."""
+    """Return the attempt that a span describes."""
     provider, model = facts.name("provider"), facts.name("model")
     if model and "/" in model:
         prefix, _, rest = model.partition("/")
-        # LiteLLM's name for a deployment's model has the provider in front.
+        # LiteLLM prefixes a deployment's model with the provider.
         if provider in (None, prefix) and facts.value("request_type") is not None:
             provider, model = prefix, rest
+    response_model = facts.name("response_model")
+    if response_model == facts.name("endpoint") != model:
+        # LiteLLM Proxy puts the name that its caller asked for into the answer.
+        response_model = None
     return Attempt(
         provider=provider,
         model=model,
@@ -172,16 +176,16 @@ def attempt_of(span: IncomingSpan, facts: Facts, span_id: int) -> Attempt:
         usage=facts.usage,
         cost=facts.cost,
         finish_reason=facts.finish_reason,
-        response_model=facts.name("response_model"),
+        response_model=response_model,
         span_id=span_id,
     )
 
 
 def engine_run_of(span: IncomingSpan, facts: Facts, parent_id: int) -> EngineRun:
-    """Return what a model server did, from its span of the request."""
+    """Return the run that a model server's span describes."""
     return EngineRun(
         parent_span_id=parent_id,
-        model=facts.name("model"),
+        model=facts.name("model") or _name(span.resource.model),
         queue_seconds=facts.seconds("queue_seconds"),
         prefill_seconds=facts.seconds("prefill_seconds"),
         decode_seconds=facts.seconds("decode_seconds"),
@@ -191,6 +195,10 @@ def engine_run_of(span: IncomingSpan, facts: Facts, parent_id: int) -> EngineRun
         error_type=facts.error_type,
         span_id=span.span_id,
     )
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and _NAME.match(value) else None
 
 
 def _first(one: _T | None, other: _T | None) -> _T | None:

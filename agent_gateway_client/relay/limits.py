@@ -1,25 +1,26 @@
-"""What the relay takes at most, and how long it waits."""
+"""Limits on what the relay accepts, and how long it waits."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of one relay process.
+    """Limits of one relay process.
 
     Attributes:
-        body_bytes: Bytes of a request's body after decompression; more is answered 413. The collector's own default.
-        bodies_bytes: Bytes of all bodies that are being received at the same time; more is answered 429.
-        json_containers: Objects and arrays in a JSON body; more is answered 413. Each takes up to 30 times its bytes.
-        request_spans: Spans read from one request; the rest are rejected.
-        span_attributes: Attributes looked at per span; the rest are ignored.
-        spans: Spans held at the same time; when there are more, requests are answered 429.
-        trace_spans: Spans held of one trace; the rest are dropped.
-        settle_seconds: From the end of a gateway's part to its mirror. Spans that end after their root, or come in a
-            later batch, are still in it.
-        wait_seconds: How long a finished part is kept for pieces that come late, and how long a model server's span
-            waits for the gateway's.
-        call_seconds: How long a span is kept whose root has not come: as long as a call may take.
+        body_bytes: Size of a request's body after decompression; a larger one is answered 413. The collector's default.
+        bodies_bytes: Total size of the bodies being received at the same time; beyond it requests are answered 429.
+        json_containers: Objects and arrays in a JSON body; more are answered 413. Decoded, each takes up to 30 times
+            its bytes.
+        request_spans: Spans decoded from one request; the rest are rejected.
+        span_attributes: Attributes examined per span; the rest are ignored.
+        spans: Spans held at the same time; beyond it requests are answered 429.
+        trace_spans: Spans held per trace; the rest are dropped.
+        settle_seconds: Time between a call's root span and its mirror. Spans that end after the root, or arrive in a
+            later batch, are still included.
+        wait_seconds: How long a finished call is kept for late spans, and how long a model server's span waits for the
+            gateway's spans.
+        call_seconds: How long a span is kept without its root: the longest a call may take.
     """
 
     body_bytes: int = 20 * 1024 * 1024

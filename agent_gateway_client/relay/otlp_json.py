@@ -1,4 +1,4 @@
-"""OTLP's JSON encoding: ids are hexadecimal, 64-bit numbers are texts, enums are numbers."""
+"""Decodes OTLP's JSON encoding: ids are hexadecimal, 64-bit numbers are strings, enums are numbers."""
 
 import json
 import math
@@ -10,10 +10,12 @@ from agent_gateway_client.relay.spans import (
     ERROR,
     MAX_JSON,
     MAX_TEXT,
+    RESOURCE_KEYS,
     SERVER,
     Batch,
     IncomingSpan,
     MalformedBody,
+    Resource,
     Value,
 )
 
@@ -22,16 +24,16 @@ _NUMBER = re.compile(r"-?[0-9]{1,20}\Z")
 _MAX = (1 << 64) - 1
 _KINDS = {"SPAN_KIND_SERVER": SERVER}
 _STATUSES = {"STATUS_CODE_ERROR": ERROR}
-"""Enums by name. OTLP asks for numbers; protobuf's own JSON encoders write names."""
+"""Enums by name. OTLP requires numbers; protobuf's JSON encoders write names."""
 
 
 def read_request(
     body: bytes, keys: Collection[str], names: Collection[str], max_spans: int, max_attributes: int
 ) -> Batch:
-    """Read a request as :func:`agent_gateway_client.relay.protobuf.read_request` does, from JSON.
+    """Decode a JSON request; see :func:`agent_gateway_client.relay.protobuf.read_request`.
 
     Raises:
-        MalformedBody: The body is not JSON, or not of OTLP's form.
+        MalformedBody: The body is not JSON, or not an OTLP request.
     """
     try:
         request = json.loads(body)
@@ -39,7 +41,7 @@ def read_request(
         raise MalformedBody(f"not JSON ({type(error).__name__})") from None
     batch = Batch()
     for resource_spans in _objects(request, "resourceSpans"):
-        service = _known(_service(resource_spans.get("resource")), names)
+        resource = _resource(resource_spans.get("resource"), names, max_attributes)
         for scope_spans in _objects(resource_spans, "scopeSpans"):
             scope = scope_spans.get("scope")
             scope_name = _known(scope.get("name") if isinstance(scope, dict) else "", names)
@@ -48,16 +50,16 @@ def read_request(
                 if span is None:
                     batch.rejected += 1
                 else:
-                    span.service, span.scope = service, scope_name
+                    span.resource, span.scope = resource, scope_name
                     batch.spans.append(span)
     return batch
 
 
 def _objects(parent: Any, member: str) -> Iterator[dict[str, Any]]:
-    """Go through the objects in an array.
+    """Iterate over the objects of an array.
 
     Raises:
-        MalformedBody: It is something else.
+        MalformedBody: The member is not an array of objects.
     """
     if not isinstance(parent, dict):
         raise MalformedBody("not an object")
@@ -72,12 +74,9 @@ def _objects(parent: Any, member: str) -> Iterator[dict[str, Any]]:
         yield child
 
 
-def _service(resource: Any) -> Any:
-    if isinstance(resource, dict):
-        for attribute in _objects(resource, "attributes"):
-            if attribute.get("key") == "service.name":
-                return _value(attribute.get("value"))
-    return ""
+def _resource(resource: Any, names: Collection[str], max_attributes: int) -> Resource:
+    attributes = _attributes(resource, RESOURCE_KEYS, max_attributes) if isinstance(resource, dict) else {}
+    return Resource.of(attributes, names)
 
 
 def _known(name: Any, names: Collection[str]) -> str:
@@ -110,9 +109,9 @@ def _link(link: dict[str, Any]) -> tuple[int, int] | None:
     return (trace_id, span_id) if trace_id and span_id else None
 
 
-def _attributes(span: dict[str, Any], keys: Collection[str], most: int) -> dict[str, Value]:
+def _attributes(owner: dict[str, Any], keys: Collection[str], most: int) -> dict[str, Value]:
     found: dict[str, Value] = {}
-    for index, attribute in enumerate(_objects(span, "attributes")):
+    for index, attribute in enumerate(_objects(owner, "attributes")):
         if index >= most:
             break
         key = attribute.get("key")
@@ -138,12 +137,12 @@ def _value(value: Any, depth: int = 0) -> Value | None:
 
 
 def _id(text: Any, size: int) -> int:
-    """Return an id, and 0 for what has not its form."""
+    """Return an id; 0 if it is not valid."""
     return int(text, 16) if isinstance(text, str) and _HEX[size].match(text) else 0
 
 
 def _integer(value: Any) -> int:
-    """Return a number that is not negative, and 0 for anything else."""
+    """Return an unsigned 64-bit number; 0 for anything else."""
     number = _signed(value)
     return number if number is not None and 0 <= number <= _MAX else 0
 
@@ -161,7 +160,7 @@ def _signed(value: Any) -> int | None:
 
 
 def _float(value: Any) -> float | None:
-    # JSON has no way to write what is not finite but a text.
+    # JSON can write a number that is not finite only as a string.
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value) else None
 
 

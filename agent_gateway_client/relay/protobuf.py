@@ -1,47 +1,66 @@
-"""OTLP's protobuf encoding, read field by field.
+"""Decodes OTLP's protobuf encoding, field by field.
 
-Only what is needed is decoded: an attribute's key is compared with the known ones first, and of all others, of events
-and of status messages, only the length is read. That keeps payloads out of memory, and bounds what a hostile body
-costs: the spans are counted before any is decoded. Field numbers are those of ``opentelemetry/proto/trace/v1``.
+Only what is needed is decoded. An attribute's value is read if its key is a known one; of all other attributes, of
+events and of status messages, only the length is read. This keeps payloads out of memory and bounds the cost of a
+hostile body. Field numbers are those of ``opentelemetry/proto/trace/v1``.
 """
 
 import struct
 from collections.abc import Callable, Collection, Iterator
 
-from agent_gateway_client.relay.spans import ERROR, MAX_JSON, MAX_TEXT, Batch, IncomingSpan, MalformedBody, Value
+from agent_gateway_client.relay.spans import (
+    ERROR,
+    MAX_JSON,
+    MAX_TEXT,
+    NO_RESOURCE,
+    RESOURCE_KEYS,
+    Batch,
+    IncomingSpan,
+    MalformedBody,
+    Resource,
+    Value,
+)
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 _MAX_FIELDS = 4_000_000
-"""Fields of one body. Twenty megabytes can hold ten million empty ones, which would keep a core busy for long."""
+"""Fields per body. Twenty megabytes can hold ten million empty ones, which would keep a core busy for too long."""
 
 _ARRAY_DEPTH = 1
+_KEY_TAG = 1 << 3 | _LENGTH
 
 Field = tuple[int, int, int, int]
-"""Number, wire type, and for a length-delimited field where its bytes begin and end; for others value and 0."""
+"""Number and wire type; then the first and the last position of a length-delimited field, or a value and 0."""
 
 
 def read_request(
     body: bytes, keys: Collection[str], names: Collection[str], max_spans: int, max_attributes: int
 ) -> Batch:
-    """Read an ``ExportTraceServiceRequest``.
+    """Decode an ``ExportTraceServiceRequest``.
 
     Args:
         body: The message.
-        keys: The attributes to read.
+        keys: The attributes to decode.
         names: Service and scope names to keep.
-        max_spans: Spans to read at most.
-        max_attributes: Attributes to look at per span.
+        max_spans: Spans to decode at most.
+        max_attributes: Attributes to examine per span.
 
     Raises:
-        MalformedBody: The bytes are not such a message.
+        MalformedBody: The body is not such a message.
     """
-    reader = _Reader(body, {key.encode(): key for key in keys}, names, max_attributes)
+    reader = _Reader(body, _by_bytes(keys), names, max_attributes)
     batch = Batch()
     for number, wire, begin, end in reader.fields(0, len(body)):
         if (number, wire) == (1, _LENGTH):
             reader.resource_spans(begin, end, batch, max_spans)
     return batch
+
+
+def _by_bytes(keys: Collection[str]) -> dict[bytes, str]:
+    return {key.encode(): key for key in keys}
+
+
+_RESOURCE_KEYS = _by_bytes(RESOURCE_KEYS)
 
 
 class _Reader:
@@ -55,23 +74,21 @@ class _Reader:
     def resource_spans(self, begin: int, end: int, batch: Batch, max_spans: int) -> None:
         # The resource need not come first.
         resources = (
-            self._service(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH)
+            self._resource(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH)
         )
-        service = next(resources, "")
+        resource = next(resources, NO_RESOURCE)
         for number, wire, first, last in self.fields(begin, end):
             if (number, wire) == (2, _LENGTH):
-                self._scope_spans(first, last, service, batch, max_spans)
+                self._scope_spans(first, last, resource, batch, max_spans)
 
-    def _service(self, begin: int, end: int) -> str:
+    def _resource(self, begin: int, end: int) -> Resource:
+        attributes: dict[str, Value] = {}
         for number, wire, first, last in self.fields(begin, end):
             if (number, wire) == (1, _LENGTH):
-                key, at = self._key(first, last)
-                if key == b"service.name":
-                    value = self._value(*at) if at else None
-                    return value if isinstance(value, str) and value in self._names else ""
-        return ""
+                self._attribute(first, last, attributes, _RESOURCE_KEYS)
+        return Resource.of(attributes, self._names)
 
-    def _scope_spans(self, begin: int, end: int, service: str, batch: Batch, max_spans: int) -> None:
+    def _scope_spans(self, begin: int, end: int, resource: Resource, batch: Batch, max_spans: int) -> None:
         scopes = (self._scope(*at) for number, wire, *at in self.fields(begin, end) if (number, wire) == (1, _LENGTH))
         scope = next(scopes, "")
         for number, wire, first, last in self.fields(begin, end):
@@ -80,7 +97,7 @@ class _Reader:
                 if span is None:
                     batch.rejected += 1
                 else:
-                    span.service, span.scope = service, scope
+                    span.resource, span.scope = resource, scope
                     batch.spans.append(span)
 
     def _scope(self, begin: int, end: int) -> str:
@@ -97,19 +114,33 @@ class _Reader:
             if number == 9 and wire == _LENGTH:
                 looked_at += 1
                 if looked_at <= self._max_attributes:
-                    self._attribute(first, last, span.attributes)
+                    self._attribute(first, last, span.attributes, self._keys)
             elif (decode := _SPAN_FIELDS.get((number, wire))) is not None:
                 decode(self, span, first, last)
         return span if span.trace_id and span.span_id else None
 
-    def _attribute(self, begin: int, end: int, attributes: dict[str, Value]) -> None:
+    def _attribute(self, begin: int, end: int, attributes: dict[str, Value], keys: dict[bytes, str]) -> None:
+        if self._is_other(begin, end, keys):
+            return
         key, at = self._key(begin, end)
-        name = self._keys.get(key)
+        name = keys.get(key)
         if name is not None and at is not None and (value := self._value(*at)) is not None:
             attributes[name] = value
 
+    def _is_other(self, begin: int, end: int, keys: dict[bytes, str]) -> bool:
+        """Tell from the first bytes of a ``KeyValue`` whether it can be skipped; where they do not tell, it cannot.
+
+        Nearly always the key comes first and is short, and most attributes are not read.
+        """
+        body = self._body
+        if end - begin < 2 or body[begin] != _KEY_TAG:
+            return False
+        first = begin + 2
+        last = first + body[begin + 1]
+        return body[begin + 1] < 0x80 and last <= end and body[first:last] not in keys
+
     def _key(self, begin: int, end: int) -> tuple[bytes, tuple[int, int] | None]:
-        """Return the key of a ``KeyValue``, and where its value is."""
+        """Return the key of a ``KeyValue`` and the position of its value."""
         key, at = b"", None
         for number, wire, first, last in self.fields(begin, end):
             if (number, wire) == (1, _LENGTH):
@@ -140,7 +171,7 @@ class _Reader:
         return None
 
     def _text(self, begin: int, end: int, most: int) -> str | None:
-        """Return a text; ``None`` for one that is too long or no text."""
+        """Return a text; ``None`` if it is too long or not UTF-8."""
         if end - begin > most:
             return None
         try:
@@ -149,16 +180,23 @@ class _Reader:
             return None
 
     def fields(self, at: int, end: int) -> Iterator[Field]:
-        """Go through the fields of a message, without looking into them."""
+        """Iterate over the fields of a message without decoding nested messages."""
         body = self._body
         while at < end:
-            tag, at = self._varint(at, end)
+            # Most numbers take one byte, for which calling _varint() would cost more than everything else here.
+            if (tag := body[at]) < 0x80:
+                at += 1
+            else:
+                tag, at = self._varint(at, end)
             number, wire = tag >> 3, tag & 7
             self._fields_left -= 1
             if not number or self._fields_left < 0:
                 raise MalformedBody("a field has the number 0" if not number else "too many fields")
             if wire == _LENGTH:
-                length, at = self._varint(at, end)
+                if at < end and (length := body[at]) < 0x80:
+                    at += 1
+                else:
+                    length, at = self._varint(at, end)
                 if length > end - at:
                     raise MalformedBody("a field is longer than its message")
                 yield number, wire, at, at + length
@@ -176,9 +214,6 @@ class _Reader:
                 raise MalformedBody(f"wire type {wire} is not in use")
 
     def _varint(self, at: int, end: int) -> tuple[int, int]:
-        value = self._body[at] if at < end else 0x80
-        if value < 0x80:
-            return value, at + 1
         value = 0
         for index in range(_MAX_VARINT_BYTES):
             if at >= end:
@@ -191,15 +226,15 @@ class _Reader:
         raise MalformedBody("a number does not end")
 
     def id_at(self, begin: int, end: int, size: int) -> int:
-        """Return an id, and 0 for one of another size."""
+        """Return an id; 0 if its size is wrong."""
         return int.from_bytes(self._body[begin:end], "big") if end - begin == size else 0
 
     def name_at(self, begin: int, end: int) -> str:
-        """Return a span's name; a long one is not a known one."""
+        """Return a span's name; empty if it is long, since no known name is."""
         return self._text(begin, end, MAX_TEXT) or ""
 
     def status_at(self, begin: int, end: int) -> bool:
-        """Tell whether a status is ERROR."""
+        """Return whether a status is ERROR."""
         return any(field[:3] == (3, _VARINT, ERROR) for field in self.fields(begin, end))
 
     def link_at(self, begin: int, end: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The relay as a program: checked configuration, a socket, uvicorn."""
+"""Runs the relay as a program: checks the configuration, opens a socket, starts uvicorn."""
 
 import ipaddress
 import os
@@ -10,6 +10,7 @@ from agent_gateway_client.relay.app import TRACES_PATH, Relay
 from agent_gateway_client.relay.limits import Limits
 from agent_gateway_client.server.bearer import token_in
 from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.observed.companion import Companion
 
 TOKEN_VARIABLE = "AGENT_GATEWAY_RELAY_TOKEN"
 
@@ -20,19 +21,19 @@ _GRACE_S = 5
 
 
 def token_from_environment() -> str | None:
-    """Return what senders have to send as a token; ``None`` where the variable is not set or empty.
+    """Return the token that senders must send; ``None`` if the variable is unset or empty.
 
     Raises:
-        ConfigurationError: It is too short, or cannot be in a header.
+        ConfigurationError: It is too short, or not valid in a header.
     """
     return token_in(TOKEN_VARIABLE)
 
 
 def check_address(host: str, port: int, token: str | None) -> None:
-    """Check that the relay may listen there.
+    """Check that the relay may listen on an address.
 
     Raises:
-        ConfigurationError: Anybody could send spans, or the relay would send its mirrors to itself.
+        ConfigurationError: Anybody could send spans, or the relay would send mirrors to itself.
     """
     if token is None and not is_loopback(host):
         raise ConfigurationError(
@@ -51,7 +52,7 @@ def check_address(host: str, port: int, token: str | None) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach a host."""
+    """Return whether a host is a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -59,10 +60,10 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0 takes a free one.
+    """Return a listening socket; port 0 takes a free port.
 
     Raises:
-        StartError: The address cannot be listened on.
+        StartError: The address is taken or cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -74,7 +75,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(exporter: Exporter, listening: socket.socket, *, token: str | None, limits: Limits) -> None:
-    """Serve until a signal comes; what is held then is sent.
+    """Serve until a signal arrives, then send what is held.
 
     Raises:
         MissingDependencyError: uvicorn is not installed.
@@ -83,8 +84,10 @@ def serve(exporter: Exporter, listening: socket.socket, *, token: str | None, li
         import uvicorn
     except ModuleNotFoundError:
         raise MissingDependencyError("The relay needs uvicorn: pip install 'agent-gateway-client[relay]'") from None
+    companion = Companion(exporter)
+    companion.start()
     config = uvicorn.Config(
-        Relay(exporter, token=token, limits=limits, is_full=exporter.is_full),
+        Relay(exporter, token=token, limits=limits, is_full=exporter.is_full, companion=companion),
         access_log=False,
         log_level="warning",
         limit_concurrency=_CONNECTIONS,
@@ -95,6 +98,6 @@ def serve(exporter: Exporter, listening: socket.socket, *, token: str | None, li
 
 
 def url_of(listening: socket.socket) -> str:
-    """Return where gateways send their traces to."""
+    """Return the URL for gateways' traces."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}{TRACES_PATH}"

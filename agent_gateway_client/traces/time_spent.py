@@ -17,9 +17,9 @@ class TimeSpent(NamedTuple):
 
     Attributes:
         total_ns: Nanoseconds from the start of the trace to its end.
-        shares: Nanoseconds by owner, in display order: ``provider``, ``gateway``, ``network`` (between a call's span
-            and its mirror, including the client library), ``unseen calls`` (spans of model calls without a gateway
-            span) and ``agent`` (the rest). They add up to the total.
+        shares: Nanoseconds by owner, in display order: ``provider`` (including model servers), ``gateway``, ``network``
+            (between a call's span and its mirror, including the client library), ``unseen calls`` (spans of model calls
+            without a gateway span) and ``agent`` (the rest). They add up to the total.
         network_is_agents: Whether the agent's share includes the network: without autologging there is no span for the
             client's call, so the two cannot be separated.
         on_path: By span id, the nanoseconds of the critical path in the span and its descendants.
@@ -106,6 +106,8 @@ def _owner_of(span: SpanFacts | None, below: Sequence[SpanFacts]) -> str:
     mirrored = any(child.kind == "gateway" for child in below)
     if span is None:
         return "agent"
+    if span.kind == "engine":
+        return "provider"
     if span.kind == "attempt":
         # Its child is the mirror of a second gateway.
         return "network" if mirrored else "provider"

@@ -11,6 +11,7 @@ import agent_gateway_client
 import agent_gateway_client.server
 from agent_gateway_client.server.export.counts import Reason
 from agent_gateway_client.server.observed.metrics import METRICS
+from tests.support.gateway_columns import UNTOLD
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -94,6 +95,14 @@ def test_the_published_command_is_announced_as_such():
     """In the README, with the words that say from when on it works."""
     text = " ".join((ROOT / "README.md").read_text().split())
     assert re.search(r"[Oo]nce the first release is on PyPI[^.]*`pip install 'agent-gateway-client\[openai\]'`", text)
+
+
+def test_the_relays_page_says_what_litellm_does_not():
+    """Each thing that the table of scenarios makes an exception for is in docs/relay.md."""
+    page = (DOCS / "relay.md").read_text()
+    for untold in UNTOLD.values():
+        for sentence in untold.values():
+            assert f"| {sentence} |" in page
 
 
 def test_the_readme_says_what_its_command_needs():

@@ -1,8 +1,10 @@
 """One real gateway for all end-to-end tests, and clients that trace into it."""
 
+import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -15,6 +17,7 @@ from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import USER, Database, httpx_client, tracing_into
 from tests.support.fastapi_gateway import fastapi_gateway
 from tests.support.litellm_proxy import LiteLLMProxy, configuration
+from tests.support.relay import OtelProxy, otel_proxy
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +29,17 @@ def upstream_port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="session")
-def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_port: int) -> Iterator[DemoGateway]:
-    """A gateway with the companion and MLflow's default configuration. One of its upstreams may be a gateway too."""
-    environment = {"AGENT_GATEWAY_URLS": f"http://127.0.0.1:{upstream_port}"}
+def engine_port() -> Iterator[int]:
+    """The port on which both gateways know a model server to be that continues traces."""
+    reserved = Reservation()
+    yield reserved.port
+    reserved.release()
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_port: int, engine_port: int) -> Iterator[DemoGateway]:
+    """A gateway with the companion and MLflow's default configuration. Two of its upstreams continue traces."""
+    environment = {"AGENT_GATEWAY_URLS": f"http://127.0.0.1:{upstream_port},http://127.0.0.1:{engine_port}"}
     with DemoGateway(directory=tmp_path_factory.mktemp("gateway"), env=environment) as gateway:
         yield gateway
 
@@ -41,24 +52,39 @@ def database(gateway: DemoGateway) -> Database:
 
 @pytest.fixture(scope="session")
 def litellm_proxy(
-    gateway: DemoGateway, upstream_port: int, tmp_path_factory: pytest.TempPathFactory
+    gateway: DemoGateway, upstream_port: int, engine_port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiteLLMProxy]:
     """A LiteLLM Proxy where the gateway knows another one to be, in front of the same provider and of the gateway.
 
     Its mirrors go to the gateway's MLflow.
     """
+    engine_url = f"http://127.0.0.1:{engine_port}"
     environment = {
         "MLFLOW_TRACKING_URI": gateway.tracking_uri,
-        "AGENT_GATEWAY_URLS": gateway.gateway_url,
+        "AGENT_GATEWAY_URLS": f"{gateway.gateway_url},{engine_url}",
         "AGENT_GATEWAY_MAY_JOIN": "tests.support.tenants:may_join",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])),
     }
-    config = configuration(gateway.provider.url, gateway_url=gateway.openai_base_url)
+    config = configuration(gateway.provider.url, gateway_url=gateway.openai_base_url, engine_url=engine_url)
     with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, upstream_port, **environment) as proxy:
         # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.
         with proxy.column.openai_client() as client:
             list(client.chat.completions.create(model="chat", messages=[USER], stream=True))  # type: ignore[list-item]
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def litellm_otel(
+    gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], OtelProxy]]:
+    """LiteLLM Proxies whose own callback sends to a relay, each started when its version is first asked for."""
+    with ExitStack() as running:
+
+        @functools.cache
+        def start(version: str) -> OtelProxy:
+            return running.enter_context(otel_proxy(tmp_path_factory.mktemp("litellm-otel"), gateway, version))
+
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -17,11 +15,9 @@ from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.doctor.checks import Settings
 from agent_gateway_client.doctor.examine import examine
-from tests.support.doctor import ALL, IMPATIENCE_S, broken, examined
+from tests.support.doctor import ALL, COMMAND, IMPATIENCE_S, broken, examined
 from tests.support.meddler import meddler, replacing, without
 from tests.support.served import Served
-
-COMMAND = str(Path(sys.executable).parent / "agent-gateway")
 
 
 def test_all_is_well(gateway: DemoGateway):

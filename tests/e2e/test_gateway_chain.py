@@ -11,13 +11,12 @@ from mlflow.entities import (
     GatewayEndpointModelConfig,
     GatewayModelLinkageType,
     Span,
-    Trace,
 )
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.utils.rest_utils import MlflowHostCreds
 
 from agent_gateway_client.demo.gateway import DemoGateway
-from tests.support.e2e import CHAT, USER, assert_linked, children_of, mirrored, mirrors_in
+from tests.support.e2e import CHAT, USER, assert_linked, mirrored, mirrors_in, tree
 from tests.support.litellm_proxy import MASTER_KEY, LiteLLMProxy
 
 LITELLM, PROVIDER, LITELLM_UNNAMED = "litellm", "provider", "litellm by another name"
@@ -63,21 +62,6 @@ def chain(gateway: DemoGateway, litellm_proxy: LiteLLMProxy) -> None:
             )
         fallback = FallbackConfig(FallbackStrategy.SEQUENTIAL, max_attempts=1) if len(models) > 1 else None
         store.create_gateway_endpoint(name, configs, fallback_config=fallback, usage_tracking="untracked" not in name)
-
-
-def tree(trace: Trace, span: Span) -> dict[str, Any]:
-    """Return the names below a span; those of failed spans with what they failed of."""
-    below = {}
-    for child in children_of(trace, span):
-        assert span.start_time_ns <= child.start_time_ns <= child.end_time_ns <= span.end_time_ns
-        error = child.attributes.get("error.type")
-        below[f"{child.name} {error}" if error else child.name] = tree(trace, child)
-    return below
-
-
-def own(trace: Trace, caller: Span) -> Span:
-    """Return the caller's span as the trace has it."""
-    return next(span for span in trace.data.spans if span.span_id == caller.span_id)
 
 
 CHAT_BY_LITELLM = {"provider/openai/chat": {"gateway/chat": {"provider/openai/gpt-4o-mini": {}}}}
@@ -143,7 +127,7 @@ def test_three_levels_in_one_trace(number: int, made: list[tuple[Span, httpx.Res
     chain, (step, answer) = CHAINS[number], made[number]
     assert answer.status_code == 200, answer.text
     trace = mirrored(step, count(chain.mirrors))
-    assert tree(trace, own(trace, step)) == chain.mirrors
+    assert tree(trace, step) == chain.mirrors
     first = mirrors_in(trace)[0]
     if "untracked" not in first.name:
         assert_linked(first)
@@ -167,7 +151,7 @@ def test_the_other_way_round(stream: bool, error: str, litellm_proxy: LiteLLMPro
         for _ in answer if stream else ():
             pass
     trace = mirrored(step, 3)
-    assert tree(trace, own(trace, step)) == {"gateway/mlflow-fallback": attempts}
+    assert tree(trace, step) == {"gateway/mlflow-fallback": attempts}
 
 
 def test_tokens_are_counted_once(made: list[tuple[Span, httpx.Response]]):

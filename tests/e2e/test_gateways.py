@@ -75,7 +75,7 @@ def test_times_are_contained(run: Run):
         moments = [caller.start_time_ns, mirror.start_time_ns]
         for attempt in call.attempts:
             moments += [attempt.start_time_ns, attempt.end_time_ns]
-        moments += [mirror.end_time_ns, caller.end_time_ns]
+        moments += [mirror.end_time_ns] if "end" in run.column.untold else [mirror.end_time_ns, caller.end_time_ns]
         assert all(earlier <= later for earlier, later in pairwise(moments)), (name, moments)
 
 
@@ -87,12 +87,15 @@ def test_status_is_the_calls_own(run: Run):
         assert call.mirror.status.description == "", name
         assert ("error.type" in facts) is failed, name
         assert facts.get("error.type") != "client_disconnect", name
-        assert_told(facts, {"http.response.status_code": call.status})
-        if call.status >= 400:
-            assert facts["error.type"] == str(call.status), name
+        is_cut = failed and call.status == 200
+        status = 500 if is_cut and "status of a cut stream" in run.column.untold else call.status
+        assert_told(facts, {"http.response.status_code": status})
+        if status >= 400:
+            assert facts["error.type"] == str(status), name
         else:
             assert_told(facts, {"gen_ai.request.stream": call.mode.streamed})
-            assert ("gen_ai.response.time_to_first_chunk" in facts) is call.mode.streamed, name
+            has_first_chunk = call.mode.streamed and "first chunk" not in run.column.untold
+            assert ("gen_ai.response.time_to_first_chunk" in facts) is has_first_chunk, name
 
 
 def test_attempts_and_fallbacks(run: Run):
@@ -173,7 +176,8 @@ def test_no_payload_is_stored(run: Run):
             steps[name] = step
     for name, step in steps.items():
         # A gateway that turns a caller away before it has asked a provider leaves nothing.
-        complete_trace(step.trace_id, 0 if name == "unknown" else 1, {step.span_id})
+        is_silent = name == "unknown" or (name == "invalid" and "invalid request" in run.column.untold)
+        complete_trace(step.trace_id, 0 if is_silent else 1, {step.span_id})
         rows = run.database.rows_of(step.trace_id)
         assert {"spans", "trace_info"} <= {row["table"] for row in rows}, name
         assert [row for row in rows if CANARY in json.dumps(row).lower()] == [], name
@@ -201,8 +205,10 @@ def test_client_that_hangs_up(run: Run):
         wait_until_noticed(step, run.database)
     trace = mirrored(step)
     (mirror,) = mirrors_in(trace)
-    (attempt,) = assert_mirror(trace, mirror, step, [("openai/gpt-4o-mini-long", "ERROR")])
-    assert [span.attributes["error.type"] for span in (mirror, attempt)] == ["client_disconnect"] * 2
+    cut_off = "attempt of a client that hangs up" not in run.column.untold
+    (attempt,) = assert_mirror(trace, mirror, step, [("openai/gpt-4o-mini-long", "ERROR" if cut_off else "OK")])
+    assert mirror.attributes["error.type"] == "client_disconnect"
+    assert attempt.attributes.get("error.type") == ("client_disconnect" if cut_off else None)
     assert_told(mirror.attributes, {"http.response.status_code": 200})
     assert not trace.info.token_usage
     if run.column.has_own_traces:
@@ -235,8 +241,9 @@ def test_many_calls_of_one_trace(run: Run):
     trace = mirrored(steps[0], len(steps))
     by_parent = {mirror.parent_id: mirror for mirror in mirrors_in(trace)}
     assert len(mirrors_in(trace)) == len(by_parent) == len(steps)
+    is_within = "end" not in run.column.untold
     for number, step in enumerate(steps):
-        assert_mirror(trace, by_parent[step.span_id], step, MINI if number % 5 else FELL_BACK)
+        assert_mirror(trace, by_parent[step.span_id], step, MINI if number % 5 else FELL_BACK, is_within=is_within)
     used = [span.attributes.get("mlflow.chat.tokenUsage") for span in trace.data.spans]
     assert [usage["input_tokens"] for usage in used if usage] == [3] * len(steps)
     if run.column.has_own_traces:
@@ -250,7 +257,8 @@ def test_many_traces_at_once(run: Run):
     for number, step in enumerate(steps):
         trace = mirrored(step)
         (mirror,) = mirrors_in(trace)
-        assert_mirror(trace, mirror, step, MINI if number % 5 else FELL_BACK)
+        attempts = MINI if number % 5 else FELL_BACK
+        assert_mirror(trace, mirror, step, attempts, is_within="end" not in run.column.untold)
 
 
 def _send(column: Column, lines: list[tuple[str, str]]) -> str:

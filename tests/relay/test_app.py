@@ -11,7 +11,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from agent_gateway_client.relay import Limits, Relay
 from agent_gateway_client.relay.collect import Collection
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.observed.companion import Companion
 from tests.support.otlp_spans import Clock, Sink, attempt, json_body, protobuf_body, root
+from tests.support.server import MemoryDestination
 
 PROTOBUF = {"content-type": "application/x-protobuf"}
 JSON = {"content-type": "application/json"}
@@ -20,7 +23,7 @@ LIMITS = Limits(body_bytes=50_000, json_containers=500, request_spans=3, spans=4
 
 
 class Served:
-    """A relay and its client."""
+    """A relay and a client for it."""
 
     def __init__(self, token: str | None = None) -> None:
         self.sink = Sink()
@@ -36,7 +39,7 @@ class Served:
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    """A relay that asks for no token."""
+    """A relay without a token."""
     served = Served()
     yield served
     served.relay.close()
@@ -48,7 +51,7 @@ async def served() -> AsyncIterator[Served]:
     ("encode", "headers"), [(protobuf_body, PROTOBUF), (json_body, JSON)], ids=["protobuf", "JSON"]
 )
 async def test_spans_are_taken(served: Served, encode: Any, headers: dict[str, str], compressed: bool):
-    """In both encodings, as they are and with gzip; the answer is empty and of the request's type."""
+    """Both encodings are accepted, plain and with gzip. The answer is empty and has the content type of the request."""
     body = encode(CALL)
     if compressed:
         body, headers = gzip.compress(body, mtime=0), {**headers, "content-encoding": "gzip"}
@@ -61,7 +64,7 @@ async def test_spans_are_taken(served: Served, encode: Any, headers: dict[str, s
 
 
 async def test_partial_success_in_protobuf(served: Served):
-    """Spans that are not taken are counted in the answer."""
+    """The answer counts the rejected spans."""
     answer = await served.post(protobuf_body([root(number) for number in range(1, 6)]))
     partial = ExportTraceServiceResponse.FromString(answer.content).partial_success
     assert (answer.status_code, partial.rejected_spans) == (200, 2)
@@ -69,13 +72,13 @@ async def test_partial_success_in_protobuf(served: Served):
 
 
 async def test_partial_success_in_json(served: Served):
-    """As a text, as JSON has 64-bit numbers."""
+    """The count is a string, as JSON has 64-bit numbers."""
     answer = await served.post(json_body([root(number) for number in range(1, 6)]), JSON)
     assert answer.json()["partialSuccess"]["rejectedSpans"] == "2"
 
 
 async def test_spans_that_are_not_recognised_are_not_rejected(served: Served):
-    """A gateway sends many spans that are no calls; its log is not to be filled with that."""
+    """A gateway sends many spans that are not model calls. Its log must not fill up with them."""
     assert (await served.post(protobuf_body([root()]))).content == b""
     health = (await served.client.get("/health")).json()
     assert (health["unrecognised"], health.get("recognised", 0)) == (1, 0)
@@ -96,7 +99,7 @@ async def test_spans_that_are_not_recognised_are_not_rejected(served: Served):
     ],
 )
 async def test_refusals(served: Served, status: int, body: bytes, headers: dict[str, str], path: str):
-    """Each with its status and a sentence, in the form that OTLP asks for; nothing is held."""
+    """Each refusal has its status and a sentence in OTLP's form, and nothing is held."""
     answer = await served.post(body, headers, path)
     assert answer.status_code == status
     if headers["content-type"] == "application/x-protobuf":
@@ -108,7 +111,7 @@ async def test_refusals(served: Served, status: int, body: bytes, headers: dict[
 
 
 async def test_a_body_in_pieces_that_is_too_large(served: Served):
-    """Also where no length was announced."""
+    """The limit also applies to a body without a content length."""
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(60):
@@ -118,13 +121,13 @@ async def test_a_body_in_pieces_that_is_too_large(served: Served):
 
 
 async def test_get(served: Served):
-    """The method that works is named."""
+    """The answer names the right method."""
     answer = await served.client.get("/v1/traces")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
 async def test_a_full_relay(served: Served):
-    """429 with the seconds to wait; when old unfinished spans can go, the next request is taken."""
+    """The answer is 429 with a Retry-After. Once old unfinished spans can be dropped, the next request is accepted."""
     for number in (1, 2):
         await served.post(protobuf_body([root(number), attempt(number + 10, number)]))
     answer = await served.post(protobuf_body(CALL))
@@ -135,7 +138,7 @@ async def test_a_full_relay(served: Served):
 
 
 async def test_a_store_that_is_away_for_long(served: Served):
-    """Senders wait in place of the exporter's oldest calls being dropped."""
+    """Senders wait, so that the exporter need not drop its oldest calls."""
     relay = Relay(served.sink, is_full=lambda: True)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(relay), base_url="http://relay") as client:
         answer = await client.post("/v1/traces", content=protobuf_body(CALL), headers=PROTOBUF)
@@ -143,7 +146,7 @@ async def test_a_store_that_is_away_for_long(served: Served):
 
 
 async def test_a_relay_that_stops(served: Served):
-    """What it holds is sent, and what comes is refused so that the client tries again."""
+    """It sends what it holds, and refuses new requests in a way that makes clients retry."""
     await served.post(protobuf_body(CALL))
     served.relay.close()
     assert (len(served.sink.calls), served.sink.flushed) == (1, 1)
@@ -156,7 +159,7 @@ async def test_a_relay_that_stops(served: Served):
     ("authorization", "status"), [(None, 401), ("Bearer wrong", 401), ("secret", 401), ("bearer secret", 200)]
 )
 async def test_a_token(authorization: str | None, status: int):
-    """Without it nothing is taken, and the body is not read; GET /health needs none."""
+    """Without it a request is refused before its body is read. GET /health needs no token."""
     served = Served(token="secret")
     headers = PROTOBUF if authorization is None else {**PROTOBUF, "authorization": authorization}
     answer = await served.post(protobuf_body(CALL), headers)
@@ -167,8 +170,27 @@ async def test_a_token(authorization: str | None, status: int):
     assert len(served.sink.calls) == (status == 200)
 
 
+@pytest.mark.parametrize("path", ["/agent-gateway/status", "/agent-gateway/metrics"])
+async def test_the_pages_of_the_companion(path: str):
+    """Only senders with the token see what became of the calls. Without a companion there are no such pages."""
+    exporter = Exporter(MemoryDestination())
+    relay = Relay(exporter, token="secret", companion=Companion(exporter))
+    plain = Relay(Sink(), token="secret")
+    opened = {"authorization": "Bearer secret"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(relay), base_url="http://relay") as client:
+        assert (await client.get(path)).status_code == 401
+        answer = await client.get(path, headers=opened)
+        await client.post("/v1/traces", content=b"", headers=PROTOBUF)
+        status = (await client.get("/agent-gateway/status", headers=opened)).json()
+    assert answer.status_code == 200
+    assert (status["waiting"], status["problem"], status["relay"]["refused"]) == (0, None, {"401": 1})
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(plain), base_url="http://relay") as client:
+        assert (await client.get(path, headers=opened)).status_code == 404
+    exporter.shutdown()
+
+
 async def test_calls_are_submitted_without_a_further_request():
-    """A thread sees to it when the pieces have settled."""
+    """A thread submits a call once its spans have settled."""
     sink = Sink()
     limits = Limits(settle_seconds=0.05)
     relay = Relay(sink, limits=limits)
@@ -179,7 +201,7 @@ async def test_calls_are_submitted_without_a_further_request():
 
 
 async def test_mounted_in_another_application():
-    """Below a path, without a lifespan."""
+    """It works below a path and without a lifespan."""
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
@@ -194,7 +216,7 @@ async def test_mounted_in_another_application():
 
 
 async def test_its_lifespan_sends_what_is_held():
-    """Under uvicorn the stop is announced there."""
+    """uvicorn announces the shutdown there."""
     sink = Sink()
     relay = Relay(sink)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(relay), base_url="http://relay") as client:

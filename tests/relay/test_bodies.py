@@ -1,10 +1,7 @@
-"""Bodies: both encodings say the same, and whatever is sent is read or refused within bounds."""
+"""Request bodies: both encodings are decoded alike, and whatever is sent is decoded or refused within bounds."""
 
 import gzip
 import json
-import random
-import resource
-import struct
 import tracemalloc
 from typing import Any
 
@@ -24,7 +21,7 @@ MEBIBYTE = 1024 * 1024
 
 
 def full_span() -> Span:
-    """Return a span with an attribute of each type, events, links, a status."""
+    """Return a span with an attribute of each type, an event, a link and a status."""
     made = root(
         attributes={
             "gen_ai.provider.name": "openai",
@@ -44,7 +41,7 @@ def full_span() -> Span:
 
 
 def test_both_encodings_say_the_same():
-    """A span is read the same from protobuf and from JSON, with what is needed of it and no more."""
+    """A span decoded from protobuf equals one decoded from JSON, and holds only what is needed."""
     spans = [full_span(), attempt(2)]
     from_protobuf = protobuf.read_request(protobuf_body(spans, service="agent-gateway", scope="fastapi"), *BOUNDS)
     from_json = otlp_json.read_request(json_body(spans, service="agent-gateway", scope="fastapi"), *BOUNDS)
@@ -52,7 +49,7 @@ def test_both_encodings_say_the_same():
     assert from_protobuf.rejected == 0
     (first, second) = from_protobuf.spans
     assert (first.span_id, first.parent_id, first.kind, first.failed) == (1, CALLER, 2, True)
-    assert (first.service, first.scope, first.parent_is_remote) == ("agent-gateway", "fastapi", True)
+    assert (first.resource.service, first.scope, first.parent_is_remote) == ("agent-gateway", "fastapi", True)
     assert first.link == (int("01" * 16, 16), int("02" * 8, 16))
     assert first.attributes == {
         "gen_ai.provider.name": "openai",
@@ -66,16 +63,27 @@ def test_both_encodings_say_the_same():
 
 
 def test_the_resource_may_come_last():
-    """Protobuf's fields may be in any order."""
+    """Protobuf fields may be in any order."""
     sent = request([root()], service="agent-gateway", scope="fastapi").resource_spans[0]
     resource, scope_spans = sent.resource.SerializeToString(), sent.scope_spans[0].SerializeToString()
     fields = _field(2, scope_spans) + _field(1, resource)
     (read,) = protobuf.read_request(_field(1, fields), *BOUNDS).spans
-    assert read.service == "agent-gateway"
+    assert read.resource.service == "agent-gateway"
+
+
+def test_the_value_may_come_first():
+    """An attribute whose key follows its value is read too."""
+    sent = root(attributes={"gen_ai.provider.name": "openai"})
+    key, value = _field(1, b"gen_ai.provider.name"), _field(2, _field(1, b"openai"))
+    whole = sent.SerializeToString()
+    assert key + value in whole
+    turned = whole.replace(key + value, value + key)
+    (read,) = protobuf.read_request(_field(1, _field(2, _field(2, turned))), *BOUNDS).spans
+    assert read.attributes == {"gen_ai.provider.name": "openai"}
 
 
 def test_names_of_enums():
-    """Protobuf's own JSON writes enums by name."""
+    """Protobuf's JSON encoders write enums by name."""
     sent = json.loads(json_body([root(failed=True)]))
     (one,) = sent["resourceSpans"][0]["scopeSpans"][0]["spans"]
     one["kind"], one["status"]["code"] = "SPAN_KIND_SERVER", "STATUS_CODE_ERROR"
@@ -85,7 +93,7 @@ def test_names_of_enums():
 
 @pytest.mark.parametrize("encode", [protobuf_body, json_body])
 def test_spans_without_ids_are_rejected(encode: Any):
-    """They are counted, and the others are taken."""
+    """They are counted, and the other spans are accepted."""
     spans = [root(), root(), root()]
     spans[0].trace_id = b"\0" * 16
     spans[1].span_id = b"\1" * 7
@@ -95,7 +103,7 @@ def test_spans_without_ids_are_rejected(encode: Any):
 
 @pytest.mark.parametrize("encode", [protobuf_body, json_body])
 def test_more_spans_than_are_taken(encode: Any):
-    """The rest are rejected without being read."""
+    """The rest are rejected without being decoded."""
     batch = _read(encode, [span(number, CALLER) for number in range(1, 151)])
     assert (len(batch.spans), batch.rejected) == (100, 50)
 
@@ -120,7 +128,7 @@ def test_a_long_text_is_left_out(encode: Any):
     [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05ab", b"\x00", b"\x0b\x0c", b"\x0d\x01", b"\x0a" + b"\xff" * 11],
 )
 def test_malformed_protobuf(body: bytes):
-    """A length beyond the end, a number that does not end, a field 0, a group."""
+    """A length beyond the end, a number without an end, field number 0, a group."""
     with pytest.raises(MalformedBody):
         protobuf.read_request(body, *BOUNDS)
 
@@ -140,7 +148,7 @@ def test_malformed_protobuf(body: bytes):
     ],
 )
 def test_malformed_json(body: bytes):
-    """What is not JSON, and JSON of another form; nesting that no decoder follows."""
+    """Not JSON, JSON of another shape, and nesting that is too deep for the decoder."""
     with pytest.raises(MalformedBody):
         otlp_json.read_request(body, *BOUNDS)
 
@@ -149,7 +157,7 @@ def test_malformed_json(body: bytes):
 @pytest.mark.parametrize("kind", ["intValue", "doubleValue", "stringValue", "boolValue", "arrayValue"])
 @pytest.mark.parametrize("member", ["kind", "flags", "startTimeUnixNano", "status", "traceId", "links"])
 def test_json_of_any_type(value: Any, kind: str, member: str):
-    """A value of a type that OTLP does not have there is left out, and does not cost the others."""
+    """A value of the wrong type is left out, and the other spans are still read."""
     sent = json.loads(json_body([root(attributes={"gen_ai.provider.name": "x"}), attempt(2)]))
     one = sent["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
     one["attributes"][0]["value"] = {kind: value}
@@ -165,38 +173,13 @@ def test_json_of_any_type(value: Any, kind: str, member: str):
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=300))
 def test_any_bytes(body: bytes):
-    """Whatever comes is read or refused."""
+    """Any bytes are decoded or refused."""
     _read_or_refuse(body)
-
-
-def test_many_hostile_bodies():
-    """Twenty thousand requests with bytes changed, cut out and repeated: an answer to each, memory bounded."""
-    chance = random.Random(16)
-    whole = [protobuf_body([full_span(), attempt(2)]), json_body([full_span(), attempt(2)])]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(20_000):
-        body = bytearray(chance.choice(whole))
-        for _ in range(chance.randint(1, 8)):
-            at = chance.randrange(len(body))
-            how = chance.randrange(4)
-            if how == 0:
-                body[at] = chance.randrange(256)
-            elif how == 1:
-                del body[at : at + chance.randint(1, 20)]
-            elif how == 2:
-                body[at:at] = body[at : at + chance.randint(1, 40)]
-            else:
-                body[at:at] = struct.pack("<Q", chance.getrandbits(64))
-            if not body:
-                break
-        _read_or_refuse(bytes(body))
-    # Kibibytes.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
 
 
 @pytest.mark.parametrize("inner", [b"", b"\x12\x00", b"\x12\x02\x12\x00"], ids=["resources", "scopes", "spans"])
 def test_a_body_of_nothing_but_empty_messages(inner: bytes):
-    """Two bytes each, tens of thousands of them: counted, and neither kept nor made into objects."""
+    """Tens of thousands of two-byte messages are counted without creating an object for each."""
     body = _field(1, inner) * 30_000
     tracemalloc.start()
     protobuf.read_request(body, *BOUNDS)
@@ -206,20 +189,20 @@ def test_a_body_of_nothing_but_empty_messages(inner: bytes):
 
 
 def test_too_many_fields(monkeypatch: pytest.MonkeyPatch):
-    """A body that would keep a core busy for long is refused."""
+    """A body that would keep a core busy for too long is refused."""
     monkeypatch.setattr(protobuf, "_MAX_FIELDS", 1000)
     with pytest.raises(MalformedBody):
         protobuf.read_request(_field(1, b"") * 1001, *BOUNDS)
 
 
 def test_gzip():
-    """One member or several."""
+    """A body may have one member or several."""
     assert decompress(gzip.compress(b"one", mtime=0) + gzip.compress(b"two", mtime=0), 100) == b"onetwo"
     assert decompress(gzip.compress(b"", mtime=0), 100) == b""
 
 
 def test_a_gzip_bomb():
-    """What decompresses to more than the bound is refused before it is decompressed."""
+    """A body that decompresses to more than the limit is refused before it is fully decompressed."""
     bomb = gzip.compress(b"\0" * (64 * MEBIBYTE), mtime=0)
     tracemalloc.start()
     with pytest.raises(TooLarge):
@@ -233,7 +216,7 @@ def test_a_gzip_bomb():
     "body", [b"no gzip", gzip.compress(b"cut off" * 100, mtime=0)[:-9], gzip.compress(b"one", mtime=0) + b"junk"]
 )
 def test_malformed_gzip(body: bytes):
-    """Refused, not taken as what could be read of it."""
+    """It is refused, even if part of it could be decoded."""
     with pytest.raises(MalformedBody):
         decompress(body, MEBIBYTE)
 

@@ -1,6 +1,5 @@
-"""No payload gets through the relay, wherever a gateway puts it."""
+"""No payload passes through the relay, wherever a gateway puts it."""
 
-import os
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from agent_gateway_client.relay import facts, otlp_json, protobuf
 from agent_gateway_client.relay.dialects import ALL_KEYS, NAMES
 from agent_gateway_client.server.mirror import Convention, mirror
-from tests.support.otlp_spans import CALLER, CLIENT, REMOTE, SERVER, any_value, collected, json_body, request, span
+from tests.support.nightly import amount
+from tests.support.otlp_spans import CALLER, CLIENT, REMOTE, SERVER, any_value, as_json, collected, request, span
 
-EXAMPLES = 10_000 if os.environ.get("NIGHTLY") else 150
+EXAMPLES = amount(150, 10_000)
 SECRET = "c4n4ry7f3a"
 RECOGNISED = {
     "gen_ai.operation.name": "chat",
@@ -41,7 +41,7 @@ sentences = st.sampled_from(
         f"{SECRET} " * 200,
     ]
 )
-"""What was asked, answered, or went wrong: a text that is not a name."""
+"""Prompts, answers and error messages: texts that are not names."""
 
 payload_keys = st.sampled_from(
     ["gen_ai.input.messages", "gen_ai.prompt.0.content", "input.value", "mlflow.spanInputs", "error.message", SECRET]
@@ -53,7 +53,7 @@ identity = st.dictionaries(st.sampled_from(sorted(RECOGNISED)), st.just(None), m
 
 @st.composite
 def spans(draw: Any, span_id: int, parent_id: int, kind: int, flags: int) -> Span:
-    """Return a span that holds the secret wherever something can be said."""
+    """Return a span with the secret in every text that it has."""
     told = {**draw(st.dictionaries(keys, values, max_size=8)), **{key: RECOGNISED[key] for key in draw(identity)}}
     made = span(
         span_id,
@@ -75,10 +75,10 @@ def spans(draw: Any, span_id: int, parent_id: int, kind: int, flags: int) -> Spa
 
 @st.composite
 def requests(draw: Any) -> ExportTraceServiceRequest:
-    """Return a gateway's part of a trace, with the secret in its resource and its scope too."""
+    """Return a gateway's part of a trace, with the secret in its resource and scope too."""
     made = [draw(spans(1, CALLER, SERVER, REMOTE)), draw(spans(2, 1, CLIENT, 0x100)), draw(spans(3, 2, SERVER, REMOTE))]
     names = st.sampled_from([SECRET, "agent-gateway", "agent-gateway-client", "fastapi"])
-    sent = request(made, service=draw(names), scope=draw(names))
+    sent = request(made, service=draw(names), scope=draw(names), served_model=draw(sentences))
     for resource_spans in sent.resource_spans:
         resource_spans.schema_url = SECRET
         resource_spans.resource.attributes.add(key=SECRET, value=any_value(SECRET))
@@ -89,11 +89,9 @@ def requests(draw: Any) -> ExportTraceServiceRequest:
 
 
 def written(sent: ExportTraceServiceRequest) -> bytes:
-    """Return all that is sent on of a request, in both conventions and from both encodings."""
-    (of_resource,) = sent.resource_spans
-    made = [one for of_scope in of_resource.scope_spans for one in of_scope.spans]
+    """Return everything that is written for a request, in both conventions and from both encodings."""
     bounds: Any = (ALL_KEYS, NAMES, 100, 100)
-    batches = protobuf.read_request(sent.SerializeToString(), *bounds), otlp_json.read_request(json_body(made), *bounds)
+    batches = protobuf.read_request(sent.SerializeToString(), *bounds), otlp_json.read_request(as_json(sent), *bounds)
     calls = [call for batch in batches for call in collected(batch.spans)]
     found = [encode_spans(mirror(call, convention)).SerializeToString() for call in calls for convention in Convention]
     return b"".join(found)
@@ -102,20 +100,20 @@ def written(sent: ExportTraceServiceRequest) -> bytes:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(requests())
 def test_nothing_that_was_said_gets_through(sent: ExportTraceServiceRequest):
-    """The secret is in every attribute, event, link, status, resource and scope, and in nothing that is sent on."""
+    """The secret is in every attribute, event, link, status, resource and scope, and in nothing that is written."""
     assert SECRET.encode() in sent.SerializeToString()
     assert SECRET.encode() not in written(sent)
 
 
 def test_mirrors_are_made_of_it():
-    """The search looks at something: such spans do become mirrors."""
+    """The search covers something: such spans do become mirrors."""
     attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "error.type": f"{SECRET} x"}
     made = [span(1, CALLER, kind=SERVER, flags=REMOTE), span(2, 1, kind=CLIENT, attributes=attributes, failed=True)]
     assert b"provider/openai" in written(request(made))
 
 
 def test_a_planted_leak_is_found(monkeypatch: pytest.MonkeyPatch):
-    """Were texts taken as they are, the search would say so."""
+    """If texts were taken as they are, the search would find the secret."""
     attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": f"please say {SECRET}"}
     made = [span(1, CALLER, kind=SERVER, flags=REMOTE), span(2, 1, kind=CLIENT, attributes=attributes)]
     assert SECRET.encode() not in written(request(made))

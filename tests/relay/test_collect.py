@@ -1,4 +1,4 @@
-"""How long pieces are held, and that what is held is bounded."""
+"""How long spans are held, and that the number of held spans is bounded."""
 
 import pytest
 
@@ -11,19 +11,19 @@ SETTLE, WAIT, CALL = LIMITS.settle_seconds, LIMITS.wait_seconds, LIMITS.call_sec
 
 
 class Held:
-    """A collection whose time passes when told to."""
+    """A collection with a clock that the test moves."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.collection = Collection(LIMITS, self.clock)
 
     def take(self, *spans: object, after: float = 0.0) -> list[list[int]]:
-        """Take spans, let time pass; return the ids of the attempts of each call that is complete then."""
+        """Add spans and let time pass; return the attempt ids of each call that is complete."""
         self.collection.add(read(spans))  # type: ignore[arg-type]
         return self.wait(after)
 
     def wait(self, seconds: float) -> list[list[int]]:
-        """Let time pass; return the ids of the attempts of each call that is complete then."""
+        """Let time pass; return the attempt ids of each call that is complete."""
         self.clock.now += seconds
         return [[one.span_id for one in call.attempts] for call in self.collection.due()]
 
@@ -35,7 +35,7 @@ def held() -> Held:
 
 
 def test_a_call_is_complete_when_its_root_has_settled(held: Held):
-    """Not before: spans of the same call may be in the next batch."""
+    """Earlier, spans of the same call may still be in the next batch."""
     assert held.take(root(1), after=SETTLE / 2) == []
     assert held.take(attempt(2), after=SETTLE / 4) == []
     assert held.wait(SETTLE / 4) == [[2]]
@@ -43,25 +43,25 @@ def test_a_call_is_complete_when_its_root_has_settled(held: Held):
 
 
 def test_a_call_that_takes_long(held: Held):
-    """A failed attempt and the gateway's own spans come minutes before the root."""
+    """A failed attempt and the gateway's other spans may arrive minutes before the root."""
     assert held.take(span(10, 1, "dependencies"), attempt(2, 10, failed=True), after=CALL / 2) == []
     assert held.take(attempt(3, 10), root(1), after=SETTLE) == [[2, 3]]
 
 
 def test_pieces_that_come_late(held: Held):
-    """A call that has been mirrored is mirrored again, whole, when another attempt of it comes."""
+    """A mirrored call is mirrored again, in full, when another of its attempts arrives."""
     assert held.take(root(1), attempt(2), after=SETTLE) == [[2]]
     assert held.take(attempt(3, at=1), after=SETTLE) == [[2, 3]]
 
 
 def test_the_same_batch_again(held: Held):
-    """A client that had no answer sends again; nothing is mirrored twice."""
+    """A client that got no answer retries; nothing is mirrored twice."""
     assert held.take(root(1), attempt(2), after=SETTLE) == [[2]]
     assert held.take(root(1), attempt(2), after=SETTLE) == []
 
 
 def test_an_engine_waits_for_its_attempt(held: Held):
-    """A model server ends first; its span is mirrored with the attempt when that comes."""
+    """A model server ends first; its span is mirrored together with the attempt."""
     held.take(engine(4, 2), after=WAIT / 2)
     held.collection.add(read([root(1), attempt(2)]))
     held.clock.now += SETTLE
@@ -70,7 +70,7 @@ def test_an_engine_waits_for_its_attempt(held: Held):
 
 
 def test_an_engine_alone(held: Held):
-    """Where the gateway's spans go elsewhere, the model server's span is mirrored alone after the wait."""
+    """If the gateway's spans go elsewhere, the model server's span is mirrored alone after the wait."""
     held.take(engine(4, 2), after=WAIT / 2)
     held.clock.now += WAIT / 2
     (call,) = held.collection.due()
@@ -78,7 +78,7 @@ def test_an_engine_alone(held: Held):
 
 
 def test_everything_is_forgotten(held: Held):
-    """After its time nothing is left of a span, mirrored or not."""
+    """After its time, nothing of a span is left, mirrored or not."""
     held.take(root(1), attempt(2), span(3, 9), attempt(4, 9), span(5, 0), engine(6, 7), after=SETTLE)
     held.wait(CALL)
     held.wait(CALL)
@@ -88,14 +88,14 @@ def test_everything_is_forgotten(held: Held):
 
 
 def test_one_trace_is_bounded(held: Held):
-    """A trace with more spans than are held loses the rest, and that is counted."""
+    """If a trace has too many spans, the rest are dropped and counted."""
     held.take(root(1), *(attempt(number) for number in range(2, 40)))
     assert held.collection.held == LIMITS.trace_spans
     assert held.collection.counts["dropped"] == 39 - LIMITS.trace_spans
 
 
 def test_a_full_collection_has_no_room(held: Held):
-    """More is not taken while all that is held is new."""
+    """No more spans are accepted while all held spans are recent."""
     for number in range(5):
         held.take(*(span(one, 1000, trace=number + 1) for one in range(1, 21)))
     assert not held.collection.has_room()
@@ -103,7 +103,7 @@ def test_a_full_collection_has_no_room(held: Held):
 
 
 def test_room_is_made_of_what_is_unfinished_and_old(held: Held):
-    """Spans whose root never comes do not keep the relay from taking others for longer than the wait."""
+    """Spans whose root never arrives block others for no longer than the wait."""
     for number in range(5):
         held.take(*(span(one, 1000, trace=number + 1, flags=UNKNOWN) for one in range(1, 21)))
     held.clock.now += WAIT + 1

@@ -1,4 +1,4 @@
-"""What each way to name the facts of a call becomes: the same call, whoever tells it."""
+"""Every dialect yields the same call."""
 
 import json
 from typing import Any
@@ -90,7 +90,7 @@ SAMPLES = {
 
 
 def attempt_in(attributes: dict[str, Any], **facts: Any) -> Attempt:
-    """Return the attempt of a call whose only call of a model has these attributes."""
+    """Return the attempt of a call whose only model call has these attributes."""
     call = the_call(root(), span(2, 1, attributes=attributes, kind=CLIENT, **facts))
     (attempt,) = call.attempts
     return attempt
@@ -98,7 +98,7 @@ def attempt_in(attributes: dict[str, Any], **facts: Any) -> Attempt:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_dialect_tells_the_same(name: str):
-    """Provider, model, operation and tokens are the same facts in all of them."""
+    """Provider, model, operation and tokens are the same facts in each dialect."""
     call = the_call(root(), span(2, 1, attributes=SAMPLES[name], kind=CLIENT))
     (attempt,) = call.attempts
     # OpenInference has one word for chats and completions.
@@ -112,25 +112,25 @@ def test_every_dialect_tells_the_same(name: str):
 
 @pytest.mark.parametrize("name", ["LiteLLM v1", "LiteLLM v2", "MLflow"])
 def test_costs(name: str):
-    """What the call cost, where the gateway knows it."""
+    """The cost, if the gateway knows it."""
     assert attempt_in(SAMPLES[name]).cost == Cost(0.25, 0.5, 0.75)
 
 
 @pytest.mark.parametrize("name", ["newest", "OpenInference"])
 def test_cached_tokens(name: str):
-    """Cached tokens are told apart, by whichever name."""
+    """Cached tokens are separate, by whichever name."""
     assert attempt_in(SAMPLES[name]).usage == TokenUsage(10, 5, None, 4, None)
 
 
 @pytest.mark.parametrize("name", ["LiteLLM v1", "LiteLLM v2"])
 def test_litellm_endpoint(name: str):
-    """LiteLLM's model group is the endpoint, and its name for the kind of call the request type."""
+    """LiteLLM's model group is the endpoint, and its call type is the request type."""
     call = the_call(root(), span(2, 1, attributes=SAMPLES[name]))
     assert (call.endpoint, call.request_type) == ("chat", "acompletion")
 
 
 def test_litellm_without_a_provider_is_not_an_attempt():
-    """A model that LiteLLM does not know reaches no provider: the name is the caller's, and is not in any mirror."""
+    """A model that LiteLLM does not know reaches no provider. The name is the caller's, and no mirror has it."""
     unknown = {**LITELLM_V1, "gen_ai.system": "", "litellm.provider.model": "nope", "gen_ai.request.model": "nope"}
     assert collected(read([root(failed=True), span(2, 1, attributes=unknown, failed=True)])) == []
 
@@ -139,14 +139,14 @@ def test_litellm_without_a_provider_is_not_an_attempt():
 @pytest.mark.parametrize("error", ["litellm.proxy._types.ProxyException", "ProxyException", "BudgetExceededError"])
 @pytest.mark.parametrize("operation", ["acompletion", "chat"])
 def test_what_litellm_refuses_is_not_an_attempt(operation: str, error: str, scope: str):
-    """LiteLLM describes the call that a caller with a wrong key would have made; nothing is left of that."""
+    """LiteLLM describes the call that a caller with a wrong key would have made. It leaves no mirror."""
     facts = {**LITELLM_V1, "gen_ai.operation.name": operation, "error.type": error, "http.response.status_code": 400}
     spans = [root(failed=True), span(2, 1, "fastapi.dependencies", attributes=facts, failed=True)]
     assert collected(read(spans, scope=scope)) == []
 
 
 def test_spans_of_fastapi_are_not_attempts():
-    """Whatever is written on them by code that finds them current."""
+    """They are not model calls, whatever attributes other code adds to them."""
     spans = [root(), span(2, 1, "fastapi.dependencies", attributes=NEWEST)]
     assert collected(read(spans, scope="fastapi")) == []
 
@@ -162,15 +162,29 @@ def test_spans_of_fastapi_are_not_attempts():
     ],
 )
 def test_errors(attributes: dict[str, Any], expected: str):
-    """A failure is told by the HTTP status, else by a class, and never by a message."""
+    """A failure is reported by its HTTP status or its class, never by a message."""
     assert attempt_in({**LITELLM_V2, **attributes}, failed=True, message="canary").error_type == expected
 
 
 def test_a_failed_attempt_has_no_tokens_of_zero():
-    """LiteLLM says that a failed attempt used 0 tokens and cost 0; that is not known, so it is left out."""
+    """LiteLLM reports 0 tokens and a cost of 0 for a failed attempt. The true values are unknown and left out."""
     nothing = {"gen_ai.usage.input_tokens": 0, "gen_ai.usage.output_tokens": 0, "litellm.cost.total": 0.0}
     attempt = attempt_in({**LITELLM_V2, **nothing, "gen_ai.usage.cache_read.input_tokens": 0}, failed=True)
     assert (attempt.usage, attempt.cost) == (None, None)
+
+
+def test_a_failed_attempt_has_no_estimated_tokens():
+    """LiteLLM counts the tokens of a stream that breaks off by itself; the provider has reported none."""
+    estimated = {"gen_ai.usage.input_tokens": 10, "gen_ai.usage.output_tokens": 13, "litellm.cost.total": 0.1}
+    attempt = attempt_in({**LITELLM_V2, **estimated, "error.type": "ReadError"}, failed=True)
+    assert (attempt.usage, attempt.cost) == (None, None)
+
+
+def test_the_answered_model_is_not_the_requested_name():
+    """LiteLLM Proxy answers with the name that its caller asked for, whatever model the deployment has."""
+    told = {**LITELLM_V2, "litellm.model_group": "chat", "litellm.provider.model": "openai/gpt-4o-mini"}
+    assert attempt_in({**told, "gen_ai.response.model": "chat"}).response_model is None
+    assert attempt_in({**told, "gen_ai.response.model": "gpt-4o-mini-2024"}).response_model == "gpt-4o-mini-2024"
 
 
 @pytest.mark.parametrize(
@@ -185,13 +199,13 @@ def test_a_failed_attempt_has_no_tokens_of_zero():
     ],
 )
 def test_other_spans_are_not_calls(attributes: dict[str, Any]):
-    """A span that is not a call of a model is not mirrored, whatever it is called."""
+    """A span that is not a model call is not mirrored, whatever its name."""
     assert collected(read([root(), span(2, 1, "provider/openai/chat", attributes=attributes)])) == []
 
 
 @pytest.mark.parametrize("sender", [{"service": "agent-gateway"}, {"scope": "agent-gateway-client"}], ids=str)
 def test_the_companions_own_mirrors(sender: dict[str, str]):
-    """A mirror that the companion sent by OTLP stays the same mirror: ids, times, facts, link."""
+    """A mirror that the companion sent over OTLP stays the same: ids, times, facts and link."""
     gateway = root(
         7,
         attributes={
@@ -223,7 +237,7 @@ def test_the_companions_own_mirrors(sender: dict[str, str]):
 
 
 def test_no_key_can_hold_a_payload():
-    """The keys that are read name facts: what was asked and answered, and error messages, are in no table."""
+    """The tables name facts only. Prompts, answers and error messages are in none of them."""
     payload = (
         "messages",
         "prompt.",

@@ -48,7 +48,7 @@ GATEWAYS: dict[str, list[Span]] = {
 
 @pytest.mark.parametrize("name", GATEWAYS)
 def test_a_call(name: str):
-    """One mirror below the caller's span, with one attempt that has model, provider and tokens."""
+    """There is one mirror below the caller's span, with one attempt that has model, provider and tokens."""
     call = the_call(*GATEWAYS[name])
     assert (call.parent.span_id, call.span_id, call.error_type) == (CALLER, 1, None)
     (attempt,) = call.attempts
@@ -61,19 +61,19 @@ def test_a_call(name: str):
 
 @pytest.mark.parametrize("facts", [{"http.status": 503}, {"http.status": "503"}], ids=str)
 def test_an_error_of_agentgateway(facts: dict[str, Any]):
-    """Its spans have no status; the HTTP status tells."""
+    """Its spans have no status, so the HTTP status decides."""
     call = the_call(span(1, CALLER, kind=SERVER, flags=REMOTE, attributes={**GEN_AI, **facts}))
     assert (call.http_status, call.error_type, call.attempts[0].error_type) == (503, "503", "503")
 
 
 def test_vllm_below_each():
-    """vLLM continues the context that it gets: that of the gateway's span of the attempt."""
+    """vLLM continues the context that it receives, which is that of the gateway's attempt."""
     call = the_call(*GATEWAYS["Bifrost"], span(9, 2, "llm_request", kind=SERVER, flags=REMOTE, attributes=ENGINE))
     (run,) = call.engine_runs
     assert (run.parent_span_id, run.queue_seconds) == (2, 1.25)
 
 
 def test_vllm_below_a_gateway_of_one_span():
-    """There the attempt's mirror has a derived id, and the model server's mirror hangs below that."""
+    """The attempt's mirror has a derived id there, and the model server's mirror is below it."""
     call = the_call(*GATEWAYS["agentgateway"], span(9, 1, "llm_request", kind=SERVER, flags=REMOTE, attributes=ENGINE))
     assert [run.parent_span_id for run in call.engine_runs] == [call.attempts[0].span_id]

@@ -1,4 +1,4 @@
-"""Real emitters on this side: the companion's exporter over OTLP, and MLflow's own OTLP export."""
+"""Real emitters of this project's side: the companion's OTLP exporter, and MLflow's OTLP export."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ with set_tracing_context_from_http_request_headers({"traceparent": TRACEPARENT})
 
 @contextmanager
 def served() -> Iterator[tuple[str, Sink]]:
-    """Serve a relay on loopback; gives where traces are sent to, and what takes the calls."""
+    """Serve a relay on loopback; yields the URL for traces, and what receives the calls."""
     sink = Sink()
     relay = Relay(sink, limits=Limits(settle_seconds=0.2, wait_seconds=2))
     server = uvicorn.Server(uvicorn.Config(relay, log_level="error"))
@@ -68,7 +68,7 @@ def served() -> Iterator[tuple[str, Sink]]:
 
 
 def run(code: str, directory: Path, **environment: str) -> str:
-    """Run a program that sends spans; returns what it prints."""
+    """Run a program that sends spans; return its output."""
     head = f"TRACEPARENT = '00-{TRACE:032x}-{CALLER:016x}-01'\nCANARY = {CANARY!r}\n"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MLFLOW_"))}
     done = subprocess.run(
@@ -84,14 +84,14 @@ def run(code: str, directory: Path, **environment: str) -> str:
 
 
 def wait_for_call(sink: Sink) -> None:
-    """Wait until a call was submitted."""
+    """Wait until a call is submitted."""
     deadline = time.monotonic() + DEADLINE_S
     while not sink.calls and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def test_the_companion_over_otlp(tmp_path: Path):
-    """Its mirrors come out with the ids that they went in with, so that a second way in does not double them."""
+    """The mirrors keep their ids, so that arriving by a second way does not double them."""
     with served() as (url, sink):
         printed = run(
             COMPANION,
@@ -114,7 +114,7 @@ def test_the_companion_over_otlp(tmp_path: Path):
 
 @pytest.mark.parametrize("semconv", ["false", "true"])
 def test_mlflows_own_export(semconv: str, tmp_path: Path):
-    """A gateway that is traced with MLflow and exports by OTLP, in MLflow's names and in OpenTelemetry's."""
+    """A gateway that is traced with MLflow and exports over OTLP, with MLflow's names and with OpenTelemetry's."""
     with served() as (url, sink):
         environment = {
             "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url,

@@ -29,7 +29,7 @@ CANARY = "c4n4ry7f3a"
 
 @contextlib.contextmanager
 def relay_at() -> Iterator[tuple[str, Sink, Relay]]:
-    """Serve a relay on loopback; gives where traces are sent to, and what takes the calls."""
+    """Serve a relay on loopback; yields the URL for traces, and what receives the calls."""
     sink = Sink()
     relay = Relay(sink, limits=Limits(settle_seconds=0.2))
     server = uvicorn.Server(uvicorn.Config(relay, log_level="error"))
@@ -44,7 +44,7 @@ def relay_at() -> Iterator[tuple[str, Sink, Relay]]:
 
 
 def calls_through(directory: Path, instrumentations: list[str]) -> list[GatewayCall]:
-    """Run the gateway, make a call that succeeds and one that fails; return what the relay made of their spans."""
+    """Run the gateway and make a call that succeeds and one that fails; return what the relay made of their spans."""
     lines = [f"from {module} import OpenAIInstrumentor as Instrumentor{n}" for n, module in enumerate(instrumentations)]
     source = GATEWAY.read_text()
     own = f"from {OPENINFERENCE} import OpenAIInstrumentor\n"
@@ -95,7 +95,7 @@ def _ask(url: str, process: "subprocess.Popen[bytes]") -> None:
     ids=lambda names: "+".join(names),
 )
 def test_a_gateway_that_knows_nothing_of_us(instrumentations: list[str], tmp_path: Path):
-    """One mirror below the caller's span, one attempt with tokens, once also where both are at work; no payload."""
+    """One mirror below the caller's span, with one attempt and no payload; tokens count once, also with both."""
     for name in instrumentations:
         try:
             found = find_spec(name)

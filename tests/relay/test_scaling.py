@@ -1,4 +1,4 @@
-"""docs/scaling.md: its table is what the simulation of benchmarks/scaling.py plans, and holds in it."""
+"""docs/scaling.md: the simulation of benchmarks/scaling.py produces its table, and the plans hold."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_planned_installation_keeps_up(calls_per_s: int, sampled: float):
 
 @each_step
 def test_mlflow_away_for_five_minutes(calls_per_s: int, sampled: float):
-    """The queues ahead of it hold what comes, and are empty again within the time that is left."""
+    """The queues hold what arrives, and are empty again by the end."""
     plan = plan_for(calls_per_s, sampled)
     outcome = simulate(plan, seconds=3600, mlflow_away=OUTAGE)
     assert outcome.lost == 0
@@ -32,26 +32,26 @@ def test_mlflow_away_for_five_minutes(calls_per_s: int, sampled: float):
 
 @pytest.mark.parametrize("calls_per_s", [1_000, 10_000])
 def test_too_few_mlflow_servers(calls_per_s: int):
-    """What saturates first is MLflow: without enough of it, the queues fill and calls are lost."""
+    """MLflow saturates first: with too few processes the queues fill and calls are lost."""
     outcome = simulate(without_one_mlflow(plan_for(calls_per_s, 1.0)), seconds=7200)
     assert outcome.lost > 0
 
 
 def test_a_relay_that_is_lost():
-    """The others take its load where there are enough of them."""
+    """The others take over its load if there are enough of them."""
     plan = plan_for(100_000, 1.0)
     assert simulate(plan, relays_lost=1).lost == 0
 
 
 def test_the_same_seed_tells_the_same():
-    """The table does not change from run to run."""
+    """The same seed gives the same result."""
     plan = plan_for(100, 1.0)
     assert simulate(plan) == simulate(plan)
     assert simulate(plan) != simulate(plan, seed=17)
 
 
 def test_the_documents_table():
-    """The rows in the document are the planned ones."""
+    """The document has the planned rows."""
     text = DOCS.read_text()
     for row in table():
         assert row in text

@@ -1,4 +1,4 @@
-"""The relay as a program: what it refuses to start with, and that a real exporter can send to it."""
+"""The relay as a program: which configurations it refuses, and that a real exporter can send to it."""
 
 import os
 import signal
@@ -26,14 +26,14 @@ DEADLINE_S = 60.0
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_no_token(host: str):
-    """Only this machine can reach it."""
+    """Only this machine can reach them."""
     assert is_loopback(host)
     check_address(host, 4318, None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "127.0.0.1.example.org"])
 def test_other_addresses_need_a_token(host: str):
-    """The message names the variable and what gateways have to send."""
+    """The message names the variable and what gateways must send."""
     with pytest.raises(ConfigurationError, match=r"AGENT_GATEWAY_RELAY_TOKEN.*OTEL_EXPORTER_OTLP_HEADERS"):
         check_address(host, 4318, None)
     check_address(host, 4318, TOKEN)
@@ -41,21 +41,21 @@ def test_other_addresses_need_a_token(host: str):
 
 @pytest.mark.parametrize("token", ["short", "with a space in the middle", "ä" * 20, "line\nbreak-and-more-text"])
 def test_a_bad_token(token: str, monkeypatch: pytest.MonkeyPatch):
-    """One that is easy to guess, or cannot be sent, is refused at the start."""
+    """A token that is easy to guess or cannot be sent is refused at start."""
     monkeypatch.setenv("AGENT_GATEWAY_RELAY_TOKEN", token)
     with pytest.raises(ConfigurationError, match="at least 16"):
         token_from_environment()
 
 
 def test_no_token(monkeypatch: pytest.MonkeyPatch):
-    """Not set and empty are the same."""
+    """Unset and empty mean the same."""
     monkeypatch.setenv("AGENT_GATEWAY_RELAY_TOKEN", "")
     assert token_from_environment() is None
 
 
 @pytest.mark.parametrize("endpoint", [None, "http://localhost:4318", "http://127.0.0.1:4318/v1/traces"])
 def test_a_relay_that_would_send_to_itself(endpoint: str | None, monkeypatch: pytest.MonkeyPatch):
-    """The standard port of OTLP is the relay's own; without an endpoint the mirrors would come in again."""
+    """OTLP's standard port is the relay's own, so without an endpoint the relay would receive its mirrors."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp")
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
     if endpoint:
@@ -66,7 +66,7 @@ def test_a_relay_that_would_send_to_itself(endpoint: str | None, monkeypatch: py
 
 
 def test_a_port_that_is_taken():
-    """A sentence, not a traceback."""
+    """The error is a sentence, not a traceback."""
     with listen("127.0.0.1", 0) as taken, pytest.raises(StartError, match="--port"):
         listen("127.0.0.1", taken.getsockname()[1])
 
@@ -81,7 +81,7 @@ def test_a_port_that_is_taken():
     ],
 )
 def test_bad_arguments(arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch):
-    """Each is named."""
+    """The message names each one."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = CliRunner().invoke(relay, arguments)
     assert result.exit_code == 2
@@ -90,7 +90,7 @@ def test_bad_arguments(arguments: list[str], said: str, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """``agent-gateway relay`` whose mirrors go to an OTLP endpoint where nobody listens."""
+    """``agent-gateway relay`` whose mirrors go to an endpoint where nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         nowhere = free.getsockname()[1]
     environment = {
@@ -111,7 +111,7 @@ def running(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 
 def test_a_real_exporter(running: tuple["subprocess.Popen[str]", str]):
-    """OpenTelemetry's own exporter sends to it, with the token as the standard variable says it; SIGTERM ends it."""
+    """OpenTelemetry's exporter can send to it, with the token in the standard variable. SIGTERM ends it."""
     process, url = running
     health = url.replace("/v1/traces", "/health")
     deadline = time.monotonic() + DEADLINE_S

@@ -1,4 +1,4 @@
-"""Spans of one call may reach different relays: what each writes is right, and together it is each mirror once."""
+"""Spans of a call may reach different relays. What each writes is correct, and together they write each mirror once."""
 
 import itertools
 
@@ -25,7 +25,7 @@ DIRECT = [
 """LiteLLM's first callback: attempts are directly below the root."""
 
 IN_BETWEEN = [root(1, lasts=9), span(10, 1, "dependencies"), attempt(2, 10, at=1), attempt(3, 10, at=3, lasts=5)]
-"""Its second: a span that is not mirrored is in between."""
+"""LiteLLM's second callback: a span that is not mirrored is in between."""
 
 Made = set[tuple[int, str, int]]
 
@@ -48,14 +48,14 @@ def divided(spans: list[Span]) -> list[tuple[list[Span], list[Span]]]:
 
 @pytest.mark.parametrize("spans", [DIRECT, IN_BETWEEN], ids=["direct", "in between"])
 def test_nothing_wrong_is_written(spans: list[Span]):
-    """However the spans are divided, a relay writes no mirror that one relay with all of them would not write."""
+    """However the spans are divided, a relay writes only mirrors that a single relay would write too."""
     whole = made_of(spans)
     for one, other in divided(spans):
         assert made_of(one) | made_of(other) <= whole
 
 
 def test_nothing_is_missing_where_attempts_are_below_the_root():
-    """There, the two together write every mirror, as long as the root is not alone with what is no call."""
+    """Together, the two write every mirror, unless the root is alone with spans that are not calls."""
     whole = made_of(DIRECT)
     for one, other in divided(DIRECT):
         together = made_of(one) | made_of(other)

@@ -1,7 +1,9 @@
 """What the doctor's tests share: gateways of all kinds, and what it says of them."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -16,6 +18,7 @@ from agent_gateway_client.server.export.environment import exporter_from_environ
 from tests.support.meddler import gateway_app
 from tests.support.served import Served
 
+COMMAND = str(Path(sys.executable).parent / "agent-gateway")
 PATIENCE_S = 60.0
 """For what has to come."""
 IMPATIENCE_S = 2.0

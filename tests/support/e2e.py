@@ -104,6 +104,16 @@ def children_of(trace: Trace, span: Span) -> list[Span]:
     return joined.children_of(trace.data.spans, span)
 
 
+def tree(trace: Trace, span: Span) -> dict[str, Any]:
+    """Return the names below a span; those of failed spans with what they failed of."""
+    below = {}
+    for child in children_of(trace, span):
+        assert span.start_time_ns <= child.start_time_ns <= child.end_time_ns <= span.end_time_ns
+        error = child.attributes.get("error.type")
+        below[f"{child.name} {error}" if error else child.name] = tree(trace, child)
+    return below
+
+
 @contextmanager
 def open_step() -> Iterator[Span]:
     """An agent's span of a trace that MLflow knows already, so that mirrors are stored while the span is open."""

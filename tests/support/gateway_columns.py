@@ -30,6 +30,29 @@ def litellm_proxy(request: pytest.FixtureRequest) -> Iterator[Column]:
     yield request.getfixturevalue("litellm_proxy").column
 
 
+BY_BOTH = {
+    "end": "The mirror ends after the last byte was sent, some milliseconds after the caller has the answer.",
+    "attempt of a client that hangs up": "If the client hangs up, the mirror is an error, but the attempt is not.",
+}
+UNTOLD = {
+    "v1": {
+        **BY_BOTH,
+        "first chunk": "The time to the first chunk is missing.",
+        "status of a cut stream": "A stream that breaks off has the HTTP status 500, although the client was sent 200.",
+    },
+    "v2": {**BY_BOTH, "invalid request": "A request that LiteLLM cannot translate for the provider has no mirror."},
+}
+"""What LiteLLM's callback does not say, by its version. Measured with LiteLLM 1.106.2 and 1.110.2."""
+
+
+def litellm_otel(version: str) -> Callable[[pytest.FixtureRequest], AbstractContextManager[Column]]:
+    @contextmanager
+    def column(request: pytest.FixtureRequest) -> Iterator[Column]:
+        yield request.getfixturevalue("litellm_otel")(version).column._replace(untold=UNTOLD[version])
+
+    return column
+
+
 @contextmanager
 def flask_in_threads(request: pytest.FixtureRequest) -> Iterator[Column]:
     gateway: DemoGateway = request.getfixturevalue("gateway")
@@ -58,6 +81,8 @@ COLUMNS: dict[str, Callable[[pytest.FixtureRequest], AbstractContextManager[Colu
     "MLflow AI Gateway": mlflow_ai_gateway,
     "ASGI middleware": asgi_middleware,
     "LiteLLM Proxy": litellm_proxy,
+    "LiteLLM otel v1": litellm_otel("v1"),
+    "LiteLLM otel v2": litellm_otel("v2"),
     "Flask in threads": flask_in_threads,
     "WSGI middleware": wsgi_middleware,
     "a made-up one": made_up,

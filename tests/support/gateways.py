@@ -1,8 +1,9 @@
 """What the gateways of the shared scenarios have in common: the models behind them, and how they are reached."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import httpx
@@ -35,12 +36,14 @@ class Column(NamedTuple):
         key: What it asks its callers for.
         has_own_traces: Whether it keeps traces of its own, to which its mirrors lead.
         reads_one_line: Whether it sees only one line of each header, and so no second ``traceparent``.
+        untold: What its mirrors cannot say, and why; docs/relay.md has each sentence.
     """
 
     url: str
     key: str = "none"
     has_own_traces: bool = False
     reads_one_line: bool = False
+    untold: Mapping[str, str] = MappingProxyType({})
 
     def openai_client(self) -> openai.OpenAI:
         """Return a wrapped OpenAI client of the gateway."""

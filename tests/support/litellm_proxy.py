@@ -38,14 +38,20 @@ ANTHROPIC_MODELS = {"claude": "claude-3-5-haiku-20241022", "failing-claude": "cl
 MLFLOW_MODELS = {"mlflow": "chat", "mlflow-fallback": "failing"}
 """Model groups that are endpoints of MLflow's gateway."""
 
+ENGINE_MODEL = "llama"
+"""A model group whose deployment is a model server's, by the same name."""
 
-def configuration(provider_url: str, callbacks: Any = MIRROR, *, gateway_url: str | None = None) -> dict[str, Any]:
+
+def configuration(
+    provider_url: str, callbacks: Any = MIRROR, *, gateway_url: str | None = None, engine_url: str | None = None
+) -> dict[str, Any]:
     """Return a proxy's configuration.
 
     Args:
         provider_url: The local model provider.
         callbacks: What LiteLLM is to call.
         gateway_url: The OpenAI API of an MLflow AI Gateway that some models lead to.
+        engine_url: A model server that one model leads to.
     """
     openai_provider = {"api_base": f"{provider_url}/v1", "api_key": "none"}
     models = [
@@ -61,6 +67,9 @@ def configuration(provider_url: str, callbacks: Any = MIRROR, *, gateway_url: st
             for group, endpoint in MLFLOW_MODELS.items()
         ]
         fallbacks.append({"mlflow-fallback": ["mlflow"]})
+    if engine_url:
+        engine = {"model": f"hosted_vllm/{ENGINE_MODEL}", "api_base": f"{engine_url}/v1", "api_key": "none"}
+        models.append({"model_name": ENGINE_MODEL, "litellm_params": engine})
     models += [
         {
             "model_name": group,

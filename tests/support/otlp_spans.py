@@ -1,11 +1,13 @@
 """Spans as gateways send them, in OTLP's two encodings, and what a relay made of them."""
 
 import asyncio
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -54,15 +56,18 @@ def root(span_id: int = 1, parent_id: int = CALLER, **facts: Any) -> Span:
 
 MODEL = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini"}
 ENGINE = {
-    "gen_ai.latency.time_in_queue": 1.25,
-    "gen_ai.latency.time_in_model_prefill": 0.5,
-    "gen_ai.latency.time_in_model_decode": 2.0,
     "gen_ai.latency.time_to_first_token": 1.75,
     "gen_ai.latency.e2e": 3.75,
+    "gen_ai.latency.time_in_queue": 1.25,
     "gen_ai.usage.prompt_tokens": 10,
     "gen_ai.usage.completion_tokens": 5,
-    "gen_ai.response.model": "llama",
+    "gen_ai.latency.time_in_model_prefill": 0.5,
+    "gen_ai.latency.time_in_model_decode": 2.0,
+    "gen_ai.latency.time_in_model_inference": 2.5,
+    "gen_ai.request.id": "chatcmpl-1",
+    "gen_ai.request.max_tokens": 100,
 }
+"""What vLLM 0.32 says of a request (``do_tracing`` in ``vllm/v1/engine/output_processor.py``). It names no model."""
 
 
 def attempt(span_id: int, parent_id: int = 1, **facts: Any) -> Span:
@@ -88,11 +93,15 @@ def any_value(value: Any) -> AnyValue:
     return AnyValue(array_value=ArrayValue(values=[any_value(one) for one in value]))
 
 
-def request(spans: Sequence[Span], service: str = "gateway", scope: str = "gateway") -> ExportTraceServiceRequest:
+def request(
+    spans: Sequence[Span], service: str = "gateway", scope: str = "gateway", served_model: str = ""
+) -> ExportTraceServiceRequest:
     """Return a request with spans of one service."""
     made = ExportTraceServiceRequest()
     resource_spans = made.resource_spans.add()
-    resource_spans.resource.attributes.append(KeyValue(key="service.name", value=any_value(service)))
+    resource = {"service.name": service, **({"gen_ai.response.model": served_model} if served_model else {})}
+    for key, value in resource.items():
+        resource_spans.resource.attributes.append(KeyValue(key=key, value=any_value(value)))
     scope_spans = resource_spans.scope_spans.add()
     scope_spans.scope.name = scope
     scope_spans.spans.extend(spans)
@@ -105,52 +114,21 @@ def protobuf_body(spans: Sequence[Span], **names: str) -> bytes:
 
 
 def json_body(spans: Sequence[Span], **names: str) -> bytes:
-    """Return a request's body in JSON, after OTLP's rules for it."""
-    sent = request(spans, **names)
-    resource_spans = [
-        {
-            "resource": {"attributes": [_json_attribute(one) for one in of_resource.resource.attributes]},
-            "scopeSpans": [
-                {"scope": {"name": of_scope.scope.name}, "spans": [_json_span(one) for one in of_scope.spans]}
-                for of_scope in of_resource.scope_spans
-            ],
-        }
-        for of_resource in sent.resource_spans
-    ]
-    return json.dumps({"resourceSpans": resource_spans}).encode()
+    """Return a request's body in JSON."""
+    return as_json(request(spans, **names))
 
 
-def _json_span(one: Span) -> dict[str, Any]:
-    return {
-        "traceId": one.trace_id.hex(),
-        "spanId": one.span_id.hex(),
-        "parentSpanId": one.parent_span_id.hex(),
-        "name": one.name,
-        "kind": one.kind,
-        "flags": one.flags,
-        "startTimeUnixNano": str(one.start_time_unix_nano),
-        "endTimeUnixNano": str(one.end_time_unix_nano),
-        "attributes": [_json_attribute(attribute) for attribute in one.attributes],
-        "links": [{"traceId": link.trace_id.hex(), "spanId": link.span_id.hex()} for link in one.links],
-        "status": {"code": one.status.code, "message": one.status.message},
-    }
-
-
-def _json_attribute(attribute: KeyValue) -> dict[str, Any]:
-    return {"key": attribute.key, "value": _json_value(attribute.value)}
-
-
-def _json_value(value: AnyValue) -> dict[str, Any]:
-    kind = value.WhichOneof("value")
-    if kind == "string_value":
-        return {"stringValue": value.string_value}
-    if kind == "bool_value":
-        return {"boolValue": value.bool_value}
-    if kind == "int_value":
-        return {"intValue": str(value.int_value)}
-    if kind == "double_value":
-        return {"doubleValue": value.double_value}
-    return {"arrayValue": {"values": [_json_value(one) for one in value.array_value.values]}}
+def as_json(sent: ExportTraceServiceRequest) -> bytes:
+    """Return a request in OTLP's JSON: protobuf's own, with ids in hexadecimal and enums as numbers."""
+    body = MessageToDict(sent, use_integers_for_enums=True)
+    for of_resource in body.get("resourceSpans", []):
+        for of_scope in of_resource.get("scopeSpans", []):
+            for one in of_scope.get("spans", []):
+                for identified in (one, *one.get("links", [])):
+                    for name in ("traceId", "spanId", "parentSpanId"):
+                        if name in identified:
+                            identified[name] = base64.b64decode(identified[name]).hex()
+    return json.dumps(body).encode()
 
 
 class Clock:

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
 from agent_gateway_client.demo._server import NOT_INHERITED
+from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support.e2e import USER
+from tests.support.gateways import Column
 from tests.support.litellm_proxy import LiteLLMProxy, configuration
 
 STOP_DEADLINE_S = 60.0
@@ -27,6 +30,12 @@ class RelayProcess:
 
     def __init__(self, url: str) -> None:
         self.url = url
+
+    def status(self) -> dict[str, Any]:
+        """Return what became of the calls."""
+        answer = httpx.get(self.url.replace("/v1/traces", "/agent-gateway/status"), trust_env=False)
+        status: dict[str, Any] = answer.json()
+        return status
 
     def health(self) -> dict[str, Any]:
         """Return what became of what came in."""
@@ -57,6 +66,26 @@ def relay(*arguments: str, **environment: str) -> Iterator[RelayProcess]:
                 process.wait(STOP_DEADLINE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+class OtelProxy(NamedTuple):
+    """A LiteLLM Proxy without anything of ours, and the relay that its spans go to."""
+
+    column: Column
+    relay: RelayProcess
+
+
+@contextlib.contextmanager
+def otel_proxy(directory: Path, gateway: DemoGateway, version: str) -> Iterator[OtelProxy]:
+    """Run a LiteLLM Proxy with a version of its callback, and a relay that writes to a gateway's MLflow."""
+    with (
+        relay("--tracking-uri", gateway.tracking_uri) as receiver,
+        litellm_proxy_with_otel(directory, gateway.provider.url, receiver.url, version) as proxy,
+    ):
+        # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.
+        with proxy.column.openai_client() as client:
+            list(client.chat.completions.create(model="chat", messages=[USER], stream=True))  # type: ignore[list-item]
+        yield OtelProxy(proxy.column, receiver)
 
 
 def litellm_proxy_with_otel(directory: Path, provider_url: str, relay_url: str, version: str) -> LiteLLMProxy:

@@ -12,9 +12,15 @@ from tests.support.server import DEADLINE_S
 
 
 class Served:
-    """An application under uvicorn, in a thread, as a context manager; gives the server's URL."""
+    """An application under uvicorn, in a thread, as a context manager; gives the server's URL.
 
-    def __init__(self, app: Any, ws: str = "none") -> None:
+    Args:
+        app: The application.
+        ws: Which websockets it takes, as uvicorn says it.
+        port: TCP port; 0 takes a free one.
+    """
+
+    def __init__(self, app: Any, ws: str = "none", port: int = 0) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -24,7 +30,7 @@ class Served:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._server = uvicorn.Server(config)
-        self._listener = listen()
+        self._listener = listen(port)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
 
     @property

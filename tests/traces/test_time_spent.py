@@ -30,6 +30,15 @@ def test_a_call_in_an_agent():
     }  # fmt: skip
 
 
+def test_a_model_server_is_the_providers_time():
+    """Its span of a call is part of the attempt, and not the agent's time."""
+    *above, attempt = call(20, 120)
+    engine = span(9, 4, "engine/llama", 40, 100)
+    assert shares(span(1, None, "agent", 0, 200), *above, attempt, engine) == {
+        "provider": 70, "gateway": 20, "network": 10, "agent": 100
+    }  # fmt: skip
+
+
 def test_without_a_span_of_the_call_the_network_is_not_told_apart():
     """Nobody has measured where the agent ends and the network begins, and the line says so."""
     spans = [span(1, None, "agent", 0, 100), span(2, 1, "gateway/chat", 10, 90)]

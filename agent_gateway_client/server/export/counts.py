@@ -26,7 +26,7 @@ class Reason(Enum):
     STOPPED = "stopped"
 
 
-_WHAT_TO_DO = {
+WHY = {
     Reason.QUEUE_FULL: "calls came in faster than they could be stored",
     Reason.UNKNOWN_TRACE: (
         "the store never received the caller's trace: the agent traces to another server, exited before it sent its "
@@ -115,7 +115,7 @@ class TroubleLog:
             self._logged = dict(counts.dropped)
             logger.warning(
                 "Mirrored calls were dropped: %s. %d calls waiting. Requests are served as before.",
-                "; ".join(f"{count} because {_WHAT_TO_DO[Reason(reason)]}" for reason, count in news.items() if count),
+                "; ".join(f"{count} because {WHY[Reason(reason)]}" for reason, count in news.items() if count),
                 counts.waiting,
             )
 
