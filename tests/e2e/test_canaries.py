@@ -203,8 +203,8 @@ def _answers(url: str) -> bool:
 FORGED = f"00-{'f0' * 16}-{'f0' * 8}-01"
 LAST = f"00-{'1a' * 16}-{'1a' * 8}-01"
 LITELLM_MODELS = ["chat", "fallback", "claude", "embeddings"]
-wildcards = sentences.map(lambda text: f"any/{text}")
-"""Models that fit a wildcard: their names are the caller's own."""
+wildcards = sentences.filter(lambda text: "," not in text).map(lambda text: f"any/{text}")
+"""Models that fit a wildcard: their names are the caller's own. LiteLLM makes several models of a text with commas."""
 
 LITELLM_PATHS = [
     "/v1/chat/completions",
