@@ -113,6 +113,7 @@ def _record(path: str) -> None:
     def write(note: _notes.Note) -> None:
         context = note.context
         line = {
+            "method": note.method,
             "url": note.url,
             "outcome": note.outcome,
             "reason": note.reason,

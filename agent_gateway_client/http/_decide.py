@@ -54,10 +54,13 @@ _REASONS: dict[Outcome, str] = {
 }
 
 
-def decide(scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways) -> Decision:
+def decide(
+    method: str, scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways
+) -> Decision:
     """Decide whether a request gets the current trace context.
 
     Args:
+        method: HTTP's, or :data:`~agent_gateway_client.http._notes.WEBSOCKET`.
         scheme: As for :meth:`Gateways.covers`.
         host: As for :meth:`Gateways.covers`.
         port: As for :meth:`Gateways.covers`.
@@ -77,10 +80,12 @@ def decide(scheme: str, host: str, port: int | None, path: str, headers: Headers
         decision = Decision("sent", context)
     else:
         decision = _NO_SPAN
-        _notes.warn_without_span(_notes.shown(scheme, host, port, path))
+        # Other methods ask for a list, a file or the gateway's health, and often before the program's first span.
+        if method in ("POST", _notes.WEBSOCKET):
+            _notes.warn_without_span(_notes.shown(scheme, host, port, path))
     if _notes.is_wanted():
         kept = headers.get(TRACEPARENT)
         reason = why or _REASONS[decision.outcome]
         url = _notes.shown(scheme, host, port, path)
-        _notes.make_note(_notes.Note(url, decision.outcome, reason, decision.context, kept, bool(why)))
+        _notes.make_note(_notes.Note(method, url, decision.outcome, reason, decision.context, kept, bool(why)))
     return decision

@@ -10,11 +10,15 @@ from typing import NamedTuple
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.w3c import TraceContext
 
+WEBSOCKET = "WEBSOCKET"
+"""The method of a request that opens a websocket, which HTTP does not tell from other GET requests."""
+
 
 class Note(NamedTuple):
     """A request, and what was decided about it.
 
     Attributes:
+        method: HTTP's, or :data:`WEBSOCKET`.
         url: Where it goes, without credentials and query.
         outcome: See :class:`~agent_gateway_client.http._decide.Decision`.
         reason: Why, in a sentence.
@@ -23,6 +27,7 @@ class Note(NamedTuple):
         near_miss: Whether it was probably meant to go to a gateway.
     """
 
+    method: str
     url: str
     outcome: str
     reason: str

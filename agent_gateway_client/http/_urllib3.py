@@ -25,20 +25,20 @@ _guard = Guard("Could not add the trace context to a request of urllib3; it is s
 def _make_request(original: Callable[..., Any], switch: Switch) -> Any:
     def _make_request(pool: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         if switch.is_on and (not args or "headers" in kwargs):
-            _add_headers(pool, url, kwargs)
+            _add_headers(pool, method, url, kwargs)
         return original(pool, conn, method, url, *args, **kwargs)
 
     return _make_request
 
 
-def _add_headers(pool: Any, url: str, kwargs: dict[str, Any]) -> None:
+def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> None:
     with _guard:
         given = kwargs.get("headers")
         present = _value(given, TRACEPARENT)
         makes_room = is_by_instrumentation(present)
         scheme, host, port, path = _target(pool, url)
         seen = {} if present is None or makes_room else {TRACEPARENT: present}
-        outcome, context = decide(scheme, host, port, path, seen, KnownGateways(model_call.get()))
+        outcome, context = decide(method, scheme, host, port, path, seen, KnownGateways(model_call.get()))
         if context is not None:
             kwargs["headers"] = _with(given, context.to_headers(), replaced=present is not None)
         elif present is not None and (shared := hops.get()) is not None:

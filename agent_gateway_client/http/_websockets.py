@@ -11,6 +11,7 @@ from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.http._notes import WEBSOCKET
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a websocket; it is opened without it", "websockets")
@@ -31,7 +32,8 @@ def _add_headers(protocol: Any, request: Any) -> None:
         uri, headers = protocol.uri, request.headers
         seen = {TRACEPARENT: ",".join(headers.get_all(TRACEPARENT))} if TRACEPARENT in headers else {}
         scheme = "https" if uri.secure else "http"
-        context = decide(scheme, uri.host, uri.port, request.path, seen, KnownGateways(model_call.get())).context
+        gateways = KnownGateways(model_call.get())
+        context = decide(WEBSOCKET, scheme, uri.host, uri.port, request.path, seen, gateways).context
         if context is not None:
             for name, value in context.to_headers().items():
                 # Setting a header adds a line.
