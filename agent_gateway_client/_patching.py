@@ -1,6 +1,7 @@
 """Replaces an attribute of somebody else's class or module, and puts it back exactly."""
 
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -26,6 +27,25 @@ class Switch:
 
 Replace = Callable[[Callable[..., Any], Switch], Any]
 """Makes a replacement out of the original."""
+
+
+Finder = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+"""Finds an argument among those of a call; ``None`` where it is not given."""
+
+
+def find_argument(function: Callable[..., Any], *names: str) -> Finder:
+    """Return what finds the argument for the first of these parameters that a function has.
+
+    Raises:
+        AttributeError: It has none of them.
+    """
+    parameters = list(inspect.signature(function).parameters)
+    name = next((name for name in names if name in parameters), None)
+    if name is None:
+        raise AttributeError(f"{function.__qualname__} takes no {names[0]}")
+    position = parameters.index(name)
+    # Much faster than Signature.bind().
+    return lambda args, kwargs: args[position] if len(args) > position else kwargs.get(name)
 
 
 class _Made(NamedTuple):

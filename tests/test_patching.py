@@ -10,7 +10,7 @@ from weakref import finalize
 import pytest
 
 from agent_gateway_client import _log
-from agent_gateway_client._patching import PatchSet, Switch, find_patch
+from agent_gateway_client._patching import PatchSet, Switch, find_argument, find_patch
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +128,15 @@ def test_the_garbage_collector_may_remove_a_handle_at_any_time(library: Any):
     gc.collect()
     assert patches.handles == ()
     assert library.one is original
+
+
+def test_an_argument_is_found_however_it_is_given():
+    """By position, by name or not at all. A function that does not take it is an error at once."""
+
+    def function(first: Any, second: Any = None, *, third: Any = None) -> None: ...
+
+    second, third = find_argument(function, "other", "second"), find_argument(function, "third")
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((1, 2), {"third": 3}), ((1,), {"second": 2}), ((1,), {})]
+    assert [(second(*call), third(*call)) for call in calls] == [(2, 3), (2, None), (None, None)]
+    with pytest.raises(AttributeError, match="function takes no other"):
+        find_argument(function, "other")

@@ -8,7 +8,7 @@ from typing import Any
 
 import litellm
 
-from agent_gateway_client._patching import PatchSet, Replace, Switch
+from agent_gateway_client._patching import PatchSet, Replace, Switch, find_argument
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
@@ -158,13 +158,12 @@ def _async_streams(original: Callable[..., Any], switch: Switch) -> Any:
 
 def _returns(original: Callable[..., Any], switch: Switch) -> Any:
     def update_response_metadata(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(*args, **kwargs).arguments
-        if call := _call_of(arguments.get("logging_obj"), switch):
+        if call := _call_of(logging_of(args, kwargs), switch):
             with guard:
-                call.returned(arguments.get("result"))
+                call.returned(result_of(args, kwargs))
         return original(*args, **kwargs)
 
-    signature = inspect.signature(original)
+    logging_of, result_of = find_argument(original, "logging_obj"), find_argument(original, "result")
     return update_response_metadata
 
 
