@@ -115,7 +115,7 @@ class Patch:
 
 
 def find_patch(path: str, replace: Replace) -> Patch | None:
-    """Return the patch of a function of a library.
+    """Return the patch of a function of a library that is installed.
 
     Args:
         path: ``module:class.function`` or ``module:function``. Several places, for several versions of the library, are
@@ -123,15 +123,12 @@ def find_patch(path: str, replace: Replace) -> Patch | None:
         replace: Makes the replacement.
 
     Returns:
-        ``None`` where the library is not installed or is just being imported, or does not have a function that may be
-        missing.
+        ``None`` where the library is just being imported, or does not have a function that may be missing.
 
     Raises:
         ImportError: The library does not have the module.
         AttributeError: The module does not have the function.
     """
-    if find_spec(_library(path)) is None:
-        return None
     is_optional = path.endswith("?")
     *others, last = path.rstrip("?").split("|")
     for place in others:
@@ -185,6 +182,8 @@ class PatchSet:
         self._applied: tuple[Any, ...] = ()
         """The handles that the patches and ``changed`` reflect."""
         self._patches: dict[str, Patch] = {}
+        self._found: dict[str, bool] = {}
+        """Whether a library that was not imported yet is installed."""
         self._lock = threading.RLock()
         self._is_applying = False
 
@@ -236,11 +235,22 @@ class PatchSet:
 
     def _put_on(self) -> None:
         for path, replace in self._replacements.items():
+            if self._is_missing(_library(path)):
+                continue
             with Guard(f"Could not replace {path}: {self._consequence}", _library(path).replace("_", "-")):
                 patch = self._patches.get(path) or find_patch(path, replace)
                 if patch is not None:
                     self._patches[path] = patch
                     patch.put_on()
+
+    def _is_missing(self, library: str) -> bool:
+        """Tell whether a library is not installed. One that was installed since counts once it is imported."""
+        if sys.modules.get(library) is not None:
+            return False
+        if library not in self._found:
+            # Python takes 0.1 ms to look for what is not there.
+            self._found[library] = find_spec(library) is not None
+        return not self._found[library]
 
     def _take_off(self) -> None:
         for patch in self._patches.values():
