@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
-from agent_gateway_client.active_span import is_local_span, model_call
+from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
-from agent_gateway_client.http._redirects import hops, shares_notes
+from agent_gateway_client.http._redirects import must_come_off, shares_notes
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of urllib3; it is sent without it", "urllib3")
@@ -41,11 +41,8 @@ def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> No
         outcome, context = decide(method, scheme, host, port, path, seen, KnownGateways(model_call.get()))
         if context is not None:
             kwargs["headers"] = _with(given, context.to_headers(), replaced=present is not None)
-        elif present is not None and (shared := hops.get()) is not None:
-            if outcome == "kept" and is_local_span(present):
-                shared[TRACEPARENT] = present
-            elif outcome == "not a gateway" and shared.get(TRACEPARENT) == present:
-                kwargs["headers"] = _with(given, {}, replaced=True)
+        elif present is not None and must_come_off(outcome, present):
+            kwargs["headers"] = _with(given, {}, replaced=True)
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
