@@ -17,7 +17,7 @@ from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Finder, PatchSet, Replace, Switch, find_argument
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import NO_GATEWAYS
-from agent_gateway_client.http._known import instrumented_gateways
+from agent_gateway_client.http._process_wide import Instrumentation
 from agent_gateway_client.langchain._calls import GatewaysHandler, LangChainCall
 
 Method = Callable[..., Any]
@@ -43,6 +43,10 @@ class _Run:
 _run: ContextVar[_Run | None] = ContextVar("agent_gateway_client.langchain_run", default=None)
 
 
+_follows_all = False
+"""Whether a run is followed that has no handler of ours: :func:`agent_gateway_client.instrument` is in force."""
+
+
 def _followed(handlers: Sequence[Any]) -> LangChainCall | None:
     """Return the call of a run with these handlers.
 
@@ -53,20 +57,11 @@ def _followed(handlers: Sequence[Any]) -> LangChainCall | None:
     for handler in handlers:
         if isinstance(handler, GatewaysHandler) and handler.gateways:
             gateways = gateways | handler.gateways if gateways else handler.gateways
-    if gateways is NO_GATEWAYS and model_call.get() is None and instrumented_gateways() is NO_GATEWAYS:
+    if gateways is NO_GATEWAYS and not _follows_all and model_call.get() is None:
         return None
     with _guard:
         return LangChainCall(gateways)
     return None
-
-
-def _is_made(call: LangChainCall) -> bool:
-    """Tell whether a method around this code makes the run of a call, and leaves and ends the call.
-
-    ``stream_events(version="v3")`` starts the run in its reader's code, and reads on in another call.
-    """
-    run = _run.get()
-    return run is not None and run.call is call
 
 
 def _given(manager: Any) -> LangChainCall | None:
@@ -121,7 +116,9 @@ def _starts(original: Method, switch: Switch) -> Method:
         if not switch.is_on:
             return original(manager, *args, **kwargs)
         call, run = _followed(manager.handlers), _run.get()
-        if run is not None and not run.has_started:
+        # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+        is_made = run is not None and not run.has_started
+        if run is not None and is_made:
             run.call, run.has_started = call, True
         if call is None:
             return original(manager, *args, **kwargs)
@@ -130,9 +127,11 @@ def _starts(original: Method, switch: Switch) -> Method:
             managers = original(manager, *args, **kwargs)
             if len(managers) == 1:
                 call.manager = managers[0]
+            if not is_made or len(managers) > 1:
+                _follow_prompts()
             return managers
         finally:
-            if not _is_made(call):
+            if not is_made:
                 call.__exit__()
                 call.end()
 
@@ -144,7 +143,9 @@ def _starts_async(original: Method, switch: Switch) -> Method:
         if not switch.is_on:
             return await original(manager, *args, **kwargs)
         call, run = _followed(manager.handlers), _run.get()
-        if run is not None and not run.has_started:
+        # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+        is_made = run is not None and not run.has_started
+        if run is not None and is_made:
             run.call, run.has_started = call, True
         if call is None:
             return await original(manager, *args, **kwargs)
@@ -153,9 +154,11 @@ def _starts_async(original: Method, switch: Switch) -> Method:
             managers = await original(manager, *args, **kwargs)
             if len(managers) == 1:
                 call.manager = managers[0]
+            if not is_made or len(managers) > 1:
+                _follow_prompts()
             return managers
         finally:
-            if not _is_made(call):
+            if not is_made:
                 call.__exit__()
                 call.end()
 
@@ -164,10 +167,7 @@ def _starts_async(original: Method, switch: Switch) -> Method:
 
 def _is_given(original: Method, switch: Switch) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        run = _run.get()
-        if not switch.is_on or (run is not None and run.has_started and run.call is None):
-            return original(*args, **kwargs)
-        call = _given(manager_of(args, kwargs))
+        call = _given(manager_of(args, kwargs)) if switch.is_on else None
         if call is None:
             return original(*args, **kwargs)
         try:
@@ -182,10 +182,7 @@ def _is_given(original: Method, switch: Switch) -> Method:
 
 def _is_given_async(original: Method, switch: Switch) -> Method:
     async def replacement(*args: Any, **kwargs: Any) -> Any:
-        run = _run.get()
-        if not switch.is_on or (run is not None and run.has_started and run.call is None):
-            return await original(*args, **kwargs)
-        call = _given(manager_of(args, kwargs))
+        call = _given(manager_of(args, kwargs)) if switch.is_on else None
         if call is None:
             return await original(*args, **kwargs)
         try:
@@ -324,9 +321,7 @@ _REPLACEMENTS: dict[str, Replace] = {
         for manager, replace in (("CallbackManager", _starts), ("AsyncCallbackManager", _starts_async))
         for name in ("on_chat_model_start", "on_llm_start")
     },
-    # One prompt each, where generate() may have several.
-    f"{_MODELS}:BaseChatModel._generate_with_cache": _is_given,
-    f"{_MODELS}:BaseChatModel._agenerate_with_cache": _is_given_async,
+    # One request for several prompts, whose runs are started in tasks of their own in async code.
     f"{_MODELS}:BaseLLM._generate_helper": _is_given,
     f"{_MODELS}:BaseLLM._agenerate_helper": _is_given_async,
     # stream_events(version="v3"), which is newer than the lowest version supported.
@@ -334,5 +329,32 @@ _REPLACEMENTS: dict[str, Replace] = {
     f"{_MODELS}:BaseChatModel._aiter_v2_events?": partial(_steps_async, is_given=True),
 }
 
-patches = PatchSet(_REPLACEMENTS, "requests of some LangChain calls carry a less specific parent span, or none")
+_PROMPTS: dict[str, Replace] = {
+    f"{_MODELS}:BaseChatModel._generate_with_cache": _is_given,
+    f"{_MODELS}:BaseChatModel._agenerate_with_cache": _is_given_async,
+}
+"""One prompt each, where ``generate()`` has several."""
+
+_LESS_SPECIFIC = "requests of some LangChain calls carry a less specific parent span, or none"
+
+
+def _changed(handles: tuple[Any, ...]) -> None:
+    global _follows_all
+    _follows_all = any(not isinstance(handle, Instrumentation) for handle in handles)
+    if not handles:
+        prompts.remove(patches, wait=False)
+
+
+def _follow_prompts() -> None:
+    """Tell the prompts of a run from each other: most runs have one, and then it is the run that is followed."""
+    prompts.add(patches)
+    if not patches.handles:
+        # Another thread has closed the last handler in the meantime.
+        prompts.remove(patches, wait=False)
+
+
+patches = PatchSet(_REPLACEMENTS, _LESS_SPECIFIC, _changed)
 """Held by every open handler."""
+
+prompts = PatchSet(_PROMPTS, _LESS_SPECIFIC)
+"""Held by :data:`patches` from the first run on that needs them."""
