@@ -34,6 +34,8 @@ class Request(NamedTuple):
         traceparent: What it carried.
         pid: The process that sent it.
         near_miss: Whether it was probably meant to go to a gateway.
+        is_assumed: Whether the program itself does not name its gateway, so that only ``agent-gateway run`` covers it.
+        uses_client: Whether the program uses this package itself.
         mirror: Whether its mirror has arrived; ``None`` where nobody has looked, or none has to arrive.
     """
 
@@ -46,6 +48,8 @@ class Request(NamedTuple):
     traceparent: str | None
     pid: int
     near_miss: bool
+    is_assumed: bool = False
+    uses_client: bool = False
     mirror: bool | None = None
 
     @property
@@ -64,7 +68,12 @@ class Request(NamedTuple):
     @property
     def is_broken(self) -> bool:
         """Whether it should carry the trace context and does not, or its mirror is missing."""
-        return self.lacks_span or self.near_miss or self.mirror is False
+        return self.lacks_span or self.near_miss or self.mirror is False or self.is_missed
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether it is a call of a model that the program's own use of this package should cover and does not."""
+        return self.is_assumed and self.uses_client and self.is_model_call and self.outcome != "kept"
 
 
 class Run(NamedTuple):
@@ -100,6 +109,12 @@ class Run(NamedTuple):
                 "A gateway was called while no span was active. Make the call inside mlflow.start_span(), a function "
                 "with @mlflow.trace, or under autolog. Where there is a span, MLflow could not record it: call "
                 "mlflow.set_tracking_uri() and mlflow.set_experiment() first."
+            )
+        if any(request.is_missed for request in self.requests):
+            found.append(
+                "The program uses agent-gateway-client, but nothing that it has set up covers a call of a model, which "
+                "carries its span only under agent-gateway run. Is the client wrapped, the handler an instance that is "
+                "open and among the callbacks of the run, and instrument() called before the request?"
             )
         if any(request.mirror is False for request in self.requests):
             found.append(

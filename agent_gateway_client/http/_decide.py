@@ -68,11 +68,15 @@ def decide(
         headers: Those that the request has already; they are only looked at where it goes to a gateway.
         gateways: Where it may be sent.
     """
-    why = ""
-    if not gateways.covers(scheme, host, port, path):
+    why, is_covered, is_assumed = None, gateways.covers(scheme, host, port, path), False
+    if not is_covered:
+        why = gateways.near_miss(scheme, host, port, path)
+        if why is None and _notes.assumed is not None:
+            is_assumed = _notes.assumed.covers(scheme, host, port, path)
+            why = None if is_assumed else _notes.assumed.near_miss(scheme, host, port, path)
+    if not is_covered and not is_assumed:
         decision = _NOT_A_GATEWAY
-        if found := gateways.near_miss(scheme, host, port, path):
-            why = found
+        if why is not None:
             _notes.warn_of_near_miss(_notes.shown(scheme, host, port, path), why)
     elif TRACEPARENT in headers and not is_received(headers[TRACEPARENT]):
         decision = _KEPT
@@ -87,5 +91,6 @@ def decide(
         kept = headers.get(TRACEPARENT)
         reason = why or _REASONS[decision.outcome]
         url = _notes.shown(scheme, host, port, path)
-        _notes.make_note(_notes.Note(method, url, decision.outcome, reason, decision.context, kept, bool(why)))
+        note = _notes.Note(method, url, decision.outcome, reason, decision.context, kept, why is not None, is_assumed)
+        _notes.make_note(note)
     return decision

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.w3c import TraceContext
 
 WEBSOCKET = "WEBSOCKET"
@@ -25,6 +26,7 @@ class Note(NamedTuple):
         context: What was put on it.
         kept: The ``traceparent`` that it had already.
         near_miss: Whether it was probably meant to go to a gateway.
+        is_assumed: Whether only :data:`assumed` names its gateway.
     """
 
     method: str
@@ -34,10 +36,15 @@ class Note(NamedTuple):
     context: TraceContext | None = None
     kept: str | None = None
     near_miss: bool = False
+    is_assumed: bool = False
 
 
 recorder: Callable[[Note], None] | None = None
 """Is called with each note, where the doctor runs the program."""
+
+
+assumed: Gateways | None = None
+"""Gateways that the program itself may not name, where the doctor runs it."""
 
 
 def is_wanted() -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
-from agent_gateway_client.http import _aiohttp, _httpx, _known, _urllib3, _websockets
+from agent_gateway_client.http import _aiohttp, _httpx, _known, _notes, _urllib3, _websockets
 from agent_gateway_client.http._langchain_runs import runs
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
@@ -23,7 +23,7 @@ from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 def _changed(handles: tuple[Any, ...]) -> None:
     gateways = Gateways(url for handle in handles for url in handle.gateways)
     _known.set_process_gateways(gateways)
-    runs.follow(bool(gateways))
+    runs.follow(bool(gateways) or (bool(handles) and _notes.assumed is not None))
 
 
 _patches = PatchSet(

@@ -116,6 +116,26 @@ def test_what_is_not_a_call_of_a_model_is_no_fault(server: HttpServer, write: An
     assert "no span was active" not in ended.stderr
 
 
+OWN = {
+    "covered": ("wrap_httpx", "wrap_httpx(httpx.Client(trust_env=False), [url]).post(url + CALL)", 0),
+    "by hand": ("trace_headers", "httpx.post(url + CALL, trust_env=False, headers=trace_headers(url))", 0),
+    "another client": ("wrap_httpx", "wrap_httpx(httpx.Client(), [url]); httpx.post(url + CALL, trust_env=False)", 1),
+    "undone": ("instrument", "instrument(url).uninstrument(); httpx.post(url + CALL, trust_env=False)", 1),
+    "another path": ("instrument", "instrument(url + '/v2'); httpx.post(url + CALL, trust_env=False)", 1),
+}
+
+
+@pytest.mark.parametrize(("name", "body", "status"), OWN.values(), ids=OWN)
+def test_a_program_that_uses_the_client_itself(name: str, body: str, status: int, server: HttpServer, write: Any):  # noqa: F811
+    """What its own code does not cover is a mistake, although the doctor runs it as ``agent-gateway run`` does."""
+    program = write(f"import httpx\nfrom agent_gateway_client import {name}\nCALL = '/v1/chat/completions'\n{body}\n")
+    ended = doctor(program, server.gateway, server.gateway)
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    assert ("BROKEN" in ended.stdout) == bool(status)
+    if "v2" not in body:
+        assert ("nothing that it has set up covers" in ended.stdout) == bool(status)
+
+
 CALLS = [
     ("POST", "/gateway/v1/chat/completions", True),
     ("GET", "/gateway/v1/chat/completions", False),
