@@ -1,4 +1,4 @@
-"""Replaces an attribute of somebody else's class or module, and puts it back exactly."""
+"""Replaces an attribute of another library's class or module, and restores it exactly."""
 
 import functools
 import inspect
@@ -92,7 +92,7 @@ class Patch:
         made.switch.is_on = True
 
     def take_off(self) -> None:
-        """Put the attribute back, unless it is somebody else's by now."""
+        """Restore the attribute, unless another library has replaced it since."""
         for made in reversed(self._made):
             made.switch.is_on = False
             if vars(self._owner).get(self._name) is not made.replacement:

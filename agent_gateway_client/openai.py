@@ -38,8 +38,8 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
         The same object.
 
     Raises:
-        ConfigurationError: ``client`` is no OpenAI client, its ``base_url`` is a model vendor's public API, or a
-            gateway is no URL.
+        ConfigurationError: ``client`` is not an OpenAI client, its ``base_url`` is a model vendor's public API, or a
+            gateway is not a URL.
     """
     given: object = client
     if not isinstance(given, OpenAI | AsyncOpenAI):

@@ -1,6 +1,6 @@
 """Says what happened to a request: at level DEBUG, to a recorder, and as a warning where it looks like a mistake.
 
-Most requests of a program go elsewhere and are nobody's business, so a warning needs a reason, and is given once.
+Most requests of a program have nothing to do with a gateway, so a warning needs a reason, and is given once.
 """
 
 import logging

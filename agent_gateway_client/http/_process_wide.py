@@ -132,7 +132,7 @@ def instrument(*urls: str | Iterable[str], gateways: Iterable[str] | None = None
         A handle that undoes this call, and a context manager that does so at its end.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is no URL.
+        ConfigurationError: No gateway is named, or a name is not a URL.
 
     Example:
         >>> from agent_gateway_client import instrument
@@ -148,7 +148,7 @@ def renew() -> None:
 
 
 def uninstrument() -> None:
-    """Undo every :func:`instrument`. The adapters of frameworks have an undo of their own."""
+    """Undo every :func:`instrument`. The adapters of frameworks are undone separately."""
     global _generation
     _generation += 1
     for handle in _patches.handles:
@@ -184,7 +184,7 @@ def gateways_for_process(
         gateways: What it was given as ``gateways=``.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is no URL.
+        ConfigurationError: No gateway is named, or a name is not a URL.
     """
     named = Gateways(flatten(urls)) | Gateways(() if gateways is None else gateways)
     known = named or Gateways.from_environment()

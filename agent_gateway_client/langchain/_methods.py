@@ -1,7 +1,7 @@
 """The methods of LangChain in which a call of a model begins and a model's own code runs, and what replaces them.
 
-A callback handler is told that a model's run starts and ends. It is not told which of several prompts a request belongs
-to, that a stream is suspended, that a call was cancelled, or which other handler keeps the run's span.
+A callback handler learns that a model's run starts and ends. It does not learn which of several prompts a request
+belongs to, that a stream is suspended, that a call was cancelled, or which other handler keeps the run's span.
 
 While a handler exists, every run of the process comes through here, and most of them are not given it. Which handlers a
 run has is known when it starts. Until then nothing is read or noted, and after that only for a run that is followed.
@@ -321,7 +321,7 @@ _REPLACEMENTS: dict[str, Replace] = {
         for manager, replace in (("CallbackManager", _starts), ("AsyncCallbackManager", _starts_async))
         for name in ("on_chat_model_start", "on_llm_start")
     },
-    # One request for several prompts, whose runs are started in tasks of their own in async code.
+    # One request for several prompts, whose runs async code starts in separate tasks.
     f"{_MODELS}:BaseLLM._generate_helper": _is_given,
     f"{_MODELS}:BaseLLM._agenerate_helper": _is_given_async,
     # stream_events(version="v3"), which is newer than the lowest version supported.

@@ -60,7 +60,7 @@ def instrument_litellm(*urls: str | Iterable[str], gateways: Iterable[str] | Non
         A handle that undoes this call, and a context manager that does so at its end.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is no URL.
+        ConfigurationError: No gateway is named, or a name is not a URL.
 
     Example:
         >>> from agent_gateway_client import instrument_litellm
@@ -168,7 +168,7 @@ def _returns(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
-    """Let async code that a sync call stands on know the caller's span: in a notebook, LiteLLM runs it in a thread."""
+    """Keep the caller's context for async code that a sync call runs: in a notebook, LiteLLM runs it in a thread."""
 
     def run_async_function(async_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
@@ -224,14 +224,14 @@ _patches = PatchSet(
 )
 
 
-def _let_go(call: LiteLLMCall) -> None:
+def _release(call: LiteLLMCall) -> None:
     # The garbage collector may have ended the call.
     _patches.remove(call, wait=False)
 
 
 def _begin(logging: Any) -> None:
     if is_autologged():
-        call = LiteLLMCall(logging, _let_go)
+        call = LiteLLMCall(logging, _release)
         logging._agent_gateway_call = call
         model_call.set(call)
 
