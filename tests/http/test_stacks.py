@@ -264,13 +264,12 @@ def test_each_attempt_of_boto3_carries_its_own_span(server: HttpServer, monkeypa
 
 def test_boto3_follows_no_redirect_to_another_host(server: HttpServer):
     """Bedrock's client raises at a redirect, and S3's asks for the bucket's region at the same endpoint."""
-    from botocore.exceptions import ClientError
-
+    error = pytest.importorskip("botocore.exceptions").ClientError
     away = server.gateway + "/away"
     with instrument(server.gateway), mlflow.start_span("agent") as agent:
-        with pytest.raises(ClientError, match="307"):
+        with pytest.raises(error, match="307"):
             boto3_client("bedrock-runtime", away).converse(**ASK_BEDROCK)
-        with pytest.raises(ClientError):
+        with pytest.raises(error):
             boto3_client("s3", away).get_object(Bucket="bucket", Key="key")
     assert server.requests
     assert all(url.startswith(server.gateway) for url, _ in server.requests)
