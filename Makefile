@@ -7,7 +7,7 @@ ENVIRONMENTS := @$(PYTHON) constraints/environments.py
 IN_MAIN := $(ENVIRONMENTS) run main
 ALL := main quick openai3 lowest lowest-server newest agents autogen backends
 
-# Every server that is started imports some thousand modules: compiled once and kept, they take a third of the time.
+# Every server imports thousands of modules; with cached bytecode, that takes a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -65,7 +65,9 @@ bench: ## Set up, then measure everything that benchmarks/ does, with real serve
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
 	$(ENVIRONMENTS) run bench python -m benchmarks
 
-docs: ## Build the documentation site into build/site/, with strict links
+# Without the advertisement for its successor.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: ## Build the documentation site into build/site/ and fail on a broken link
 	$(ENVIRONMENTS) run docs mkdocs build --strict
 
 lint: ## Check style and format with ruff
@@ -89,10 +91,10 @@ venv-backends: ## Only set up .venv-backends: a collector and Arize Phoenix, whi
 venv-agents: ## Only set up .venv-agents: frameworks with the client alone, which some tests start
 	$(ENVIRONMENTS) make agents
 
-venv-autogen: ## Only set up .venv-autogen: the framework that has to be apart from MLflow's server
+venv-autogen: ## Only set up .venv-autogen: a framework that conflicts with MLflow's server
 	$(ENVIRONMENTS) make autogen
 
-environments: ## Only set up all environments, side by side
+environments: ## Only set up all environments, in parallel
 	$(ENVIRONMENTS) make $(ALL)
 
 environments-list: ## Show all environments, and which are set up
@@ -102,12 +104,12 @@ build: ## Build the sdist and the wheel into dist/, in the small environment
 	@rm -rf dist
 	$(ENVIRONMENTS) run quick python -m hatchling build --directory dist
 
-update: ## Take the newest versions of everything into the constraints files (not the lowest ones)
+update: ## Update the constraints files to the newest versions (except the lowest ones)
 	$(ENVIRONMENTS) remove main openai3
 	$(ENVIRONMENTS) make --unconstrained main openai3
 	$(ENVIRONMENTS) freeze main openai3
 
-clean: ## Remove the environments and all that was built
+clean: ## Remove the environments and everything that was built
 	@echo "==> Removing environments, builds and caches"
 	@rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

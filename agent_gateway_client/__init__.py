@@ -1,13 +1,13 @@
 """One trace from the LLM agent to the model.
 
-The client half of the project: it puts the W3C ``traceparent`` of the innermost active MLflow span on the requests that
-go to an LLM gateway, and on no other request. The names below are loaded on first use, so importing this package loads
-no framework and no MLflow. The half that runs in the gateway is :mod:`agent_gateway_client.server`.
+The client half of the project adds the W3C ``traceparent`` of the innermost active MLflow span to requests to LLM
+gateways, and to no other request. Its names are loaded at the first use, so importing this package imports neither
+frameworks nor MLflow. The half that runs in the gateway is :mod:`agent_gateway_client.server`.
 """
 
 from agent_gateway_client._version import __version__
 
-# Type checkers know the name wherever it comes from; importing typing would take longer than all else here.
+# Type checkers recognize the name; importing typing would take longer than the rest of this module.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def __getattr__(name: str) -> object:
 
 
 def _missing(name: str, problem: str) -> object:
-    """Return what stands for a name whose package is not installed: ``import *``, help() and hasattr() work."""
+    """Return a placeholder for a name whose package is not installed, so that ``import *`` and help() work."""
 
     def missing(*args: object, **kwargs: object) -> object:
         from agent_gateway_client.errors import MissingDependencyError

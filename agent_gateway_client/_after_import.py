@@ -1,4 +1,4 @@
-"""Runs a function when the program has imported a package, so that nothing is imported which it does not use."""
+"""Runs a function after the program has imported a package, so that unused packages are not imported."""
 
 import sys
 import threading
@@ -11,10 +11,10 @@ from typing import Any
 
 
 class AfterImport(MetaPathFinder):
-    """Calls functions after packages are imported, or at once for those that are. Is undone with :meth:`stop`.
+    """Calls functions after packages are imported; immediately for those that are imported already.
 
     Args:
-        actions: What to call, by the name of a package or module. None of the functions may raise.
+        actions: The functions, by the name of a package or module. They must not raise.
     """
 
     def __init__(self, actions: dict[str, Callable[[], None]]) -> None:
@@ -25,7 +25,7 @@ class AfterImport(MetaPathFinder):
         sys.meta_path.insert(0, self)
 
     def stop(self) -> None:
-        """Call nothing from now on."""
+        """Stop calling functions."""
         self._actions.clear()
         if self in sys.meta_path:
             sys.meta_path.remove(self)
@@ -33,7 +33,7 @@ class AfterImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a package as Python would, and take note of when its code has run."""
+        """Find a package as Python does, and wrap its loader."""
         if fullname not in self._actions or getattr(self._here, "name", None) == fullname:
             return None
         self._here.name = fullname
@@ -46,14 +46,14 @@ class AfterImport(MetaPathFinder):
         return spec
 
     def imported(self, name: str) -> None:
-        """Call what is to be called after this package."""
+        """Call the function for a package that was imported."""
         action = self._actions.pop(name, None)
         if action is not None:
             action()
 
 
 class _Loader(Loader):
-    """The package's own loader, with all that it offers."""
+    """Wraps a package's loader."""
 
     def __init__(self, inner: Any, watcher: AfterImport) -> None:
         self._inner = inner

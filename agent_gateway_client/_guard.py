@@ -1,4 +1,4 @@
-"""The rule for code of ours that runs inside a user's call: ours may fail, the user's call goes on."""
+"""The guard for our code inside a user's call: an error of ours must not fail the call."""
 
 import os
 from types import TracebackType
@@ -6,17 +6,17 @@ from types import TracebackType
 from agent_gateway_client._log import logger, version_of, warn_once
 
 reraises = "AGENT_GATEWAY_RAISE_INTERNAL_ERRORS" in os.environ
-"""Whether a guard lets errors through. The tests set the variable, so that a bug that a guard hides fails a test."""
+"""Whether guards let errors through. The tests set the variable, so that a hidden bug fails a test."""
 
 
 class Guard:
-    """A context manager that stops errors, logs them at level DEBUG and warns of the first one.
+    """A context manager that suppresses errors, logs them at level DEBUG, and warns about the first one.
 
-    It has no state: one guard can be entered many times, from many threads, and within itself.
+    Stateless: a guard can be shared by threads and nested.
 
     Args:
-        failure: The first part of the warning: what did not work and what that means for the user.
-        *distributions: The distributions whose internals the code relies on. The warning gives their versions.
+        failure: The first part of the warning: what failed, and the consequence for the user.
+        *distributions: The distributions whose internals the code uses. The warning has their versions.
     """
 
     __slots__ = ("_distributions", "_failure")

@@ -1,4 +1,4 @@
-"""The command that installs more of this package, as error messages name it."""
+"""The install command in error messages about missing packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ NAME = "agent-gateway-client"
 
 
 def install_command(*extras: str) -> str:
-    """Return the command that adds extras to this installation, from where it came: a checkout, a repository, an index.
+    """Return the command that adds extras to this installation, from its source: a checkout, a repository, an index.
 
     Args:
         extras: Names of extras, like ``openai``.
@@ -16,7 +16,7 @@ def install_command(*extras: str) -> str:
 
     wanted = f"[{','.join(extras)}]"
     try:
-        # PEP 610: pip and uv note it for what did not come from an index.
+        # PEP 610: pip and uv write it for installations that are not from an index.
         source = json.loads(distribution(NAME).read_text("direct_url.json") or "{}")
     except (PackageNotFoundError, ValueError):
         source = {}

@@ -1,17 +1,17 @@
-"""The package's logger, and warnings that are said once."""
+"""The package's logger, and warnings that are logged once."""
 
 import logging
 from importlib import metadata
 
 logger = logging.getLogger("agent_gateway_client")
 
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
 def warn_once(key: str, message: str, *args: object) -> None:
-    """Log a warning the first time ``key`` is seen in this process, and nothing after that."""
-    if key not in _said:
-        _said.add(key)
+    """Log a warning if this is the first one with this key in the process."""
+    if key not in _warned:
+        _warned.add(key)
         logger.warning(message, *args)
 
 

@@ -1,4 +1,4 @@
-"""Requests that almost go to a gateway: what their sender or the gateway's URL got wrong."""
+"""Finds the mistake in a request that almost goes to a gateway, or in the gateway's URL."""
 
 import re
 from collections.abc import Iterable
@@ -9,20 +9,20 @@ _MODEL_CALL = re.compile(
     r"/(chat/completions|completions|responses|embeddings|messages|converse|converse-stream|invocations|realtime)/?$"
     r"|:(streamG|g)enerateContent$"
 )
-"""The end of a path that only model APIs have. A gateway's own host often serves much else, like MLflow's API."""
+"""Path suffixes that only model APIs have. A gateway's host often has other routes, such as MLflow's API."""
 
 
 def near_miss(
     origins: Iterable[tuple[str, str, int, str, bool]], scheme: str, host: str, port: int | None, path: str
 ) -> str | None:
-    """Return why a request almost goes to a gateway, or ``None`` where it has nothing to do with one.
+    """Return why a request misses a gateway by little; ``None`` for other requests.
 
     Args:
         origins: Scheme, host, port and prefix of each gateway, and whether the request's path is below the prefix.
-        scheme: The request's; http or https.
-        host: The request's.
-        port: The request's.
-        path: The request's, without the query.
+        scheme: The request's scheme, http or https.
+        host: The request's host.
+        port: The request's port.
+        path: The request's path without the query.
     """
     for own_scheme, own_host, own_port, prefix, is_below in origins:
         same_port = own_port == (port or (443 if scheme == "https" else 80))

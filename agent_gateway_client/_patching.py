@@ -1,4 +1,4 @@
-"""Replaces an attribute of another library's class or module, and restores it exactly."""
+"""Replaces functions of other packages and restores them exactly."""
 
 import functools
 import inspect
@@ -16,17 +16,17 @@ _ABSENT = object()
 
 
 class Switch:
-    """Tells a replacement whether it is in use.
+    """Enables or disables a replacement.
 
     Attributes:
-        is_on: Has to be asked at each call; a replacement that is off does nothing but call the original.
+        is_on: Must be checked at each call; a disabled replacement only calls the original.
     """
 
     is_on = True
 
 
 Replace = Callable[[Callable[..., Any], Switch], Any]
-"""Makes a replacement out of the original."""
+"""Makes the replacement of an original function."""
 
 
 Finder = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -48,7 +48,7 @@ def find_argument(function: Callable[..., Any], *names: str) -> Finder:
     return lambda args, kwargs: args[position] if len(args) > position else kwargs.get(name)
 
 
-class _Made(NamedTuple):
+class _Applied(NamedTuple):
     replacement: Any
     before: Any
     switch: Switch
@@ -57,16 +57,16 @@ class _Made(NamedTuple):
 class Patch:
     """One replaced attribute.
 
-    While it is off, either the owner has what it had before, the same object, or, where somebody else has replaced the
-    attribute on top in the meantime, our replacement stays below theirs and is off.
+    Restoring it puts back the same object. If other code has replaced the attribute again in the meantime, our
+    replacement stays below theirs, disabled.
 
     Args:
         owner: The class or module.
-        name: The attribute, a function.
+        name: The name of a function.
         replace: Makes the replacement.
 
     Raises:
-        AttributeError: The owner has no such function.
+        AttributeError: The owner does not have the function.
     """
 
     def __init__(self, owner: Any, name: str, replace: Replace) -> None:
@@ -75,25 +75,25 @@ class Patch:
         self._owner = owner
         self._name = name
         self._replace = replace
-        self._made: list[_Made] = []
-        """What may still be called: the last is the one in use, the others are below somebody else's."""
+        self._applied_replacements: list[_Applied] = []
+        """Replacements that may still be called: the last is in use, the others are below those of other code."""
 
-    def put_on(self) -> None:
-        """Replace the attribute; the second time is the same as once."""
+    def apply(self) -> None:
+        """Replace the attribute. Idempotent."""
         made = self._in_place()
         if made is None:
             before = vars(self._owner).get(self._name, _ABSENT)
             original, switch = getattr(self._owner, self._name), Switch()
-            made = _Made(functools.wraps(original)(self._replace(original, switch)), before, switch)
-            for covered in self._made:
+            made = _Applied(functools.wraps(original)(self._replace(original, switch)), before, switch)
+            for covered in self._applied_replacements:
                 covered.switch.is_on = False
             setattr(self._owner, self._name, made.replacement)
-            self._made.append(made)
+            self._applied_replacements.append(made)
         made.switch.is_on = True
 
-    def take_off(self) -> None:
-        """Restore the attribute, unless another library has replaced it since."""
-        for made in reversed(self._made):
+    def restore(self) -> None:
+        """Restore the attribute, unless other code has replaced it."""
+        for made in reversed(self._applied_replacements):
             made.switch.is_on = False
             if vars(self._owner).get(self._name) is not made.replacement:
                 continue
@@ -101,13 +101,13 @@ class Patch:
                 delattr(self._owner, self._name)
             else:
                 setattr(self._owner, self._name, made.before)
-            self._made.remove(made)
+            self._applied_replacements.remove(made)
 
-    def _in_place(self) -> _Made | None:
-        """Return our replacement that calls still come to, below those of others who say what they wrap."""
+    def _in_place(self) -> _Applied | None:
+        """Return our replacement that calls reach, also through wrappers that set ``__wrapped__``."""
         function = getattr(self._owner, self._name)
         while function is not None:
-            for made in self._made:
+            for made in self._applied_replacements:
                 if function is made.replacement:
                     return made
             function = getattr(function, "__wrapped__", None)
@@ -115,32 +115,32 @@ class Patch:
 
 
 def find_patch(path: str, replace: Replace) -> Patch | None:
-    """Return the patch of a function of a library that is installed.
+    """Return the patch of a function of an installed library.
 
     Args:
-        path: ``module:class.function`` or ``module:function``. Several places, for several versions of the library, are
-            separated by ``|``; the first one that exists counts. A ``?`` at the end says that some versions have none.
+        path: ``module:class.function`` or ``module:function``. Alternatives for several versions of the library are
+            separated by ``|``; the first that exists is used. A final ``?`` marks a function that some versions lack.
         replace: Makes the replacement.
 
     Returns:
-        ``None`` where the library is just being imported, or does not have a function that may be missing.
+        ``None`` if the library is still being imported, or lacks a function that may be missing.
 
     Raises:
         ImportError: The library does not have the module.
         AttributeError: The module does not have the function.
     """
     is_optional = path.endswith("?")
-    *others, last = path.rstrip("?").split("|")
-    for place in others:
+    *candidates, last = path.rstrip("?").split("|")
+    for candidate in candidates:
         with suppress(ImportError, AttributeError):
-            return _patch_at(place, replace)
+            return _patch_at(candidate, replace)
     with suppress(*(ImportError, AttributeError) if is_optional or _is_half_imported(path) else ()):
         return _patch_at(last, replace)
     return None
 
 
-def _patch_at(place: str, replace: Replace) -> Patch:
-    module, _, qualified_name = place.partition(":")
+def _patch_at(path: str, replace: Replace) -> Patch:
+    module, _, qualified_name = path.partition(":")
     owner: Any = import_module(module)
     *classes, name = qualified_name.split(".")
     for class_name in classes:
@@ -158,15 +158,15 @@ def _library(path: str) -> str:
 
 
 class PatchSet:
-    """Patches that are on as long as anything holds them.
+    """Patches that are applied while there is at least one handle.
 
-    The first handle puts them on, the last one that is removed takes them off. A function that the library no longer
-    has is left out, with one warning.
+    The first handle applies them, and removing the last one restores the functions. A function that the library no
+    longer has is skipped with one warning.
 
     Args:
-        replacements: What replaces each function; the keys are as in :func:`find_patch`.
-        consequence: What it means for the user that a function is not replaced; ends the warning.
-        changed: Called with all handles whenever one was added or removed, before the patches are put on or taken off.
+        replacements: The replacements by path, as in :func:`find_patch`.
+        consequence: The end of the warning: what a missing function means for the user.
+        changed: Called with all handles after each change, before patches are applied or restored.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class PatchSet:
         self._changed = changed
         self._handles: dict[Any, None] = {}
         self._applied: tuple[Any, ...] = ()
-        """The handles that the patches and ``changed`` reflect."""
+        """The handles at the last update."""
         self._patches: dict[str, Patch] = {}
         self._found: dict[str, bool] = {}
         """Whether a library that was not imported yet is installed."""
@@ -189,51 +189,51 @@ class PatchSet:
 
     @property
     def handles(self) -> tuple[Any, ...]:
-        """The handles, in the order in which they were added."""
+        """The handles in the order of their addition."""
         return tuple(self._handles)
 
     def add(self, handle: object) -> None:
-        """Put the patches on, for this handle; the second time does nothing."""
+        """Add a handle. Idempotent."""
         self._handles[handle] = None
-        self._apply()
+        self._update()
 
     def remove(self, handle: object, *, wait: bool = True) -> None:
-        """Take the patches off if this was the last handle; the second time does nothing.
+        """Remove a handle. Idempotent.
 
         Args:
             handle: The handle.
-            wait: Whether to wait for another thread that is adding or removing a handle. If not, that thread takes the
-                patches off; the garbage collector must not wait.
+            wait: Whether to wait for another thread that is adding or removing a handle. If not, that thread does the
+                update; the garbage collector must not wait.
         """
         self._handles.pop(handle, None)
-        self._apply(wait=wait)
+        self._update(wait=wait)
 
     def renew(self) -> None:
-        """Put the patches on where somebody has put back what they had found before, or a library was half imported."""
+        """Apply patches again that other code has undone, or whose library was still being imported."""
         with self._lock:
             if self._applied and not self._is_applying:
-                self._put_on()
+                self._apply_all()
 
-    def _apply(self, *, wait: bool = True) -> None:
+    def _update(self, *, wait: bool = True) -> None:
         while self._applied != self.handles and self._lock.acquire(blocking=wait):
             try:
                 if self._is_applying:
-                    return  # The garbage collector interrupted this thread, which looks at the handles again.
+                    return  # The garbage collector interrupted this thread, which checks the handles again.
                 self._is_applying = True
                 try:
                     handles = self.handles
                     self._changed(handles)
                     if handles:
-                        self._put_on()
+                        self._apply_all()
                     else:
-                        self._take_off()
+                        self._restore_all()
                     self._applied = handles
                 finally:
                     self._is_applying = False
             finally:
                 self._lock.release()
 
-    def _put_on(self) -> None:
+    def _apply_all(self) -> None:
         for path, replace in self._replacements.items():
             if self._is_missing(_library(path)):
                 continue
@@ -241,7 +241,7 @@ class PatchSet:
                 patch = self._patches.get(path) or find_patch(path, replace)
                 if patch is not None:
                     self._patches[path] = patch
-                    patch.put_on()
+                    patch.apply()
 
     def _is_missing(self, library: str) -> bool:
         """Tell whether a library is not installed. One that was installed since counts once it is imported."""
@@ -252,6 +252,6 @@ class PatchSet:
             self._found[library] = find_spec(library) is not None
         return not self._found[library]
 
-    def _take_off(self) -> None:
+    def _restore_all(self) -> None:
         for patch in self._patches.values():
-            patch.take_off()
+            patch.restore()

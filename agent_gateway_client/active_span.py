@@ -1,4 +1,4 @@
-"""Whose span is the parent of a request that is sent now: a model call's own, or the innermost active one."""
+"""Finds the parent span of a request that is sent now: that of a model call, or the innermost active span."""
 
 import sys
 from contextvars import ContextVar
@@ -17,13 +17,13 @@ _guard = Guard("Could not read MLflow's active span; only OpenTelemetry's curren
 
 
 class ModelCall:
-    """A framework's call of a model, which may know a better parent for its requests than the active span.
+    """A framework's model call, which may have a more specific parent for its requests than the active span.
 
-    An adapter overrides what it knows. None of the methods may raise.
+    Adapters override the methods that they need. The methods must not raise.
 
     Attributes:
-        received: The ``traceparent`` that a gateway was sent with the call it serves. A request that has it is given
-            the call's own parent instead.
+        received: In a gateway, the ``traceparent`` of the call that it serves. On a request that already has this
+            header, it is replaced by the call's own parent.
     """
 
     __slots__ = ()
@@ -32,36 +32,36 @@ class ModelCall:
 
     @property
     def gateways(self) -> Gateways:
-        """Where the call's requests may carry trace context to, beside the gateways named elsewhere."""
+        """Gateways for this call's requests, in addition to the configured ones."""
         return NO_GATEWAYS
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
-        """Return the parent of a request that is sent now, given what it would be without this call."""
+        """Return the parent of a request that is sent now; ``active`` is the parent without this call."""
         return active
 
     def answered(self, response: Any) -> None:
-        """Take note of the response to a request of this call that went through httpx or httpx2."""
+        """Handle the response to a request of this call that was sent with httpx or httpx2."""
 
     def failed(self, error: BaseException) -> None:
-        """Take note that a request of this call through httpx or httpx2 was given up."""
+        """Handle the failure of a request of this call that was sent with httpx or httpx2."""
 
 
 model_call: ContextVar[ModelCall | None] = ContextVar("agent_gateway_client.model_call", default=None)
-"""The call of a model whose own code is running now; set by a framework's adapter, and only for that long.
+"""The model call whose code is running now; set by a framework's adapter only while the framework's code runs.
 In a gateway, the call that it serves."""
 
 
 def is_received(traceparent: str | None) -> bool:
-    """Tell whether a gateway was sent this ``traceparent`` with the call it serves, and now sends it on as it is.
+    """Return whether a gateway forwards the ``traceparent`` of the call that it serves.
 
-    It names the caller's span, which is not the innermost one by then.
+    Its parent is the caller's span, which is no longer the innermost one.
     """
     call = model_call.get()
     return call is not None and traceparent is not None and traceparent == call.received
 
 
 def is_local_span(traceparent: str) -> bool:
-    """Tell whether a ``traceparent`` names a span that this process made and that has not been exported yet."""
+    """Return whether a ``traceparent`` is that of a span of this process that was not exported yet."""
     named = extract([(TRACEPARENT, traceparent)])
     if named is None:
         return False
@@ -78,8 +78,8 @@ def is_local_span(traceparent: str) -> bool:
 def current_trace_context() -> TraceContext | None:
     """Return the innermost active MLflow span's context, else OpenTelemetry's current span's, else ``None``.
 
-    MLflow keeps its active span in a context of its own by default, which OpenTelemetry's functions do not see. A span
-    that is not sampled is returned with its flags as they are. The span of :data:`model_call` goes first.
+    By default MLflow keeps its active span in a separate context, which OpenTelemetry's functions do not see. An
+    unsampled span is returned with its flags. The span of :data:`model_call` takes precedence.
     """
     active = active_trace_context()
     call = model_call.get()
@@ -87,12 +87,12 @@ def current_trace_context() -> TraceContext | None:
 
 
 def as_span(span: Any) -> trace.Span:
-    """Return OpenTelemetry's span behind a span of MLflow, or the same where it is one of OpenTelemetry's.
+    """Return the OpenTelemetry span of an MLflow span; an OpenTelemetry span is returned unchanged.
 
     Raises:
         ConfigurationError: It is not a span.
     """
-    # MLflow has no public way to it.
+    # MLflow has no public API for it.
     inner = getattr(span, "_span", span)
     if not isinstance(inner, trace.Span):
         raise ConfigurationError(f"span must be a span of MLflow or OpenTelemetry, not {type(span).__qualname__}.")
@@ -100,23 +100,23 @@ def as_span(span: Any) -> trace.Span:
 
 
 def active_trace_context() -> TraceContext | None:
-    """Return what :func:`current_trace_context` does where there is no :data:`model_call`."""
+    """Return the same as :func:`current_trace_context`, without :data:`model_call`."""
     mlflows = as_trace_context(_active_mlflow_span_context())
     return mlflows or as_trace_context(trace.get_current_span().get_span_context())
 
 
 _latest: tuple[SpanContext | None, TraceContext | None] = (None, None)
-"""What :func:`as_trace_context` was given last, and what it returned. Replaced as a whole, so it needs no lock."""
+"""The last argument and result of :func:`as_trace_context`. Replaced atomically, so it needs no lock."""
 
 
 def as_trace_context(context: SpanContext | None) -> TraceContext | None:
-    """Return an OpenTelemetry span's context as a :class:`TraceContext`; ``None`` where it is not valid."""
+    """Return an OpenTelemetry span's context as a :class:`TraceContext`; ``None`` if it is not valid."""
     global _latest
-    # A span keeps its context, which never changes; reading it takes as long as finding it.
+    # A span's context is immutable, so its identity is enough; converting it takes as long as finding it.
     latest, found = _latest
     if context is latest:
         return found
-    # MLflow's no-op span, which it hands out when it could not make one, has no context at all.
+    # MLflow's no-op span has no context.
     if context is None or not context.is_valid:
         return None
     state = context.trace_state
@@ -126,16 +126,15 @@ def as_trace_context(context: SpanContext | None) -> TraceContext | None:
 
 
 def _active_mlflow_span_context() -> SpanContext | None:
-    """Return the context of MLflow's current span, valid or not; ``None`` where MLflow is not imported.
+    """Return the context of MLflow's current span, valid or not; ``None`` if MLflow is not imported.
 
-    The one place that touches MLflow's tracing internals on the client: its public ``get_current_active_span()`` does
-    not show a span that is not sampled.
+    Uses MLflow's internals because its public ``get_current_active_span()`` does not return an unsampled span.
     """
     provider = sys.modules.get("mlflow.tracing.provider")
     if provider is None:
         return None
     with _guard:
-        # MLflow's own functions ask os.environ first whether it shares OpenTelemetry's context, which takes longer than
-        # all else here. Where it does, this context has no span.
+        # MLflow's functions first read os.environ to see whether it shares OpenTelemetry's context, which takes longer
+        # than everything else here. If it does, this context has no span.
         return trace.get_current_span(provider.mlflow_runtime_context.get_current()).get_span_context()
     return None

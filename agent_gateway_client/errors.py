@@ -1,24 +1,24 @@
-"""Every error this package raises on purpose, in one tree.
+"""The errors that this package raises.
 
-None of them is raised while a request is on its way.
+None of them is raised while a request is being sent.
 """
 
 
 class AgentGatewayError(Exception):
-    """The base of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class ConfigurationError(AgentGatewayError, ValueError):
-    """A value that was given to this package cannot work; the message says what to give instead."""
+    """An argument or a setting is invalid; the message says what is valid."""
 
 
 class MissingDependencyError(AgentGatewayError, ImportError):
-    """An optional package is not installed; the message names the extra to install."""
+    """An optional package is not installed; the message has the install command."""
 
 
 class StartError(AgentGatewayError, RuntimeError):
-    """A server of the demo did not start; the message carries its last lines."""
+    """A server of the demo did not start; the message has its last lines."""
 
 
 class NotFoundError(AgentGatewayError, LookupError):
-    """A trace cannot be read; the message says where it was looked for."""
+    """A trace cannot be read; the message says where it was looked up."""

@@ -1,4 +1,4 @@
-"""Which URLs are gateways."""
+"""Decides which URLs are gateways."""
 
 import os
 import re
@@ -83,7 +83,7 @@ class Gateways:
             self._prefixes[origin] = prefixes
             scheme, host, port = origin
             if port == _DEFAULT_PORTS[scheme]:
-                # As HTTP clients say it.
+                # HTTP clients leave out the default port.
                 self._prefixes[scheme, host, None] = prefixes
             kept[url] = None
         self.urls: tuple[str, ...] = tuple(kept)
@@ -104,28 +104,28 @@ class Gateways:
             raise ConfigurationError(f"In the environment variable {GATEWAY_URLS_VARIABLE}: {error}") from None
 
     def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
-        """Tell whether a request to these parts of a URL goes to one of the gateways.
+        """Return whether a request with these URL parts goes to one of the gateways.
 
         Args:
-            scheme: In lower case; ``ws`` and ``wss`` count as the HTTP schemes they start from.
-            host: In any case, with or without a trailing dot, an IPv6 address without brackets.
-            port: ``None`` for the scheme's own.
+            scheme: In lower case; ``ws`` and ``wss`` are treated as ``http`` and ``https``.
+            host: In any case, with or without a trailing dot; an IPv6 address without brackets.
+            port: ``None`` for the scheme's default.
             path: As it is sent, with or without the query.
         """
-        # HTTP clients have brought most URLs into the one spelling already.
+        # HTTP clients have normalized most URLs already.
         prefixes = self._prefixes.get((scheme, host, port))
         if prefixes is None:
             scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
             origin = (scheme, _plain_host(host), port or _DEFAULT_PORTS.get(scheme, 0))
             prefixes = self._prefixes.get(origin, ())
-        # A loop: any() would make a generator for every request.
+        # Not any(), which would create a generator for every request.
         for prefix in prefixes:  # noqa: SIM110
             if _is_below(path, prefix):
                 return True
         return False
 
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
-        """Return why a request that is not covered was probably meant to be; ``None`` for most."""
+        """Return why a request misses a gateway by little; ``None`` for most requests."""
         if host not in self._near_hosts:
             return None
         path = path.partition("?")[0]
@@ -138,10 +138,10 @@ class Gateways:
         return near_miss(origins, _WEBSOCKET_SCHEMES.get(scheme, scheme), host, port, path)  # type: ignore[arg-type]
 
     def __contains__(self, url: object) -> bool:
-        """Tell whether a URL, as text, goes to one of the gateways; ``False`` for what is no URL."""
+        """Return whether a URL goes to one of the gateways; ``False`` for an invalid URL."""
         text = str(url)
         if "\\" in text.partition("?")[0]:
-            # Some clients take it for a slash, and so see another host in the same URL.
+            # Some clients treat it as a slash, and so connect to a different host.
             return False
         try:
             parts = urlsplit(text)
@@ -166,34 +166,34 @@ NO_GATEWAYS = Gateways(())
 
 
 def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gateways:
-    """Decide which gateways a wrapped client talks to.
+    """Return the gateways of a wrapped client.
 
     Args:
-        base_url: The client's own base URL, or ``""``.
-        gateways: What the user named; ``None`` to trust ``base_url`` and ``AGENT_GATEWAY_URLS``.
+        base_url: The client's base URL, or ``""``.
+        gateways: The user's gateways; ``None`` to trust ``base_url`` and ``AGENT_GATEWAY_URLS``.
 
     Raises:
-        ConfigurationError: Nothing names a gateway, a name is no URL, or ``base_url`` is a model vendor's public API.
+        ConfigurationError: No gateway is configured, a value is not a URL, or ``base_url`` is a vendor's public API.
     """
     if gateways is not None:
         named = Gateways(gateways)
         if not named:
-            raise ConfigurationError("gateways is empty; name at least one, like gateways=['http://localhost:5000'].")
+            raise ConfigurationError("gateways is empty; give at least one, like gateways=['http://localhost:5000'].")
         return named
     if not base_url:
         named = Gateways.from_environment()
         if not named:
             raise ConfigurationError(
-                "No gateway is known: the client has no base_url. Give gateways=['http://host:port/prefix'], or set "
-                f"{GATEWAY_URLS_VARIABLE}."
+                "No gateway is configured: the client has no base_url. Give gateways=['http://host:port/prefix'], or "
+                f"set {GATEWAY_URLS_VARIABLE}."
             )
         return named
     own = Gateways([base_url])
     if vendor := _vendor_host(base_url):
         raise ConfigurationError(
-            f"The client talks to {vendor}, a model vendor's public API, and not to a gateway; the trace context would "
-            "be sent to the vendor. Give the client the gateway's URL as base_url, or, if a gateway really answers "
-            f"there, name it: gateways=[{_without_credentials(base_url)}]."
+            f"The client's base_url is {vendor}, a model vendor's public API, not a gateway; the trace context would "
+            "be sent to the vendor. Set base_url to the gateway's URL, or, if this really is a gateway, pass "
+            f"gateways=[{_without_credentials(base_url)}]."
         )
     return own | Gateways.from_environment()
 
@@ -201,7 +201,7 @@ def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gatewa
 def _read(url: str) -> tuple[Origin, str]:
     hint = "a gateway is scheme://host[:port][/prefix], like http://localhost:5000/gateway"
     if not isinstance(url, str):
-        raise ConfigurationError(f"{url!r} is no gateway URL: {hint}.")
+        raise ConfigurationError(f"{url!r} is not a gateway URL: {hint}.")
     shown = _without_credentials(url)
     try:
         parts: SplitResult = urlsplit(url.strip())
@@ -211,14 +211,14 @@ def _read(url: str) -> tuple[Origin, str]:
     except ConfigurationError:
         raise
     except ValueError as error:
-        raise ConfigurationError(f"{shown} is no gateway URL ({error}): {hint}.") from None
+        raise ConfigurationError(f"{shown} is not a gateway URL ({error}): {hint}.") from None
     if parts.scheme not in _DEFAULT_PORTS:
         problem = f"has the scheme {parts.scheme!r}" if "://" in url else "has no scheme"
         raise ConfigurationError(f"{shown} {problem}: {hint}.")
     if not host or not host.strip(".") or any(character.isspace() for character in host):
         raise ConfigurationError(f"{shown} has no host: {hint}.")
     if "*" in parts.netloc + parts.path:
-        raise ConfigurationError(f"{shown} has a '*', and patterns match nothing: {hint}.")
+        raise ConfigurationError(f"{shown} has a '*', but patterns are not supported: {hint}.")
     if "\\" in url:
         raise ConfigurationError(f"{shown} has a backslash: {hint}.")
     if parts.query or parts.fragment:
@@ -238,11 +238,11 @@ def _read(url: str) -> tuple[Origin, str]:
 
 
 def _plain_host(host: str) -> str:
-    """Return the one spelling of a host: lower case, no trailing dot, international names in their ASCII form."""
+    """Normalize a host: lower case, no trailing dot, international names in ASCII."""
     host = host.lower().rstrip(".")
     if host.isascii():
         return host
-    # Every HTTP client brings it, and mlflow-tracing does; Python's own codec has the rules of 2003.
+    # A dependency of every HTTP client and of mlflow-tracing; Python's own codec implements IDNA 2003.
     import idna
 
     return idna.encode(host, uts46=True).decode()
@@ -250,7 +250,7 @@ def _plain_host(host: str) -> str:
 
 def _is_below(path: str, prefix: str) -> bool:
     path = path.partition("?")[0]
-    # As nearly all are, and the rest of the rule costs more than the request's other checks together.
+    # Nearly all paths are, and the rest of the rule costs more than all other checks of a request.
     is_plain = "%" not in path and ".." not in path and "\\" not in path
     if not is_plain:
         path = unquote(path)
@@ -260,12 +260,12 @@ def _is_below(path: str, prefix: str) -> bool:
         return True
     if not path.startswith(prefix) or (len(path) > len(prefix) and path[len(prefix)] != "/"):
         return False
-    # A server resolves dot segments, so a path with one may lie anywhere.
+    # A server resolves dot segments, so a path with one may lead anywhere.
     return is_plain or ".." not in unquote(path).replace("\\", "/").split("/")
 
 
 def flatten(urls: Iterable[object]) -> list[Any]:
-    """Return the URLs that a function was given one by one, in lists, or in both."""
+    """Return the URLs in arguments that may be URLs or lists of URLs."""
     flat: list[Any] = []
     for given in urls:
         if isinstance(given, Iterable) and not isinstance(given, str | bytes):
@@ -281,5 +281,5 @@ def _vendor_host(url: str) -> str | None:
 
 
 def _without_credentials(url: str) -> str:
-    """Return a URL as it may be shown, in quotes: messages end up in logs."""
+    """Return a URL in quotes without its credentials, for messages, which may be logged."""
     return repr(re.sub(r"//[^/@]*@", "//***@", url))

@@ -1,12 +1,12 @@
-"""The names that every part of the package has to spell alike: of a mirror's spans, and of a trace in MLflow."""
+"""Names that several parts of the package share."""
 
 GATEWAY_SPAN_PREFIX = "gateway/"
-"""Begins the name of the span of a gateway call; the endpoint's name follows. MLflow's own gateway does the same."""
+"""Prefix of the name of a gateway span, before the endpoint. MLflow's own gateway uses it too."""
 
 PROVIDER_SPAN_PREFIX = "provider/"
-"""Begins the name of the span of a provider attempt; the provider and the model follow."""
+"""Prefix of the name of an attempt's span, before the provider and the model."""
 
 
 def mlflow_trace_id(trace_id: int) -> str:
-    """Return MLflow's id of the trace that has this id in W3C's headers and in OpenTelemetry."""
+    """Convert a trace id of W3C and OpenTelemetry to MLflow's form."""
     return f"tr-{trace_id:032x}"

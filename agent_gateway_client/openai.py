@@ -23,11 +23,11 @@ ClientT = TypeVar("ClientT", bound=OpenAI | AsyncOpenAI)
 
 
 def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> ClientT:
-    """Make an OpenAI client put the trace context on every request that it sends to its gateway.
+    """Make an OpenAI client add the trace context to every request that it sends to its gateway.
 
-    Every resource and method is covered, with retries and redirects, and so are the copies that ``with_options()`` and
-    ``copy()`` make. A ``traceparent`` that a request already has (from ``mlflow.openai.autolog()``, which names the
-    better parent, or from ``extra_headers``) stays. Wrapping twice is the same as once.
+    All resources and methods are covered, with retries and redirects, and the copies that ``with_options()`` and
+    ``copy()`` create. A ``traceparent`` that a request already has is kept: that of ``mlflow.openai.autolog()``, which
+    is more specific, or one from ``extra_headers``. Idempotent.
 
     Args:
         client: ``OpenAI``, ``AsyncOpenAI``, ``AzureOpenAI`` or ``AsyncAzureOpenAI``; it is changed in place.
@@ -38,19 +38,19 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
         The same object.
 
     Raises:
-        ConfigurationError: ``client`` is not an OpenAI client, its ``base_url`` is a model vendor's public API, or a
-            gateway is not a URL.
+        ConfigurationError: ``client`` is not an OpenAI client, its ``base_url`` is a vendor's public API, or a gateway
+            is not a URL.
     """
     given: object = client
     if not isinstance(given, OpenAI | AsyncOpenAI):
         name = given.__name__ if isinstance(given, type) else type(given).__qualname__
         raise ConfigurationError(
             f"wrap_openai() takes an OpenAI client like OpenAI(base_url='http://localhost:5000/gateway/openai/v1'), "
-            f"not {name}. For an httpx client there is wrap_httpx(); for anything else, trace_headers(url)."
+            f"not {name}. For an httpx client use wrap_httpx(); for anything else, trace_headers(url)."
         )
     base_url = str(client.base_url)
     if isinstance(client, AzureOpenAI | AsyncAzureOpenAI):
-        # With azure_deployment only some calls go below the deployment, the others beside it.
+        # With azure_deployment, some calls go to a path outside of the deployment.
         base_url = re.sub(r"/deployments/[^/]+/?$", "/", base_url)
     known = gateways_for_client(base_url, gateways)
     with _guard:
@@ -59,7 +59,7 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
 
 
 def _let_copies_keep(wrap: Wrap, client: Any) -> None:
-    """Replace the methods of this client that make a copy: one that is given another HTTP client is covered too."""
+    """Replace the client's copying methods, to wrap copies that get a different HTTP client."""
     for name in COPYING:
         if hasattr(type(client), name):
             setattr(client, name, _copying(name, wrap, client))

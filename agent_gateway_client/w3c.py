@@ -1,6 +1,6 @@
-"""W3C Trace Context: what ``traceparent`` and ``tracestate`` say, read and written. Pure functions.
+"""W3C Trace Context: parses and formats ``traceparent`` and ``tracestate``. Pure functions.
 
-Source of the rules: https://www.w3.org/TR/trace-context-2/.
+Specification: https://www.w3.org/TR/trace-context-2/.
 """
 
 import re
@@ -13,7 +13,7 @@ TRACESTATE = "tracestate"
 
 MAX_TRACESTATE_MEMBERS = 32
 MAX_TRACESTATE_LENGTH = 8192
-"""Characters. W3C asks for at least 512 to be relayed; what is longer than this is taken for an attack."""
+"""Characters. W3C requires at least 512; a longer value is treated as an attack."""
 
 _PARENT_LENGTH = len(TRACEPARENT)
 _STATE_LENGTH = len(TRACESTATE)
@@ -33,8 +33,8 @@ class TraceContext(NamedTuple):
     Attributes:
         trace_id: 128 bits, never 0.
         span_id: 64 bits, never 0. W3C calls it the parent id.
-        flags: 8 bits; the lowest says that the trace is sampled.
-        tracestate: The vendors' members, ready to be a header value, or ``""``.
+        flags: 8 bits; the lowest one means that the trace is sampled.
+        tracestate: The vendors' members as a header value, or ``""``.
     """
 
     trace_id: int
@@ -44,7 +44,7 @@ class TraceContext(NamedTuple):
 
     @property
     def sampled(self) -> bool:
-        """Whether the caller records this trace. Other flag bits (random) do not matter here."""
+        """Whether the caller records this trace. Other flags (random) are ignored."""
         return bool(self.flags & _SAMPLED)
 
     @property
@@ -53,37 +53,37 @@ class TraceContext(NamedTuple):
         return _traceparent(self.trace_id, self.span_id, self.flags)
 
     def to_headers(self) -> dict[str, str]:
-        """Return ``traceparent``, and ``tracestate`` where there is one, with lower-case names."""
+        """Return ``traceparent``, and ``tracestate`` if it is not empty, with lower-case names."""
         if self.tracestate:
             return {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
         return {TRACEPARENT: self.traceparent}
 
 
-# A span often sends more than one request, and a request asks more than once.
+# Cached: a span often sends several requests, and a request needs the value several times.
 @lru_cache(maxsize=64)
 def _traceparent(trace_id: int, span_id: int, flags: int) -> str:
-    # Formatting the numbers takes three times as long.
+    # Three times faster than string formatting.
     return f"00-{trace_id.to_bytes(16, 'big').hex()}-{span_id.to_bytes(8, 'big').hex()}-{_FLAGS[flags]}"
 
 
 def extract(headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]) -> TraceContext | None:
-    """Read the remote parent out of request headers.
+    """Read the remote parent from request headers.
 
-    A ``tracestate`` that is malformed or too long is dropped; it does not affect the ``traceparent`` (W3C, 3.3).
+    A ``tracestate`` that is malformed or too long is dropped and does not affect the ``traceparent`` (W3C, 3.3).
 
     Args:
-        headers: A mapping, or pairs of name and value, one for each header line (ASGI's ``scope["headers"]`` as it is).
-            Names are compared without regard to case.
+        headers: A mapping, or pairs of name and value, one per header line, like ASGI's ``scope["headers"]``. Names are
+            case-insensitive.
 
     Returns:
-        The remote parent, or ``None`` where there is no ``traceparent``, more than one, or an invalid one.
+        The remote parent, or ``None`` if there is no ``traceparent``, more than one, or an invalid one.
     """
-    # A list first: asking whether something is a Mapping takes as long as looking at six headers.
+    # Lists first: isinstance(…, Mapping) takes as long as scanning six headers.
     lines = headers if isinstance(headers, list) else headers.items() if isinstance(headers, Mapping) else headers
     parents: list[str | bytes] = []
     states: list[str | bytes] = []
     for name, value in lines:
-        # Few headers have a name of these lengths, so the rest are not looked at.
+        # Few headers have names of these lengths, so the others are skipped quickly.
         size = len(name)
         if size == _PARENT_LENGTH and _text(name).lower() == TRACEPARENT:
             parents.append(value)
@@ -103,9 +103,9 @@ def extract(headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes
 
 
 def _valid_tracestate(lines: list[str]) -> str:
-    """Join the lines of a ``tracestate`` header into one value, or return ``""`` where they are invalid.
+    """Join the lines of a ``tracestate`` header into one value; ``""`` if they are invalid.
 
-    Of members with the same key the first is kept, which W3C allows (3.5).
+    Of members with the same key, the first is kept, which W3C allows (3.5).
     """
     if sum(map(len, lines)) > MAX_TRACESTATE_LENGTH:
         return ""

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,15 +20,16 @@ from agent_gateway_client.server.export.destination import TraceKey
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.export.otlp import OtlpDestination
-from agent_gateway_client.server.export.sender import MAX_BATCH
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext
+from benchmarks.measure import estimate, interleave, paired
 from benchmarks.report import Report
 from benchmarks.stores import no_postgres, otlp_sink, postgres
 
-CALLS = 400
-ROUNDS = 3
-MARK = 500
+EXPORTER = "through the exporter"
+ALONE = "the destination alone"
+CALLS = 500
+ROUNDS = 5
 
 
 def run(report: Report) -> None:
@@ -59,32 +59,16 @@ def compare(report: Report, name: str, destination: Destination, store: Any = No
     # A full collection of all that MLflow has imported takes as long as fifty calls.
     gc.collect()
     gc.freeze()
-    ours, limit = [], []
-    for _ in range(ROUNDS):
-        ours.append(CALLS / _exported(exporter, _calls(CALLS, store)))
-        limit.append(CALLS / _sent(destination, _calls(CALLS, store)))
+    cases = {
+        EXPORTER: lambda: CALLS / _exported(exporter, _calls(CALLS, store)),
+        ALONE: lambda: CALLS / _sent(destination, _calls(CALLS, store)),
+    }
+    samples = interleave(cases, seconds=0, warm_up=0, least=ROUNDS)
     assert exporter.dropped == 0
-    rates = statistics.median(ours), statistics.median(limit)
-    group = f"mirrored calls stored, {name}"
-    share = rates[0] / rates[1]
-    report.add(group, "the destination alone, batches of 200", rates[1], "calls/s", low=min(limit), high=max(limit))
-    report.add(
-        group,
-        "through the exporter",
-        rates[0],
-        "calls/s",
-        low=min(ours),
-        high=max(ours),
-        ratio=share,
-        ratio_of="the destination alone",
-    )
-    if name == "PostgreSQL" and rates[0] < MARK:
-        report.note(
-            f"MLflow itself stores {rates[1]:.0f} mirrored calls/s on {name}; the exporter gets to {share:.0%}."
-        )
-        report.mark(f"Exporter, {name}, in terms of what MLflow itself takes", share, 0.9, at_least=True)
-    elif name == "PostgreSQL":
-        report.mark(f"Exporter, {name}", rates[0], MARK, "calls/s", at_least=True)
+    report.compared(f"mirrored calls stored, {name}, batches of {destination.max_batch}", samples, ALONE, "calls/s")
+    if name == "PostgreSQL":
+        share, _, _ = estimate(paired(EXPORTER, ALONE), samples)
+        report.mark(f"Exporter, {name}, in terms of what MLflow itself takes", share, 0.95, at_least=True)
 
 
 def _exported(exporter: Exporter, calls: Sequence[GatewayCall]) -> float:
@@ -99,8 +83,8 @@ def _sent(destination: Destination, calls: Sequence[GatewayCall]) -> float:
     spans: list[list[ReadableSpan]] = [mirror(call, destination.convention) for call in calls]
     (place,) = set(destination.locate({TraceKey(call.parent.trace_id) for call in calls}).values())
     begin = time.perf_counter()
-    for start in range(0, len(spans), MAX_BATCH):
-        destination.send([span for both in spans[start : start + MAX_BATCH] for span in both], place)
+    for start in range(0, len(spans), destination.max_batch):
+        destination.send([span for both in spans[start : start + destination.max_batch] for span in both], place)
     return time.perf_counter() - begin
 
 

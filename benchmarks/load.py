@@ -4,6 +4,8 @@ import asyncio
 import os
 import secrets
 import time
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import httpx
@@ -11,9 +13,21 @@ import httpx
 REQUEST = {"model": "chat", "messages": [{"role": "user", "content": "one two three"}]}
 
 
-def closed_loop(base_url: str, clients: int, seconds: float, api_key: str = "none") -> tuple[int, float]:
-    """Call a gateway, each time with a traceparent of its own; returns the calls answered and the seconds they took."""
-    return asyncio.run(_run(base_url, clients, seconds, api_key))
+def closed_loop(
+    base_url: str, clients: int, seconds: float, api_key: str = "none", traces: Sequence[str] = ()
+) -> tuple[int, float]:
+    """Call a gateway; returns the calls answered and the seconds they took.
+
+    Args:
+        base_url: Of OpenAI's API at the gateway.
+        clients: How many call at once.
+        seconds: How long they begin calls.
+        api_key: What they show.
+        traces: Ids of the traces, 32 hexadecimal digits each, that the calls are made in, in turns; without any, each
+            call is made in a trace of its own that nobody knows.
+    """
+    ids = cycle(traces) if traces else iter(lambda: secrets.token_hex(16), "")
+    return asyncio.run(_run(base_url, clients, seconds, api_key, ids))
 
 
 def processor_seconds(group: int) -> float:
@@ -29,21 +43,21 @@ def processor_seconds(group: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-async def _run(base_url: str, clients: int, seconds: float, api_key: str) -> tuple[int, float]:
+async def _run(base_url: str, clients: int, seconds: float, api_key: str, traces: Iterator[str]) -> tuple[int, float]:
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     headers = {"authorization": f"Bearer {api_key}"}
     async with httpx.AsyncClient(
         base_url=base_url, limits=limits, headers=headers, timeout=60, trust_env=False
     ) as client:
         begin = time.perf_counter()
-        answered = await asyncio.gather(*(_client(client, begin + seconds) for _ in range(clients)))
+        answered = await asyncio.gather(*(_client(client, begin + seconds, traces) for _ in range(clients)))
         return sum(answered), time.perf_counter() - begin
 
 
-async def _client(client: httpx.AsyncClient, deadline: float) -> int:
+async def _client(client: httpx.AsyncClient, deadline: float, traces: Iterator[str]) -> int:
     answered = 0
     while time.perf_counter() < deadline:
-        traceparent = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+        traceparent = f"00-{next(traces)}-{secrets.token_hex(8)}-01"
         response = await client.post("/chat/completions", json=REQUEST, headers={"traceparent": traceparent})
         response.raise_for_status()
         answered += 1

@@ -6,6 +6,7 @@ is taken until it has nothing left to do, and throughput is how many calls a sec
 process, and Python runs one thread of it at a time. The other servers are stopped while one is called.
 """
 
+import json
 import os
 import random
 import secrets
@@ -22,7 +23,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 from mlflow import MlflowClient
+from mlflow.entities import Span
 from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from benchmarks.load import closed_loop, processor_seconds
@@ -41,6 +46,8 @@ BUSY_SHARE = 0.1
 QUIET_SECONDS = 5.5
 """Longer than the 5 s after which MLflow sends what it has gathered."""
 LATENCY_CALLS = 20
+TRACES = 200
+"""Traces of callers at each gateway, which make calls in turns."""
 
 
 def run(report: Report) -> None:
@@ -71,9 +78,13 @@ def run(report: Report) -> None:
 
 def throughput(report: Report, gateways: dict[str, DemoGateway]) -> None:
     """What calls in a closed loop cost, and how many are answered meanwhile."""
-    _round(gateways, 8)
+    # MLflow's own mirror takes a trace for its own, so its callers' are not begun before.
+    traces = {
+        name: [] if name == OWN else [begun(gateway) for _ in range(TRACES)] for name, gateway in gateways.items()
+    }
+    _round(gateways, traces, 8)
     for clients in CLIENTS:
-        rounds = [_round(gateways, clients) for _ in range(ROUNDS)]
+        rounds = [_round(gateways, traces, clients) for _ in range(ROUNDS)]
         in_loop = {name: np.array([found[name][0] for found in rounds]) for name in gateways}
         sustained = {name: np.array([found[name][1] for found in rounds]) for name in gateways}
         group = f"MLflow gateway, {clients} client{'s' if clients > 1 else ''}"
@@ -85,12 +96,25 @@ def throughput(report: Report, gateways: dict[str, DemoGateway]) -> None:
         report.mark(f"{group}, in terms of MLflow with its own mirror", share, 1.5, at_least=True)
 
 
-def _round(gateways: dict[str, DemoGateway], clients: int) -> dict[str, tuple[float, float]]:
+def begun(gateway: DemoGateway) -> str:
+    """Begin a caller's trace in a gateway's MLflow, with a first span; returns its id, 32 hexadecimal digits."""
+    trace_id = secrets.token_hex(16)
+    first, root = (SpanContext(int(trace_id, 16), secrets.randbits(64), False, TraceFlags(1)) for _ in range(2))
+    now = time.time_ns()
+    attributes = {"mlflow.traceRequestId": json.dumps(f"tr-{trace_id}")}
+    span = ReadableSpan("step", first, root, attributes=attributes, start_time=now, end_time=now + 1)
+    TracingClient(gateway.tracking_uri).store.log_spans("0", [Span(span)])
+    return trace_id
+
+
+def _round(
+    gateways: dict[str, DemoGateway], traces: dict[str, list[str]], clients: int
+) -> dict[str, tuple[float, float]]:
     """Call each gateway in turn; returns the calls that it answered in a second, and per second of processor time."""
     groups = {name: gateway.pid or 0 for name, gateway in gateways.items()}
     before = {name: processor_seconds(group) for name, group in groups.items()}
     order = random.sample(list(groups), len(groups))
-    answered = {name: _alone(gateways[name], clients, groups) for name in order}
+    answered = {name: _alone(gateways[name], traces[name], clients, groups) for name in order}
     _wait_until_quiet(groups)
     found = {}
     for name, group in groups.items():
@@ -99,13 +123,13 @@ def _round(gateways: dict[str, DemoGateway], clients: int) -> dict[str, tuple[fl
     return found
 
 
-def _alone(gateway: DemoGateway, clients: int, groups: dict[str, int]) -> tuple[int, float]:
+def _alone(gateway: DemoGateway, traces: list[str], clients: int, groups: dict[str, int]) -> tuple[int, float]:
     """Call a gateway while the processes of all others are stopped; see :func:`closed_loop`."""
     others = [group for group in groups.values() if group != gateway.pid]
     for group in others:
         os.killpg(group, signal.SIGSTOP)
     try:
-        return closed_loop(gateway.openai_base_url, clients, SECONDS)
+        return closed_loop(gateway.openai_base_url, clients, SECONDS, traces=traces)
     finally:
         for group in others:
             os.killpg(group, signal.SIGCONT)
@@ -123,7 +147,7 @@ def _wait_until_quiet(groups: dict[str, int]) -> None:
 
 def stored(report: Report, gateway: DemoGateway, database: Path, size: int, name: str, text: str) -> int:
     """Return the bytes of the ``spans`` rows that one call adds to its caller's trace."""
-    trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
+    trace_id, span_id = begun(gateway) if name == COMPANION else secrets.token_hex(16), secrets.token_hex(8)
     request = {"model": "chat", "messages": [{"role": "user", "content": "x" * size}]}
     headers = {"traceparent": f"00-{trace_id}-{span_id}-01"}
     url = f"{gateway.openai_base_url}/chat/completions"
@@ -140,7 +164,7 @@ def _bytes_of(database: Path, trace_id: str) -> tuple[int, int] | None:
     with _rows(database) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(spans)")]
         size = " + ".join(f"coalesce(length(cast({column} AS BLOB)), 0)" for column in columns)
-        query = f"SELECT count(*), sum({size}) FROM spans WHERE trace_id = ?"
+        query = f"SELECT count(*), sum({size}) FROM spans WHERE trace_id = ? AND name != 'step'"
         count, found = connection.execute(query, (f"tr-{trace_id}",)).fetchone()
     return (count, found) if count >= 2 else None
 
@@ -158,7 +182,7 @@ def readable(report: Report, gateway: DemoGateway, store: str) -> None:
     found = []
     with httpx.Client(base_url=gateway.openai_base_url, timeout=60, trust_env=False) as http:
         for _ in range(LATENCY_CALLS):
-            trace_id = secrets.token_hex(16)
+            trace_id = begun(gateway)
             headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
             request = {"model": "chat", "messages": [{"role": "user", "content": "one"}]}
             http.post("/chat/completions", json=request, headers=headers).raise_for_status()

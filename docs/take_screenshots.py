@@ -1,7 +1,7 @@
-"""Takes the pictures of the README: runs the demo, and photographs its trace in MLflow's UI and as a waterfall.
+"""Take the pictures in the README: run the demo, and take screenshots of its trace in MLflow's UI and as a waterfall.
 
-Needs Chromium (``apt-get install chromium``) and ``pip install playwright``; ``CHROMIUM`` names another browser. With a
-directory as the argument, all pictures go there, also those in other colours and at a phone's width.
+Needs Chromium (``apt-get install chromium``) and ``pip install playwright``; ``CHROMIUM`` is another browser's path.
+With a directory as the argument, all pictures go there, including those in other colours and at a phone's width.
 """
 
 import json
@@ -27,7 +27,7 @@ FOLD_ALL_BUT = """name => {
         if (!step.textContent.includes(name))
             for (const below of step.querySelectorAll(":scope > .below")) below.open = false;
 }"""
-"""What is below the agent's steps, but for the one to be shown."""
+"""Fold what is below the agent's steps, except for the one to be shown."""
 
 
 def ui(page: Page, url: str, mirror: str, picture: Path) -> None:

@@ -6,14 +6,14 @@ DOCS = Path(__file__).parent
 PACKAGES = ("mlflow", "mlflow-tracing", "openai", "langchain-core", "litellm")
 TESTED = {
     "main": "everything, with real servers",
-    "main-py310": "everything, with real servers, where Python is 3.10",
+    "main-py310": "everything, with real servers, on Python 3.10",
     "openai3": "the client, without httpx",
     "lowest": "the client and LangChain",
     "lowest-server": "LiteLLM and MLflow's gateway",
     "autogen": "AutoGen's guide",
     "agents": "guides of frameworks with the client alone",
 }
-"""What is tested with the versions of a constraints file, by its name."""
+"""What is tested with the versions of each constraints file, by its name."""
 
 BEGIN, END = "<!-- written by docs/versions.py -->", "<!-- end -->"
 
@@ -34,7 +34,7 @@ def table() -> str:
 
 
 def page(text: str) -> str:
-    """Return the page with the table of today."""
+    """Return the page with the current table."""
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"
 

@@ -192,11 +192,11 @@ BAD = [
     ("http://user@:5000", r"has no host"),
     ("http://.", r"'http://.' has no host"),
     ("http://my host:5000", r"'http://my host:5000' has no host"),
-    ("http://gw.test:port", r"'http://gw.test:port' is no gateway URL \(Port could not be cast"),
-    ("http://gw.test:70000", r"'http://gw.test:70000' is no gateway URL \(Port out of range"),
-    ("http://gw.test:-1", r"is no gateway URL \(Port"),
+    ("http://gw.test:port", r"'http://gw.test:port' is not a gateway URL \(Port could not be cast"),
+    ("http://gw.test:70000", r"'http://gw.test:70000' is not a gateway URL \(Port out of range"),
+    ("http://gw.test:-1", r"is not a gateway URL \(Port"),
     ("http://gw.test:0", r"'http://gw.test:0' "),
-    ("http://[::1", r"is no gateway URL \(Invalid IPv6 URL\)"),
+    ("http://[::1", r"is not a gateway URL \(Invalid IPv6 URL\)"),
     ("http://gw.test/?key=1", r"has a query or a fragment"),
     ("http://gw.test/#top", r"has a query or a fragment"),
     ("http://gw.test/a/../b", r"'http://gw.test/a/../b' "),
@@ -204,17 +204,17 @@ BAD = [
     ("http://a.test,http://b.test", r"'http://a.test,http://b.test' has a comma \(give several gateways as several"),
     ("http://a.test:5000,http://b.test:5000", r"has a comma"),
     ("http://a.test/v1,http://b.test", r"has a comma"),
-    ("http://*", r"'http://\*' has a '\*', and patterns match nothing"),
-    ("https://*.gw.test", r"patterns match nothing"),
-    ("http://gw.test/gateway/*", r"patterns match nothing"),
+    ("http://*", r"'http://\*' has a '\*', but patterns are not supported"),
+    ("https://*.gw.test", r"patterns are not supported"),
+    ("http://gw.test/gateway/*", r"patterns are not supported"),
     ("http://a..b", r"'http://a..b' has a host that is neither a name nor an address"),
     ("http://.gw.test", r"neither a name nor an address"),
     ("http://gw$.test", r"neither a name nor an address"),
     ("http://gw.test\\gateway", r"has a backslash"),
-    (None, r"None is no gateway URL"),
-    (5000, r"5000 is no gateway URL"),
-    (b"http://gw.test", r"b'http://gw.test' is no gateway URL"),
-    (["http://gw.test"], r"\['http://gw.test'\] is no gateway URL"),
+    (None, r"None is not a gateway URL"),
+    (5000, r"5000 is not a gateway URL"),
+    (b"http://gw.test", r"b'http://gw.test' is not a gateway URL"),
+    (["http://gw.test"], r"\['http://gw.test'\] is not a gateway URL"),
 ]
 
 
@@ -325,7 +325,7 @@ VENDORS = [
 @pytest.mark.parametrize("url", VENDORS)
 def test_a_vendors_public_api_is_refused_unless_it_is_named(url: str):
     """A vendor's base_url is an error that says what to do; naming it as a gateway is a decision."""
-    with pytest.raises(ConfigurationError, match=r"model vendor's public API.*as base_url, or.*gateways=\["):
+    with pytest.raises(ConfigurationError, match=r"model vendor's public API.*Set base_url.*gateways=\["):
         gateways_for_client(url, None)
     assert list(gateways_for_client(url, [url])) == [url]
 

@@ -10,7 +10,7 @@ from agent_gateway_client._guard import Guard
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_log, "_said", set())
+    monkeypatch.setattr(_log, "_warned", set())
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -16,7 +16,7 @@ from agent_gateway_client._patching import PatchSet, Switch, find_argument, find
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_log, "_said", set())
+    monkeypatch.setattr(_log, "_warned", set())
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -83,14 +83,14 @@ def test_the_first_place_that_exists_is_the_one(library: Any):
     """A function that has moved is found in its new place or its old one."""
     library.new = SimpleNamespace(__name__="new", one=lambda value: value)
     moved = find_patch("library:new.one|library:one", doubled)
-    moved.put_on()
+    moved.apply()
     assert (library.new.one(3), library.one(3)) == (6, 3)
-    moved.take_off()
+    moved.restore()
     del library.new
     stayed = find_patch("library:new.one|library:one", doubled)
-    stayed.put_on()
+    stayed.apply()
     assert library.one(3) == 6
-    stayed.take_off()
+    stayed.restore()
     with pytest.raises(AttributeError, match="three"):
         find_patch("library:new.one|library:three", doubled)
     assert find_patch("library:new.one|library:three?", doubled) is None

@@ -247,6 +247,7 @@ CONTEXTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(CONTEXTS)
 def test_what_is_sent_is_read_back(sent: TraceContext):
@@ -261,6 +262,7 @@ NEARLY = st.from_regex(r"[0f][0-9a-f]-[0-9a-f]{31,33}-[0-9a-f]{15,17}-[0-9a-fA-F
 JUNK = st.text(max_size=80) | st.binary(max_size=80) | NEARLY | st.text(string.printable, max_size=80)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(NAMES | JUNK, JUNK), max_size=6))
 def test_junk_never_raises_and_is_never_taken_for_a_context(headers: list[tuple[Any, Any]]):

@@ -1,4 +1,4 @@
-"""Zero code: instruments a program that does not know this package, as the environment says.
+"""Zero-code instrumentation, configured by the environment.
 
 ``agent-gateway run`` and ``opentelemetry-instrument`` start it before the program's first line.
 """

@@ -1,4 +1,4 @@
-"""What is instrumented before the program starts."""
+"""Instruments a program before it starts."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
 
 RECORD_VARIABLE = "AGENT_GATEWAY_RECORD"
-"""Names the file that ``agent-gateway doctor -- COMMAND`` has its program write a line to for each request."""
+"""The file to which a program under ``agent-gateway doctor -- COMMAND`` writes a line per request."""
 
 _HTTP = ("httpx", "httpx2", "aiohttp", "urllib3", "requests", "websockets")
 
@@ -22,10 +22,10 @@ _undo: list[Callable[[], None]] = []
 
 
 def start() -> None:
-    """Instrument what the program imports, for the gateways in ``AGENT_GATEWAY_URLS``. Never raises.
+    """Instrument the libraries that the program imports, for the gateways in ``AGENT_GATEWAY_URLS``. Never raises.
 
-    The HTTP libraries when the first of them is imported, and LiteLLM and LangChain when they are. The second time does
-    nothing.
+    All HTTP libraries are instrumented when the first of them is imported, LiteLLM and LangChain when they are. A
+    second call does nothing.
     """
     global _watcher
     if _watcher is not None:
@@ -41,7 +41,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Undo :func:`start`, as far as the program can still be as it was."""
+    """Undo :func:`start` as far as possible."""
     global _watcher
     if _watcher is not None:
         _watcher.stop()
@@ -51,14 +51,14 @@ def stop() -> None:
 
 
 class AgentGatewayInstrumentor:
-    """What ``opentelemetry-instrument`` finds; the same as :func:`start`."""
+    """The instrumentor for ``opentelemetry-instrument``; calls :func:`start`."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return no package: each that is there is instrumented, and none has to be."""
+        """Return no packages: none is required."""
         return []
 
     def instrument(self, **options: Any) -> None:
-        """Instrument what the program imports; without ``AGENT_GATEWAY_URLS`` do nothing."""
+        """Instrument the libraries that the program imports; does nothing without ``AGENT_GATEWAY_URLS``."""
         start()
 
     def uninstrument(self, **options: Any) -> None:
@@ -70,7 +70,7 @@ def _guarded(name: str, action: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             action()
-        except Exception as error:  # whatever is installed, the program starts
+        except Exception as error:  # the program must start with any version of a library
             logger.warning("%s is not instrumented (%s: %s)", name, type(error).__name__, error)
 
     return run
@@ -81,7 +81,7 @@ def _http() -> None:
     from agent_gateway_client.http._process_wide import Instrumentation, renew
 
     if any(undo.__name__ == "uninstrument" for undo in _undo):
-        # requests imports urllib3 first, and could not be patched by then.
+        # requests imports urllib3, whose import called this before requests could be patched.
         renew()
         return
     if path := os.environ.get(RECORD_VARIABLE):
@@ -106,7 +106,7 @@ def _langchain() -> None:
     from agent_gateway_client.langchain import GatewayCallbackHandler
 
     handler = GatewayCallbackHandler()
-    # LangChain's own way to give a handler to every run.
+    # LangChain's API to add a handler to every run.
     hooked: ContextVar[Any] = ContextVar("agent_gateway_client.handler", default=handler)
     register_configure_hook(hooked, inheritable=True)
     _undo.append(lambda: handler.close())
@@ -138,7 +138,7 @@ def _record(path: str) -> None:
             "is_assumed": note.is_assumed,
             "uses_client": _uses_client(),
         }
-        # One write to the end of the file, as child processes write to it too.
+        # A single append, because child processes write to the file too.
         with open(path, "ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
 

@@ -7,7 +7,7 @@ from agent_gateway_client.errors import AgentGatewayError
 
 
 def main() -> None:
-    """Run the command; what is wrong is said in a sentence, without a traceback."""
+    """Run the command. Errors of this package are printed without a traceback."""
     try:
         from agent_gateway_client.cli.app import app
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What the commands that talk to an MLflow server have in common."""
+"""Options of the commands that connect to an MLflow server."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 import click
 
-_PATIENCE = {
-    # MLflow's own: seven tries with growing pauses, which is minutes of silence for a person at a terminal.
+_FAIL_FAST = {
+    # MLflow's default of seven retries with backoff would be silent for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
 
 
-def _answer_soon(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    for name, setting in _PATIENCE.items():
+def _fail_fast(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    for name, setting in _FAIL_FAST.items():
         os.environ.setdefault(name, setting)
     return value
 
@@ -22,6 +22,6 @@ def _answer_soon(context: click.Context, parameter: click.Parameter, value: str 
 tracking_uri_option = click.option(
     "--tracking-uri",
     envvar="MLFLOW_TRACKING_URI",
-    callback=_answer_soon,
+    callback=_fail_fast,
     help="Where the agent's traces go; by default $MLFLOW_TRACKING_URI.",
 )

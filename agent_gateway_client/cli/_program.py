@@ -1,4 +1,4 @@
-"""``agent-gateway doctor -- COMMAND``: what is printed of a program's requests."""
+"""``agent-gateway doctor -- COMMAND``: runs a program and prints its requests."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE
 def examine_program(
     command: Sequence[str], gateway: str | None, tracking_uri: str | None, wait: float, *, json_output: bool
 ) -> int:
-    """Run a program, and print each of its requests and what to do.
+    """Run a program, and print its requests and advice.
 
     Args:
         command: The program and its arguments.
         gateway: The gateway, or ``None`` for those of the environment.
-        tracking_uri: Where to look for mirrors; nowhere if it is ``None``.
-        wait: How many seconds to wait for them after the program has ended.
+        tracking_uri: Where to look for mirrors; ``None`` to skip that.
+        wait: How many seconds to wait for mirrors after the program has ended.
         json_output: Whether to print JSON.
 
     Returns:
-        The exit status: the program's where that is not 0, else 1 where a request lost its context or its mirror, or
-        none went to a gateway, else 0.
+        The exit status: the program's if it is not 0; else 1 if a request has no trace context or no mirror, or no
+        request went to a gateway; else 0.
     """
     environment = environment_for([gateway] if gateway else [])
     try:

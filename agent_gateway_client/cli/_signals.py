@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, without an exception in the middle of whatever is running."""
+"""Handles Ctrl-C and SIGTERM without raising an exception in running code."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WAKE_S = 0.2
 
 
 class Signals:
-    """Takes SIGINT and SIGTERM while it is entered; in the main thread only.
+    """A context manager that handles SIGINT and SIGTERM; in the main thread only.
 
     An exception raised by a signal handler can be swallowed (in a weak reference's callback, which ``import`` uses)
-    or leave a lock taken for ever. So work is done in another thread, and the main thread waits for either.
+    or leave a lock held forever. So the work runs in another thread, and the main thread waits for it or a signal.
     """
 
     def __init__(self) -> None:
@@ -44,15 +44,15 @@ class Signals:
         self._events.put(number)
 
     def run(self, work: Callable[[], _T], clean_up: Callable[[], None]) -> _T:
-        """Do some work.
+        """Run a function in another thread.
 
         Args:
-            work: Is called in another thread.
-            clean_up: Is called when a signal comes before the work is done; the process then ends, with 128 plus the
-                signal's number as its exit status.
+            work: The function.
+            clean_up: Called if a signal arrives before the work is done. The process then exits with 128 plus the
+                signal's number.
 
         Returns:
-            What ``work`` returns; an exception of it is raised here.
+            The result of ``work``; its exception is raised here.
         """
         results: list[_T] = []
         errors: list[BaseException] = []
@@ -74,21 +74,20 @@ class Signals:
         return results[0]
 
     def wait(self) -> int:
-        """Wait until a signal comes, or the work is done.
+        """Wait until a signal arrives or the work is done.
 
         Returns:
             The signal's number, or 0.
         """
         while True:
-            # The system may hand a signal to any thread. That does not wake the main thread, where Python's handlers
-            # run; so it wakes by itself.
+            # The system may deliver a signal to any thread, which does not wake the main thread, where Python's
+            # handlers run. So the main thread polls.
             with contextlib.suppress(queue.Empty):
                 return self._events.get(timeout=_WAKE_S)
 
 
 def _end(status: int) -> NoReturn:
-    # Not sys.exit(): the work is still in the middle of something, and MLflow would export what there is to a server
-    # that is gone.
+    # Not sys.exit(): the work thread is still running, and MLflow would export to a server that has stopped.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""``agent-gateway demo``: everything on this machine, for real."""
+"""``agent-gateway demo``: agents and a real gateway on this machine."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _FILE_COLUMNS = 240
 
 
 class Outcome(NamedTuple):
-    """What the demo found out.
+    """The result of the demo.
 
     Attributes:
         experiment_id: MLflow experiment of the agent's traces.
-        verdicts: One object a call, by the contract of ``demo --json``.
+        verdicts: One object per call, as ``demo --json`` prints it.
     """
 
     experiment_id: str
@@ -39,40 +39,40 @@ class Outcome(NamedTuple):
 
     @property
     def closed(self) -> int:
-        """Number of calls that are closed."""
+        """Number of closed calls."""
         return sum(verdict["closed"] for verdict in self.verdicts)
 
     @property
     def all_closed(self) -> bool:
-        """Whether there were calls, and all are closed."""
+        """Whether there are calls and all are closed."""
         return 0 < len(self.verdicts) == self.closed
 
 
 @click.command(short_help="Run an agent and a gateway here, and show their traces.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object instead of the trees.")
-@click.option("--keep", is_flag=True, help="Leave MLflow's UI up until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Keep MLflow's UI running until Ctrl-C.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of MLflow; by default a free one.")
 def demo(json_output: bool, keep: bool, port: int | None) -> None:
     """Run an agent through a gateway on this machine and show the joined traces.
 
-    Starts MLflow with its AI Gateway and a local model provider, runs an OpenAI agent that calls tools,
-    streams, runs async calls side by side, meets a fallback and a failure, and prints its traces as trees.
-    Needs no API key and no network.
+    Starts MLflow with its AI Gateway and a local model provider, runs an OpenAI agent with tool calls,
+    streams, concurrent async calls, a fallback and a failure, and prints its traces as trees. Needs no API
+    key and no network.
 
-    The exit status is 0 only if every call is closed: the gateway's spans of it are in the agent's trace, in
-    the right place.
+    The exit status is 0 only if every call is closed, that is, its gateway spans are in the right place in
+    the agent's trace.
     """
     _check_packages()
-    _leave_users_settings_out()
-    # In JSON mode stdout holds the object and nothing else.
+    _clear_user_settings()
+    # In JSON mode stdout has only the object.
     console = Console(stderr=json_output)
     if not console.is_terminal:
-        # A tree would be cut off at 80 columns in a file or a pipe.
+        # The default of 80 columns would truncate the trees in a file or a pipe.
         console.width = _FILE_COLUMNS
     status = console.status("Loading MLflow ...")
 
     def progress(sentence: str) -> None:
-        # A terminal shows one line that changes, a file or a pipe one line each.
+        # A terminal shows one line that changes; a file or a pipe gets one line per step.
         if console.is_terminal:
             status.update(Text(sentence))
         else:
@@ -96,7 +96,7 @@ def demo(json_output: bool, keep: bool, port: int | None) -> None:
                 _print_trees(console, gateway, outcome)
             url = f"{gateway.tracking_uri}/#/experiments/{outcome.experiment_id}/traces"
             if keep:
-                console.print(Text(f"MLflow's UI is up until you press Ctrl-C: {url}"), soft_wrap=True)
+                console.print(Text(f"MLflow's UI runs until you press Ctrl-C: {url}"), soft_wrap=True)
                 signals.wait()
             elif not json_output:
                 console.print(Text(f"MLflow's UI was at {url}; with --keep it stays up."), soft_wrap=True)
@@ -136,9 +136,9 @@ def _print_trees(console: Console, gateway: DemoGateway, outcome: Outcome) -> No
     from agent_gateway_client.traces.read import read_joined
 
     for trace_id in dict.fromkeys(v["trace_id"] for v in outcome.verdicts if v["trace_id"]):
-        # A trace that is missing is the reason of its calls, below.
+        # A missing trace is reported below, as the reason of its calls.
         with contextlib.suppress(NotFoundError):
-            # What is behind the links would make it twice as long; `agent-gateway trace` shows it.
+            # Without the linked traces, which would double the length; `agent-gateway trace` shows them.
             console.print(trace_tree(read_joined(trace_id, gateway.tracking_uri)._replace(linked={})))
             console.print()
     for v in outcome.verdicts:
@@ -162,8 +162,8 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def _leave_users_settings_out() -> None:
-    """Take settings out of this process's environment that would send the demo's traces somewhere else."""
+def _clear_user_settings() -> None:
+    """Remove settings from this process's environment that would send the demo's traces elsewhere."""
     for name in [n for n in os.environ if n.startswith(("MLFLOW_", "_MLFLOW_", "OTEL_", "AGENT_GATEWAY_"))]:
         del os.environ[name]
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -1,4 +1,4 @@
-"""``agent-gateway doctor``: which link between an agent's trace and its gateway is broken."""
+"""``agent-gateway doctor``: finds the broken link between an agent's trace and its gateway."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from agent_gateway_client.cli._mlflow import tracking_uri_option
 @click.option("--gateway", help="The gateway's URL, like http://localhost:5000/gateway.")
 @click.option("--model", help="The endpoint or model to call.")
 @tracking_uri_option
-@click.option("--api-key", envvar="AGENT_GATEWAY_API_KEY", help="What the gateway asks for; or $AGENT_GATEWAY_API_KEY.")
-@click.option("--experiment", default="agent-gateway doctor", show_default=True, help="Where the probe's trace goes.")
+@click.option("--api-key", envvar="AGENT_GATEWAY_API_KEY", help="The gateway's API key; or $AGENT_GATEWAY_API_KEY.")
+@click.option("--experiment", default="agent-gateway doctor", show_default=True, help="The probe's experiment.")
 @click.option("--wait", default=30.0, show_default=True, type=click.FloatRange(0.1), help="Seconds to wait for spans.")
 @click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -34,13 +34,13 @@ def doctor(
     json_output: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Send one call through a gateway, and say which link to its mirror in the trace is broken.
+    """Send one call through a gateway, and report which link to its mirror in the trace is broken.
 
     Works with MLflow's gateway, the LiteLLM Proxy and gateways with the middleware. The call is a short chat, and
     its trace stays in MLflow. The exit status is 0 only if all links hold.
 
-    With a COMMAND (agent-gateway doctor -- python my_agent.py) that program is run instead, and each of its requests
-    is listed: where it goes, whether it carries the trace context, why, and which span.
+    With a COMMAND (agent-gateway doctor -- python my_agent.py), run that program instead and list its requests: the
+    URL, whether it carries the trace context and why, and the span.
     """
     if command:
         from agent_gateway_client.cli._program import examine_program
@@ -56,7 +56,7 @@ def doctor(
     from agent_gateway_client.doctor.checks import Check, Settings
     from agent_gateway_client.doctor.examine import examine
 
-    # It tells of its queue when the process ends.
+    # MLflow logs about its queue when the process ends.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     console = Console(stderr=json_output)
 

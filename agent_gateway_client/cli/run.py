@@ -1,4 +1,4 @@
-"""``agent-gateway run``: a program with trace context on its requests to gateways, without a change to its code."""
+"""``agent-gateway run``: adds trace context to a program's requests to gateways without changing its code."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ gateway_option = click.option(
 @gateway_option
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(gateways: tuple[str, ...], command: tuple[str, ...]) -> None:
-    """Run COMMAND, and put the trace context on what it and its child processes send to the gateways.
+    """Run COMMAND, and add the trace context to requests that it and its child processes send to the gateways.
 
-    For programs whose code is not to be changed: agent-gateway run -- python my_agent.py. The HTTP libraries, LiteLLM
-    and LangChain are instrumented when the program imports them. The exit status is the program's.
+    No code changes are needed: agent-gateway run -- python my_agent.py. The HTTP libraries, LiteLLM and LangChain are
+    instrumented when the program imports them. The exit status is the program's.
     """
     environment = environment_for(gateways)
     if sys.platform == "win32":
@@ -42,7 +42,7 @@ def run(gateways: tuple[str, ...], command: tuple[str, ...]) -> None:
 
 
 def environment_for(gateways: Sequence[str]) -> dict[str, str]:
-    """Return the environment in which Python instruments itself when it starts.
+    """Return an environment in which Python starts instrumented.
 
     Raises:
         ConfigurationError: A gateway is not a URL.
@@ -56,7 +56,7 @@ def environment_for(gateways: Sequence[str]) -> dict[str, str]:
 
 
 def replace_process(command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Become the command: signals, terminal and exit status are its own."""
+    """Replace this process by the command, which gets the signals and the terminal."""
     try:
         os.execvpe(command[0], list(command), environment)
     except OSError as error:

@@ -33,7 +33,7 @@ def trace(
 ) -> None:
     """Show the joined trace TRACE_ID: the agent's spans, the gateway's below them, and the gateway's own trace.
 
-    Each span has its duration, status, model, tokens and cost. Inputs and outputs are left out. Below them stands
+    Each span has its duration, status, model, tokens and cost. Inputs and outputs are left out. The last line shows
     where the time went: to the provider, the gateway, the network, or the agent.
     """
     if (trace_id is None) is not last:

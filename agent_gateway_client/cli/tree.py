@@ -15,9 +15,9 @@ _NAME_STYLES = {"own": "bold", "gateway": "bold cyan", "attempt": "bold", "engin
 
 
 def trace_tree(joined: JoinedTrace) -> Tree:
-    """Draw a trace: each span's name, duration, status, model, tokens, cost, and the trace that it links to.
+    """Draw a trace: each span's name, duration, status, model, tokens, cost, and link.
 
-    Under a link are the spans of the gateway's own trace, as far as it was read.
+    Below a link are the spans of the gateway's own trace, if it was read.
     """
     label = Text("trace ")
     label.append(_printable(joined.trace_id), style=f"bold link {joined.url}" if joined.url else "bold")
@@ -27,7 +27,7 @@ def trace_tree(joined: JoinedTrace) -> Tree:
 
 
 def notes(joined: JoinedTrace) -> list[Text]:
-    """Return what is to be said below a trace: what is missing from it, and where its time went."""
+    """Return the lines below a trace: what is missing from it, and where its time went."""
     found = (Text(missing_parents_text(joined.spans), style="yellow"), Text(time_spent_text(joined.spans)))
     return [note for note in found if note]
 
@@ -64,5 +64,5 @@ def _label(span: SpanFacts) -> Text:
 
 
 def _printable(text: str) -> str:
-    """Return a text from a trace without what a terminal would obey: escape sequences, line breaks."""
+    """Return a text from a trace without control characters, which a terminal would execute."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

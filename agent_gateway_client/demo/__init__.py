@@ -1,6 +1,6 @@
-"""All on this machine: a model provider, a real MLflow AI Gateway, and agents that call it.
+"""A model provider, a real MLflow AI Gateway, and agents that call it, all on this machine.
 
-:func:`start_gateway` starts one for a notebook or a shell with a single call.
+:func:`start_gateway` starts a gateway for a notebook or a shell.
 """
 
 from typing import TYPE_CHECKING, Any

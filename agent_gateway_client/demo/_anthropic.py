@@ -87,7 +87,7 @@ def _events(
     ended = {"stop_reason": message["stop_reason"], "stop_sequence": None}
     after: list[Event] = [
         {"type": "content_block_stop", "index": 0},
-        # Anthropic's API repeats the input tokens here, and there are clients that read them nowhere else.
+        # Anthropic's API repeats the input tokens here, and some clients read only these.
         {"type": "message_delta", "delta": ended, "usage": used},
         {"type": "message_stop"},
     ]

@@ -17,7 +17,7 @@ def error_body(status: int, message: str) -> dict[str, Any]:
 
 
 async def rerank(request: Request) -> Response:
-    """``POST /v2/rerank``; how relevant a document is says the share of the query's words that it has."""
+    """``POST /v2/rerank``; a document's relevance is the share of the query's words in it."""
     body = await body_of(request)
     query = text_of(body.get("query"))
     if failed := await begin(Behaviour.of(str(body.get("model"))), query, error_body):

@@ -1,4 +1,4 @@
-"""Gateway endpoints, made through MLflow's own REST API."""
+"""Creates gateway endpoints through MLflow's REST API."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mlflow.utils.rest_utils import MlflowHostCreds
 
 
 class Endpoints:
-    """The endpoints of one MLflow server; their models are those of the local provider.
+    """The endpoints of one MLflow server, with models of the local provider.
 
     Args:
         tracking_uri: Base URL of the server.
         provider_url: Base URL of the local model provider.
-        credentials: User name and password, for a server that asks for them.
+        credentials: User name and password, if the server requires them.
     """
 
     def __init__(self, tracking_uri: str, provider_url: str, credentials: tuple[str, str] | None = None) -> None:
@@ -31,13 +31,13 @@ class Endpoints:
         self._secrets: dict[str, str] = {}
 
     def create(self, name: str, models: Sequence[str], provider: str, usage_tracking: bool) -> str:
-        """Create an endpoint whose first model is the primary one and whose others are fallbacks, in order.
+        """Create an endpoint; the first model is the primary one, the others are fallbacks, in order.
 
         Args:
             name: Name of the endpoint.
             models: Model names, at least one.
-            provider: MLflow's name of the provider: ``openai``, ``anthropic``, ``databricks`` or one that
-                LiteLLM knows.
+            provider: MLflow's name of the provider: ``openai``, ``anthropic``, ``databricks`` or one of
+                LiteLLM's.
             usage_tracking: Whether MLflow traces the calls.
 
         Returns:
@@ -63,7 +63,7 @@ class Endpoints:
         endpoint = self._store.create_gateway_endpoint(
             name=name,
             model_configs=configs,
-            # MLflow annotates its protobuf message, and takes its entity.
+            # MLflow's annotation is its protobuf message, but it expects the entity.
             fallback_config=fallback if len(models) > 1 else None,  # type: ignore[arg-type]
             usage_tracking=usage_tracking,
         )
@@ -77,13 +77,13 @@ class Endpoints:
             self._store.delete_gateway_model_definition(mapping.model_definition_id)
 
     def names(self) -> set[str]:
-        """Names of the endpoints there are."""
+        """Return the names of all endpoints."""
         return {str(endpoint.name) for endpoint in self._store.list_gateway_endpoints()}
 
     def _secret(self, provider: str) -> str:
         if provider not in self._secrets:
             name = f"local-{provider}"
-            # A database that is used again still names the port of the provider it was last used with.
+            # In a reused database the secret has the address of the last run's provider.
             known = {info.secret_name: info.secret_id for info in self._store.list_secret_infos()}
             auth_config = {"api_base": _api_base(provider, self._provider_url)}
             if secret_id := known.get(name):
@@ -99,7 +99,7 @@ class Endpoints:
         return self._secrets[provider]
 
     def refresh(self, providers: Sequence[str]) -> None:
-        """Make sure that the secrets of these providers name the local provider's present address."""
+        """Set the local provider's current address in the secrets of these providers."""
         for provider in providers:
             self._secret(provider)
 

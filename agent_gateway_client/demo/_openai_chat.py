@@ -14,7 +14,7 @@ from agent_gateway_client.demo._respond import Event, begin, body_of, stream
 from agent_gateway_client.demo.behaviour import Behaviour, arguments_for, as_json, count_tokens, text_of
 
 CREATED = 1_700_000_000
-"""Unix time, in seconds, of everything the provider creates: answers are the same each time."""
+"""Unix time, in seconds, of all objects that the provider creates, so that answers are deterministic."""
 
 EMBEDDING_SIZE = 8
 
@@ -36,7 +36,7 @@ def usage(behaviour: Behaviour, prompt_tokens: int, completion_tokens: int) -> d
 
 
 def model_of(request: Request, body: Mapping[str, Any]) -> str:
-    """Return the model's name; Azure has it in the path, as the deployment."""
+    """Return the model's name; for Azure it is the deployment in the path."""
     return str(body.get("model") or request.path_params.get("deployment") or "gpt-4o-mini")
 
 
@@ -115,7 +115,7 @@ def _answer(body: Mapping[str, Any], last: Mapping[str, Any], prompt: str) -> st
 
 
 def answer_text(prompt: str, *, tool_result: str | None = None) -> str:
-    """Say what the model says: it repeats what it was told."""
+    """Return the model's answer, which repeats the prompt or the tool's result."""
     return f"You said: {prompt}" if tool_result is None else f"The tool says: {tool_result}"
 
 
@@ -145,7 +145,7 @@ async def completions(request: Request) -> Response:
 
 
 async def embeddings(request: Request) -> Response:
-    """``POST /v1/embeddings``; one vector an input, in floats or, as the OpenAI SDK asks for, in base64."""
+    """``POST /v1/embeddings``; one vector per input, in floats or, as the OpenAI SDK requests, in base64."""
     body = await body_of(request)
     model = model_of(request, body)
     behaviour = Behaviour.of(model)

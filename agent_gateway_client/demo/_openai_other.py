@@ -1,4 +1,4 @@
-"""OpenAI's smaller APIs, as the local model provider serves them: minimal, and valid for the OpenAI SDK."""
+"""OpenAI's smaller APIs, as the local model provider serves them: the minimum that the OpenAI SDK accepts."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def transcriptions(request: Request) -> Response:
 
 
 async def speech(request: Request) -> Response:
-    """``POST /v1/audio/speech``; the input's own bytes stand for the sound."""
+    """``POST /v1/audio/speech``; returns the bytes of the input as the audio."""
     body = await body_of(request)
     text = text_of(body.get("input"))
     if failed := await begin(Behaviour.of(str(body.get("model"))), text, error_body):
@@ -66,7 +66,7 @@ async def speech(request: Request) -> Response:
 
 
 class Files:
-    """The files and batches of one provider, kept in memory. Three files are there from the start."""
+    """The files and batches of one provider, in memory. Three files exist at start."""
 
     def __init__(self) -> None:
         self._files = [_file(i, f"file-{i}.jsonl", 10) for i in range(3)]

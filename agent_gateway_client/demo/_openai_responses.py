@@ -15,7 +15,7 @@ from agent_gateway_client.demo.behaviour import Behaviour, arguments_for, as_jso
 
 
 async def responses(request: Request) -> Response:
-    """``POST /v1/responses``, at once or as events up to ``response.completed``."""
+    """``POST /v1/responses``, as one object or as events up to ``response.completed``."""
     body = await body_of(request)
     model = model_of(request, body)
     behaviour = Behaviour.of(model)

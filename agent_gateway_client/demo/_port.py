@@ -1,4 +1,4 @@
-"""Ports on loopback, taken so that two programs never meet on one."""
+"""Binds ports on loopback."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import sys
 from agent_gateway_client.errors import StartError
 
 KEEP_ALIVE_S = 65
-"""How long a server keeps a connection that is idle. uvicorn ends it after 5 s, and so does httpx's pool: of a call
-that is sent just then, its client only knows that the connection broke."""
+"""How long a server keeps an idle connection. uvicorn's default is 5 s, like httpx's pool: a request that is sent just
+when the server closes the connection fails."""
 
 
 def listen(port: int = 0) -> socket.socket:
     """Bind and listen on 127.0.0.1.
 
     Args:
-        port: TCP port; 0 takes a free one.
+        port: TCP port; 0 for a free one.
 
     Raises:
-        StartError: When the port is taken or may not be used.
+        StartError: The port is taken or may not be used.
     """
     bound = _bind(port)
     bound.listen(2048)
@@ -27,17 +27,17 @@ def listen(port: int = 0) -> socket.socket:
 
 
 class Reservation:
-    """A port on 127.0.0.1, kept for a server that another process is about to start.
+    """A port on 127.0.0.1, reserved for a server that another process is about to start.
 
-    On Linux a second socket may bind to a bound port as long as neither listens, and the kernel gives the
-    port to nobody who asks for any free one. Elsewhere that is not so: the port is let go at once, and a
-    server that finds it taken after all fails to start.
+    On Linux a second socket may bind to a bound port while neither listens, and the kernel does not assign
+    the port to others. On other systems the port is released immediately, and the server fails to start if
+    it is taken in the meantime.
 
     Args:
-        port: TCP port; 0 takes a free one.
+        port: TCP port; 0 for a free one.
 
     Raises:
-        StartError: When the port is taken or may not be used.
+        StartError: The port is taken or may not be used.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -47,14 +47,14 @@ class Reservation:
             self.release()
 
     def release(self) -> None:
-        """Let the port go; to be called once the server listens."""
+        """Release the port. Call it once the server listens."""
         self._bound.close()
 
 
 def _bind(port: int) -> socket.socket:
     bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        # Lets a port be used again that a server has just left, and on Linux be reserved for another process.
+        # Allows reuse of a port that a server has just closed, and the reservation on Linux.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Waiting, failing and streaming: what all APIs of the local model provider share."""
+"""Delays, failures and streams, for all APIs of the local model provider."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ async def body_of(request: Request) -> dict[str, Any]:
 
 
 async def begin(behaviour: Behaviour, prompt: str, error: ErrorBody) -> Response | None:
-    """Wait as long as the model is slow, and answer with the error of a failing one.
+    """Wait for the model's delay, and return the error of a failing model.
 
     Args:
         behaviour: The model's behaviour.
-        prompt: The user's text; it is repeated in the error message, as a real provider's error may.
-        error: Makes the API's own error body from an HTTP status and a message.
+        prompt: The user's text; repeated in the error message, as real providers may do.
+        error: Makes the API's error body from an HTTP status and a message.
 
     Returns:
-        The error response, or None where the model works.
+        The error response, or None if the model works.
     """
     if behaviour.delay_ms:
         await asyncio.sleep(behaviour.delay_ms / 1000)
@@ -57,8 +57,8 @@ def stream(
     """Stream server-sent events.
 
     Args:
-        behaviour: A ``broken`` model's stream ends in the middle of the pieces; a ``long`` one pauses after
-            each.
+        behaviour: A ``broken`` model's stream breaks off in the middle of the pieces; a ``long`` model pauses
+            after each piece.
         before: Events that open the answer.
         pieces: Events that carry the answer.
         after: Events that close the answer.
@@ -77,7 +77,7 @@ async def _events(
         if behaviour.broken and number >= (len(pieces) + 1) // 2:
             raise ProviderStreamBroken
         yield _encode(event)
-        # A pause of 0 lets other requests run between two pieces.
+        # sleep(0) lets other requests run between two pieces.
         await asyncio.sleep(LONG_PIECE_INTERVAL_S if behaviour.pieces else 0)
     if behaviour.broken:
         raise ProviderStreamBroken

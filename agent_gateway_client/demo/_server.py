@@ -1,4 +1,4 @@
-"""One ``mlflow server`` as a subprocess: started, watched, and stopped with everything it started."""
+"""Runs ``mlflow server`` in a subprocess, and stops it with all its processes."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
 _LAST_LINES = 25
 
-# Settings of the machine's user are not the demo's: they could send its traces elsewhere.
+# Settings of the user, which could send the demo's traces elsewhere.
 NOT_INHERITED = ("MLFLOW_", "_MLFLOW_", "OTEL_", "AGENT_GATEWAY_", "LITELLM_")
 
 _ENVIRONMENT = {
-    # The model provider is on loopback and speaks plain HTTP; MLflow refuses both by default.
+    # The model provider is on loopback and uses plain HTTP; MLflow refuses both by default.
     "MLFLOW_GATEWAY_API_BASE_ALLOW_PRIVATE_IPS": "true",
     "MLFLOW_GATEWAY_API_BASE_ALLOWED_SCHEMES": "http,https",
-    # Encrypts the provider's API key in the database, which is made up. A server that is started again on the
-    # same database needs the same passphrase.
+    # Encrypts the provider's API key, which is not a real one. A restart on the same database needs the same
+    # passphrase.
     "MLFLOW_CRYPTO_KEK_PASSPHRASE": "agent-gateway demo: there is no secret in here",
-    # Without it LiteLLM fetches its price list from the internet, and waits for it.
+    # Otherwise LiteLLM downloads its price list, and blocks without a network.
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    # The gateway needs no background jobs, and they are three more processes.
+    # The gateway does not need background jobs, which are three more processes.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
@@ -47,12 +47,13 @@ class MlflowServer:
     """An ``mlflow server`` on 127.0.0.1.
 
     Args:
-        directory: Where artifacts are kept and the server runs.
+        directory: The server's working directory, also for artifacts.
         backend_store_uri: MLflow's backend store.
-        app_name: Value of ``--app-name``, or None for MLflow as it is.
+        app_name: Value of ``--app-name``, or None for MLflow without the companion.
         workers: Number of server processes.
-        port: TCP port; None takes a free one.
-        env: Environment variables for the server, over those that the demo sets.
+        port: TCP port; None for a free one.
+        env: Environment variables for the server; they override those of the demo.
+        options: More command line options.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class MlflowServer:
         self._env = env
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        # Another thread may stop a server that is being started.
+        # Another thread may stop the server while it starts.
         self._lock = threading.Lock()
         self._closed = False
 
@@ -88,7 +89,7 @@ class MlflowServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id of ``mlflow server``, which is its process group's id too; None while it is stopped."""
+        """Process id of ``mlflow server``, which is also its process group id; None while it is stopped."""
         return self._process.pid if self._process else None
 
     def last_lines(self) -> str:
@@ -98,10 +99,10 @@ class MlflowServer:
         return ""
 
     def start(self) -> None:
-        """Start the server; returns when it answers. A server that was stopped keeps its port.
+        """Start the server; returns when it answers. A restart uses the same port.
 
         Raises:
-            StartError: When the port is taken, or the server ends or stays silent; with its last lines.
+            StartError: The port is taken, or the server exits or does not answer; with its last lines.
         """
         reserved = Reservation(self._port or 0)
         self._port = reserved.port
@@ -118,7 +119,7 @@ class MlflowServer:
             reserved.release()
 
     def close(self) -> None:
-        """Stop the server, and keep it from being started again."""
+        """Stop the server for good."""
         with self._lock:
             self._closed = True
         self.stop()
@@ -129,8 +130,8 @@ class MlflowServer:
             process, self._process = self._process, None
         if process is None:
             return
-        # `mlflow server` hands the signal on. Sent to the whole group, uvicorn would get it twice, and not
-        # take the time to flush.
+        # `mlflow server` forwards the signal. Sent to the whole group, uvicorn would get it twice and exit without
+        # a flush.
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_DEADLINE_S)
@@ -147,8 +148,8 @@ class MlflowServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A process group of its own: what stops it reaches its workers, and Ctrl-C in the terminal does
-                # not reach it before it is told to stop.
+                # A new process group: killing it also kills the workers, and Ctrl-C in the terminal does not reach
+                # the server.
                 start_new_session=True,
             )
 
@@ -156,7 +157,7 @@ class MlflowServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--workers", str(self._workers), "--backend-store-uri", self._backend_store_uri]
         command += ["--artifacts-destination", str(self._directory / "artifacts")]
-        # A client that hangs on a stream must not keep the server from stopping.
+        # An open stream must not delay the stop.
         command += ["--uvicorn-opts", f"--timeout-graceful-shutdown 5 --timeout-keep-alive {KEEP_ALIVE_S}"]
         command += self._options
         return command + (["--app-name", self._app_name] if self._app_name else [])

@@ -1,4 +1,4 @@
-"""The first calls of a gateway, which are slow because the server imports what it needs during them."""
+"""Makes a gateway's first calls, which are slow because the server imports packages."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from agent_gateway_client.errors import StartError
 
 DEADLINE_S = 180.0
 
-# A call of a cold process takes seconds; one of a warm process some 50 ms, or several times that when many
-# come at once.
+# A call takes seconds in a cold process, and some 50 ms in a warm one, or several times that under load.
 _WARM_S = 1.0
 _MAX_ROUNDS = 10
 
 
 def warm_up(url: str, endpoint: str, workers: int, credentials: tuple[str, str] | None = None) -> None:
-    """Call an endpoint until every worker has answered before, as well as can be told from outside.
+    """Call an endpoint until all workers are probably warm.
 
-    Nothing says which worker answers, so rounds of calls at once, each on a connection of its own, go on
-    until two rounds in succession had no slow call.
+    The answers do not identify their worker. So this makes rounds of concurrent calls on separate connections
+    until two successive rounds have no slow call.
 
     Args:
         url: URL of the chat completions route.
         endpoint: Name of the endpoint to call.
         workers: Number of server processes.
-        credentials: User name and password, for a server that asks for them.
+        credentials: User name and password, if the server requires them.
 
     Raises:
-        StartError: When the endpoint answers with an error, or not in time.
+        StartError: The endpoint answers with an error or times out.
     """
     body: dict[str, object] = {"model": endpoint, "messages": [{"role": "user", "content": "Are you warm?"}]}
     auth = httpx.BasicAuth(*credentials) if credentials else None
@@ -49,8 +48,8 @@ def warm_up(url: str, endpoint: str, workers: int, credentials: tuple[str, str] 
         return time.monotonic() - began
 
     call(0)
-    # MLflow imports LangChain, where it is installed, during the first stream, and answers nobody meanwhile. A client
-    # that asks for the server's version then takes it for one that cannot store spans, until it is started again.
+    # MLflow imports LangChain, if installed, during the first stream, and does not answer other requests meanwhile. A
+    # client that asks for the server's version then assumes until its restart that the server cannot store spans.
     body["stream"] = True
     call(0)
     if workers == 1:

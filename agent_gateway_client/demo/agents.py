@@ -1,7 +1,7 @@
-"""The demo's agent: an OpenAI client behind `wrap_openai` that does what agents do, and notes what it sent.
+"""The demo's agent: uses an OpenAI client with `wrap_openai`, and records what it sends.
 
-It can be run with ``mlflow.openai.autolog()``, whose spans are then the parents of the gateway's, and with
-nothing but ``mlflow.start_span``.
+With ``mlflow.openai.autolog()``, autolog's spans are the parents of the mirrors; otherwise those of
+``mlflow.start_span``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class SentCall:
     """One HTTP request that the agent sent to the gateway.
 
     Attributes:
-        mode: What the agent did: ``tools``, ``stream``, ``async`` and so on.
-        endpoint: The gateway endpoint that was called.
+        mode: The kind of call: ``tools``, ``stream``, ``async`` and so on.
+        endpoint: The called gateway endpoint.
         instrumentation: What made the client's span: ``autolog`` or ``start_span``.
         traceparents: The values of all ``traceparent`` headers on the request.
-        attempts: The statuses of the provider attempts that the gateway has to make for it, in order.
+        attempts: The expected statuses of the provider attempts, in order.
     """
 
     mode: str
@@ -53,7 +53,7 @@ class SentCall:
 
     @property
     def status(self) -> str:
-        """The status that the call has to end with."""
+        """The expected status of the call."""
         return self.attempts[-1]
 
 
@@ -73,10 +73,10 @@ class Agent:
         self._attempts: ContextVar[tuple[str, ...]] = ContextVar("attempts", default=("OK",))
 
     def run(self, on_step: Callable[[str], None]) -> None:
-        """Do everything once, in one trace.
+        """Make each kind of call once, in one trace.
 
         Args:
-            on_step: Is told what the agent does next.
+            on_step: Called with a description of each step.
         """
         if self._instrumentation == "autolog":
             mlflow.openai.autolog()
@@ -95,7 +95,7 @@ class Agent:
         transport = openai.DefaultHttpxClient(trust_env=False)
         with openai.OpenAI(base_url=self._base_url, api_key="none", max_retries=0, http_client=transport) as client:
             wrap_openai(client)
-            # Behind the hook of wrap_openai, so that it sees what goes out.
+            # After the hook of wrap_openai, to see the headers that are sent.
             hooks = transport.event_hooks
             transport.event_hooks = {**hooks, "request": [*hooks["request"], self._note]}
             steps: dict[str, Callable[[openai.OpenAI], None]] = {
@@ -184,7 +184,7 @@ class Agent:
 
     @contextlib.contextmanager
     def _step(self, mode: str, name: str, attempts: tuple[str, ...] = ("OK",)) -> Iterator[None]:
-        """One step of the agent: a span of its own, and what to expect of the requests sent in it."""
+        """A step of the agent: its span, and the expected outcome of its requests."""
         reset_mode, reset_attempts = self._mode.set(mode), self._attempts.set(attempts)
         try:
             with mlflow.start_span(name, span_type="CHAIN"):
@@ -194,7 +194,7 @@ class Agent:
             self._attempts.reset(reset_attempts)
 
     def _note(self, request: httpx.Request) -> None:
-        # A hook is called before a streamed body is read; the bodies here are all in memory.
+        # The content is available: none of the bodies is a stream.
         endpoint = json.loads(request.content)["model"]
         sent = tuple(request.headers.get_list("traceparent"))
         self.calls.append(SentCall(self._mode.get(), endpoint, self._instrumentation, sent, self._attempts.get()))

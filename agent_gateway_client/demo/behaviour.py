@@ -1,14 +1,14 @@
-"""What the local model provider answers: deterministic text, tool arguments and token numbers.
+"""The local model provider's answers: deterministic text, tool arguments and token counts.
 
-A model name says how the model behaves. Its parts are separated by ``-``, ``_``, ``.``, ``:`` or ``/``:
+The model's name defines its behaviour. Its parts are separated by ``-``, ``_``, ``.``, ``:`` or ``/``:
 
-- ``fail-503``: every request is answered with that HTTP status; the error message repeats the prompt.
+- ``fail-503``: answers every request with that HTTP status; the error message repeats the prompt.
 - ``slow`` (1500 ms) and ``slow-200`` (200 ms): waits before it answers.
-- ``broken``: a stream is cut off in the middle, the connection closed.
-- ``long`` (100 pieces) and ``long-400``: a stream of that many pieces, one every 50 ms.
-- ``cached``: half of the prompt tokens are reported as read from the cache.
+- ``broken``: breaks off a stream in the middle and closes the connection.
+- ``long`` (100 pieces) and ``long-400``: streams that many pieces, one every 50 ms.
+- ``cached``: reports half of the prompt tokens as read from the cache.
 
-Any other name, ``gpt-4o-mini`` for one, simply works.
+A model with any other name, such as ``gpt-4o-mini``, works normally.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Behaviour:
         status: HTTP status to fail with, or None.
         delay_ms: Milliseconds to wait before answering.
         broken: Whether a stream is cut off in the middle.
-        pieces: Number of pieces of a long stream, or None for one piece a word.
+        pieces: Number of pieces of a long stream, or None for one piece per word.
         cached: Whether half of the prompt tokens are reported as cached.
     """
 
@@ -59,11 +59,11 @@ class Behaviour:
         )
 
     def cached_tokens(self, prompt_tokens: int) -> int:
-        """Number of prompt tokens reported as read from the cache."""
+        """Return the number of prompt tokens to report as read from the cache."""
         return prompt_tokens // 2 if self.cached else 0
 
     def split(self, text: str) -> list[str]:
-        """Cut an answer into the pieces in which it is streamed."""
+        """Split an answer into the pieces of a stream."""
         words = re.findall(r"\S+\s*", text) or [""]
         if self.pieces is None:
             return words
@@ -78,9 +78,9 @@ def _part(model: str, name: str, *, default: int) -> int | None:
 
 
 def count_tokens(value: Any) -> int:
-    """Count the words of all text in a JSON value; at least 1.
+    """Count the words of all texts in a JSON value; at least 1.
 
-    Keys and the values of ``role``, ``type``, ``id`` and the like are not text.
+    Keys, and values of ``role``, ``type``, ``id`` and the like, do not count.
     """
     return max(1, sum(len(text.split()) for text in _texts(value)))
 
@@ -101,18 +101,18 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def text_of(content: Any) -> str:
-    """Join the text of a message's content, whichever API's shape it has."""
+    """Join the texts of a message's content, in the form of any API."""
     return " ".join(_texts(content))
 
 
 def arguments_for(schema: Mapping[str, Any], prompt: str) -> Any:
-    """Make a value that satisfies a JSON schema, always the same for the same schema and prompt.
+    """Return a value that satisfies a JSON schema; deterministic for a schema and a prompt.
 
-    Strings without a given value are the last word of the prompt.
+    Strings without a predefined value are the last word of the prompt.
 
     Args:
-        schema: JSON schema of a tool's parameters or of a structured answer. ``$ref`` to the schema's own
-            definitions, ``anyOf``, ``const``, ``enum``, ``default`` and ``examples`` are understood.
+        schema: JSON schema of a tool's parameters or of a structured answer. Supports local ``$ref``,
+            ``anyOf``, ``const``, ``enum``, ``default`` and ``examples``.
         prompt: The user's text.
     """
     words = re.findall(r"[\w-]+", prompt)

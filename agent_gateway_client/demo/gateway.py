@@ -47,28 +47,28 @@ ENDPOINTS: dict[str, EndpointSpec] = {
     "embeddings": EndpointSpec(("text-embedding-3-small",)),
     "responses": EndpointSpec(("gpt-4o-mini",)),
     "claude": EndpointSpec(("claude-3-5-haiku-20241022",), provider="anthropic"),
-    # MLflow's own Gemini provider has Google's address built in. Its Databricks provider speaks the same API
-    # to an address that can be chosen.
+    # MLflow's Gemini provider only calls Google. Its Databricks provider uses the same API with a configurable
+    # address.
     "gemini": EndpointSpec(("gemini-2.0-flash",), provider="databricks"),
     "untracked": EndpointSpec(("gpt-4o-mini",), usage_tracking=False),
     "broken": EndpointSpec(("gpt-4o-mini-broken",)),
     "long": EndpointSpec(("gpt-4o-mini-long",)),
 }
-"""The endpoints that every `DemoGateway` has."""
+"""The endpoints of every `DemoGateway`."""
 
 
 class DemoGateway:
-    """A running gateway, as a context manager. Leaving it stops everything it started, for good.
+    """A gateway, as a context manager that starts it and stops it for good.
 
     Args:
         app_name: Value of ``mlflow server --app-name``; None runs MLflow without the companion.
         workers: Number of server processes.
-        port: TCP port on 127.0.0.1; None takes a free one. A port that is taken is never used.
+        port: TCP port on 127.0.0.1; None for a free one.
         env: Environment variables for the server.
-        backend_store_uri: MLflow's backend store; None makes a SQLite file in the directory.
-        directory: Where files are kept; None makes a temporary one, which is deleted in the end.
-        progress: Is told, in one sentence, what is going on.
-        credentials: User name and password of an administrator, for a server that asks for them.
+        backend_store_uri: MLflow's backend store; None for a SQLite file in the directory.
+        directory: Where to keep files; None for a temporary directory, which is deleted at the end.
+        progress: Called with a sentence about each step.
+        credentials: User name and password of an administrator, if the server requires them.
         options: More command line options of ``mlflow server``.
 
     Raises:
@@ -101,18 +101,18 @@ class DemoGateway:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._server: MlflowServer | None = None
         self._endpoints: Endpoints | None = None
-        # Another thread may stop a gateway that is being started.
+        # Another thread may stop the gateway while it starts.
         self._lock = threading.Lock()
         self._stopped = False
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's address: the tracking URI, and the UI."""
+        """MLflow's URL: the tracking URI, and the UI."""
         return self._running().url
 
     @property
     def gateway_url(self) -> str:
-        """The gateway's address, of which all its routes are below."""
+        """The gateway's URL, the prefix of all its routes."""
         return f"{self.tracking_uri}/gateway"
 
     @property
@@ -131,7 +131,7 @@ class DemoGateway:
         return self._running().pid
 
     def start(self) -> DemoGateway:
-        """Start everything; returns when every endpoint answers at full speed."""
+        """Start the gateway; returns when all endpoints are created and warm."""
         try:
             with self._lock:
                 if self._stopped:
@@ -166,7 +166,7 @@ class DemoGateway:
         )
 
     def stop(self) -> None:
-        """Stop everything and delete the temporary directory."""
+        """Stop all processes and delete the temporary directory."""
         atexit.unregister(self.stop)
         with self._lock:
             self._stopped = True
@@ -178,12 +178,12 @@ class DemoGateway:
             self._server = self._endpoints = self._temporary = None
 
     def start_server(self) -> None:
-        """Start the MLflow server again after `stop_server`, on the same port and the same store."""
+        """Restart the MLflow server after `stop_server`, with the same port and store."""
         self._progress("Starting the MLflow server with its database ...")
         self._running().start()
 
     def stop_server(self) -> None:
-        """Stop the MLflow server only, as if it were away; the model provider goes on."""
+        """Stop only the MLflow server, to simulate an outage; the model provider keeps running."""
         self._running().stop()
 
     def create_endpoint(
@@ -193,7 +193,7 @@ class DemoGateway:
 
         Args:
             name: Name of the endpoint.
-            models: Model names; see `agent_gateway_client.demo.behaviour` for what they do.
+            models: Model names; see `agent_gateway_client.demo.behaviour` for their meaning.
             provider: MLflow's name of the provider.
             usage_tracking: Whether MLflow traces the calls.
 
@@ -231,7 +231,7 @@ class DemoGateway:
         self._endpoints = endpoints
 
     def _warm_up(self) -> None:
-        self._progress("Warming up: the first call makes the server import a lot, up to 30 s ...")
+        self._progress("Warming up: the server's imports at the first call take up to 30 s ...")
         began = time.monotonic()
         endpoint = "warm-up"
         endpoint_id = self.create_endpoint(endpoint, ["gpt-4o-mini"])

@@ -1,7 +1,7 @@
 """A small deterministic model provider on loopback, for the demo, the tests and the notebooks.
 
-It speaks OpenAI's, Anthropic's and Gemini's HTTP APIs, and Cohere's rerank, and costs nothing. How a model behaves is
-in its name: see `agent_gateway_client.demo.behaviour`.
+It serves OpenAI's, Anthropic's and Gemini's HTTP APIs, and Cohere's rerank. A model's name defines its behaviour: see
+`agent_gateway_client.demo.behaviour`.
 
 Example:
     with Provider() as provider:
@@ -46,7 +46,7 @@ class RecordedRequest:
         path: Path, without the query.
         query: Query string, without the question mark.
         headers: Name and value pairs in the order received, duplicates kept; names are in lower case.
-        body: The JSON body, or None where there is none.
+        body: The JSON body, or None if there is none.
     """
 
     method: str
@@ -56,18 +56,18 @@ class RecordedRequest:
     body: Any
 
     def header(self, name: str) -> list[str]:
-        """Return all values of a header, whatever the case of its name."""
+        """Return all values of a header; the name is case-insensitive."""
         return [value for key, value in self.headers if key == name.lower()]
 
 
 class Provider:
-    """The provider, in a thread of this process, as a context manager.
+    """The provider, in a thread of this process; a context manager.
 
     Args:
-        port: TCP port on 127.0.0.1; 0 takes a free one.
+        port: TCP port on 127.0.0.1; 0 for a free one.
 
     Raises:
-        StartError: From `start`, when the port is taken or the server does not come up.
+        StartError: From `start`, if the port is taken or the server does not start.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -102,7 +102,7 @@ class Provider:
             return self
         listener = listen(self._wanted_port)
         self._port = listener.getsockname()[1]
-        # websockets are off because uvicorn would import a deprecated module for them.
+        # Without websockets, for which uvicorn would import a deprecated module.
         config = uvicorn.Config(
             _Recorder(self._app(), self._record),
             log_config=None,
@@ -129,7 +129,7 @@ class Provider:
         return self
 
     def stop(self) -> None:
-        """Stop serving and free the port; streams still running are cut off after a second."""
+        """Stop serving and free the port; open streams are cut off after a second."""
         if self._server is not None:
             self._server.should_exit = True
         if self._thread is not None:
@@ -160,7 +160,7 @@ class Provider:
             "/audio/speech": _openai_other.speech,
         }
         files = _openai_other.Files()
-        # Azure and Databricks serve the same APIs below prefixes of their own.
+        # Azure and Databricks serve the same APIs below their own prefixes.
         prefixes = ("/v1", "/openai/deployments/{deployment}", "/serving-endpoints")
         return Starlette(
             routes=[
@@ -197,7 +197,7 @@ def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 class _Recorder:
-    """ASGI middleware that hands on what came in; requests to the provider's own ``/_requests`` excepted."""
+    """ASGI middleware that records requests, except those to ``/_requests``."""
 
     def __init__(self, app: ASGIApp, record: Callable[[RecordedRequest], None]) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""A demo gateway for a notebook: started once in a process by one call, or one that is running already."""
+"""A demo gateway for a notebook: one per process, or one that another process has started."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 from agent_gateway_client.errors import ConfigurationError
 
 DEMO_VARIABLE = "AGENT_GATEWAY_DEMO"
-"""Names a demo gateway that is running: its tracking URI and its model provider's URL, with a comma between them."""
+"""A running demo gateway: its tracking URI and its model provider's URL, separated by a comma."""
 
 
 class RunningGateway(NamedTuple):
-    """Where a demo gateway is.
+    """The URLs of a demo gateway.
 
     Attributes:
-        tracking_uri: MLflow's address: the tracking URI, and the UI.
-        provider_url: The local model provider's; it speaks OpenAI's API below ``/v1``, and needs no key.
+        tracking_uri: MLflow's URL: the tracking URI, and the UI.
+        provider_url: The local model provider's URL; it serves OpenAI's API below ``/v1`` without a key.
     """
 
     tracking_uri: str
@@ -24,7 +24,7 @@ class RunningGateway(NamedTuple):
 
     @property
     def gateway_url(self) -> str:
-        """The gateway's address, of which all its routes are below."""
+        """The gateway's URL, the prefix of all its routes."""
         return f"{self.tracking_uri}/gateway"
 
     @property
@@ -39,8 +39,8 @@ _running: RunningGateway | None = None
 def start_gateway() -> RunningGateway:
     """Start MLflow with its AI Gateway, the companion and a local model provider, all on this machine.
 
-    It takes up to a minute, and is stopped when the process ends. The second call in a process returns the same
-    gateway, and the environment variable ``AGENT_GATEWAY_DEMO`` names one that another process has started.
+    Takes up to a minute. The gateway stops when the process ends. A second call returns the same gateway. The
+    environment variable ``AGENT_GATEWAY_DEMO`` provides one that another process has started.
 
     Raises:
         StartError: The server did not start.

@@ -1,4 +1,4 @@
-"""Was a call closed? What the gateway wrote into the agent's trace, held against what the agent sent."""
+"""Decides whether a call is closed: compares the gateway's spans in the agent's trace with what the agent sent."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.constant import SpanAttributeKey
 
 from agent_gateway_client.demo.agents import SentCall
-from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, mlflow_trace_id
+from agent_gateway_client.names import mlflow_trace_id
+from agent_gateway_client.traces.joined import children_of, fault_of, mirrors_in
 from agent_gateway_client.w3c import TraceContext, extract
 
 DEADLINE_S = 60.0
 
 
 class Traces:
-    """Traces of one MLflow server, read again on demand.
+    """A cache of the traces of one MLflow server.
 
     Args:
         client: The server's client.
@@ -31,7 +32,7 @@ class Traces:
         self._known: dict[str, Trace | None] = {}
 
     def get(self, trace_id: str) -> Trace | None:
-        """Return a trace, or None while there is none."""
+        """Return a trace; None if the server does not have it."""
         if self._known.get(trace_id) is None:
             try:
                 self._known[trace_id] = self._client.get_trace(trace_id, display=False)
@@ -40,19 +41,19 @@ class Traces:
         return self._known[trace_id]
 
     def forget(self) -> None:
-        """Read all traces again next time."""
+        """Clear the cache."""
         self._known.clear()
 
 
 def wait_for_verdicts(client: MlflowClient, calls: Sequence[SentCall]) -> list[dict[str, Any]]:
-    """Judge every call as soon as all are closed, or as they are after a minute.
+    """Judge the calls when all are closed, or after a minute.
 
     Args:
         client: Client of the server that both the agent's and the gateway's traces are on.
         calls: What the agent sent.
 
     Returns:
-        One object a call, by the contract of ``agent-gateway demo --json``.
+        One object per call, as ``agent-gateway demo --json`` prints it.
     """
     deadline = time.monotonic() + DEADLINE_S
     traces = Traces(client)
@@ -68,8 +69,8 @@ def judge(call: SentCall, traces: Traces) -> dict[str, Any]:
     """Judge one call.
 
     Returns:
-        The call as an object; ``closed`` says whether its mirror is what and where it has to be, and
-        ``reason`` what is wrong where it is not.
+        The call as an object. ``closed`` is true if the mirror is in the right place with the expected facts;
+        otherwise ``reason`` says what is wrong.
     """
     verdict: dict[str, Any] = {
         "framework": "openai",
@@ -103,55 +104,25 @@ def _examine(
 ) -> tuple[dict[str, Any] | None, str | None]:
     spans = trace.data.spans
     parent_id = f"{sent.span_id:016x}"
-    mirrors = [s for s in spans if s.name.startswith(GATEWAY_SPAN_PREFIX)]
-    own = [s for s in mirrors if s.parent_id == parent_id]
+    mirrors = mirrors_in(spans)
+    own = [mirror for mirror in mirrors if mirror.parent_id == parent_id]
     if len(own) != 1:
         return None, f"{len(own)} mirrors below the span whose id was sent, {len(mirrors)} in the trace"
-    children = sorted((s for s in spans if s.parent_id == own[0].span_id), key=lambda s: s.start_time_ns)
-    mirror = _describe(own[0], children)
-    client_span = next((s for s in spans if s.span_id == parent_id), None)
-    return mirror, _fault(call, own[0], children, client_span, mirror, traces)
+    described = _describe(own[0], children_of(spans, own[0]))
+    return described, fault_of(spans, own[0], parent_id) or _unexpected(call, described, traces)
 
 
-def _fault(
-    call: SentCall,
-    mirror: Span,
-    attempts: Sequence[Span],
-    client_span: Span | None,
-    described: dict[str, Any],
-    traces: Traces,
-) -> str | None:
-    if client_span is None:
-        return "the client's span is not in the trace"
-    if mirror.end_time_ns is None or not _within(mirror, client_span):
-        return f"the mirror is not inside the client's span {client_span.name}: {_times(mirror, client_span)}"
-    if outside := [s.name for s in attempts if not _within(s, mirror)]:
-        return f"attempts are not inside the mirror: {', '.join(outside)}"
-    statuses = tuple(attempt["status"] for attempt in described["attempts"])
+def _unexpected(call: SentCall, mirror: dict[str, Any], traces: Traces) -> str | None:
+    """Return what differs from the expected outcome of a call."""
+    statuses = tuple(attempt["status"] for attempt in mirror["attempts"])
     if statuses != call.attempts:
         return f"the attempts ended {list(statuses)}, not {list(call.attempts)}"
-    if described["status"] != call.status:
-        return f"the mirror's status is {described['status']}, not {call.status}"
-    linked = described["linked_trace_id"]
+    if mirror["status"] != call.status:
+        return f"the mirror's status is {mirror['status']}, not {call.status}"
+    linked = mirror["linked_trace_id"]
     if not linked or traces.get(linked) is None:
         return f"the linked trace {linked} is not on the server"
     return None
-
-
-def _within(inner: Span, outer: Span) -> bool:
-    inner_end, outer_end = inner.end_time_ns, outer.end_time_ns
-    if inner_end is None or outer_end is None:
-        return False
-    return bool(outer.start_time_ns <= inner.start_time_ns <= inner_end <= outer_end)
-
-
-def _times(inner: Span, outer: Span) -> str:
-    ends = (
-        f"{(inner.end_time_ns - outer.end_time_ns) / 1e6:+.3f} ms"
-        if inner.end_time_ns and outer.end_time_ns
-        else "no end"
-    )
-    return f"start {(inner.start_time_ns - outer.start_time_ns) / 1e6:+.3f} ms, end {ends}"
 
 
 def _describe(mirror: Span, attempts: Iterable[Span]) -> dict[str, Any]:
@@ -181,7 +152,7 @@ def _status(span: Span) -> str:
 
 
 def as_json(tracking_uri: str, experiment_id: str, verdicts: Sequence[dict[str, Any]]) -> str:
-    """Encode the outcome of the demo, by the contract of ``agent-gateway demo --json``."""
+    """Encode the result as the object that ``agent-gateway demo --json`` prints."""
     return json.dumps(
         {
             "tracking_uri": tracking_uri,

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from agent_gateway_client.doctor.checks import Broken, Settings, excerpt
-from agent_gateway_client.names import GATEWAY_SPAN_PREFIX
+from agent_gateway_client.traces import joined
 
 LOWEST_VERSION = (3, 15)
 """Of the MLflow server."""
@@ -104,5 +104,5 @@ class Store:
 
 
 def mirrors_in(trace: Trace | None) -> list[Span]:
-    """Return the gateways' spans of a trace."""
-    return [span for span in trace.data.spans if span.name.startswith(GATEWAY_SPAN_PREFIX)] if trace else []
+    """Return the gateway spans of the mirrors in a trace."""
+    return joined.mirrors_in(trace.data.spans) if trace else []

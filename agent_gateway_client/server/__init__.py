@@ -1,7 +1,7 @@
-"""The companion: what runs inside a gateway and adds payload-free mirror spans to the caller's trace.
+"""The companion: runs inside a gateway and adds mirror spans, without payload, to the caller's trace.
 
-The flow is one line whatever the gateway: request headers → :class:`~agent_gateway_client.server.call.GatewayCall` →
-attempts are added as they become known → :func:`~agent_gateway_client.server.mirror.mirror` → exporter.
+The flow is the same for every gateway: request headers → :class:`~agent_gateway_client.server.call.GatewayCall` →
+attempts as they become known → :func:`~agent_gateway_client.server.mirror.mirror` → exporter.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Gateways that are no ASGI application: Flask in threads, a worker, a loop. One call per ``with``."""
+"""``gateway_call()``: for gateways that no middleware covers. One ``with`` block is one call."""
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,13 +9,13 @@ from typing import Any
 
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import ModelCall, model_call
-from agent_gateway_client.server.call import NOBODY, GatewayCall, Operation, current_call, status_code
+from agent_gateway_client.server.call import NO_PARENT, GatewayCall, Operation, current_call, status_code
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.reading.bodies import KeptBody
 from agent_gateway_client.server.reading.details import add_facts
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event, read_response
 from agent_gateway_client.server.shared import submit_to_shared
-from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways_at_request_time
+from agent_gateway_client.server.upstreams import UpstreamRequests, instrument_upstreams_or_warn
 from agent_gateway_client.w3c import extract
 
 Headers = Mapping[str, Any] | Iterable[tuple[str | bytes, Any]] | Message | None
@@ -23,14 +23,15 @@ Headers = Mapping[str, Any] | Iterable[tuple[str | bytes, Any]] | Message | None
 
 
 class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextManager[GatewayCall]):
-    """Mirrors what happens inside of it into the caller's trace, with ``with`` or ``async with``.
+    """Mirrors the block into the caller's trace; a sync or async context manager.
 
-    Inside, :func:`~agent_gateway_client.server.current_gateway_call` returns the call. An exception that passes through
-    makes it a failed one, and so does an ``http_status`` of 400 or more that is set on it. Where the caller is not
-    tracing, the call that comes out of it takes everything and goes nowhere, so the code inside needs no ``if``.
+    Inside the block, :func:`~agent_gateway_client.server.current_gateway_call` returns the call. The call fails if an
+    exception leaves the block, or if its ``http_status`` is set to 400 or more. If the caller is not tracing, the block
+    gets a call that is never exported, so the code inside needs no ``if``.
 
-    Requests to the gateways in ``AGENT_GATEWAY_URLS`` carry the trace context on, below the attempt under way, if they
-    are made with httpx, httpx2 or aiohttp, or with the headers of :func:`~agent_gateway_client.trace_headers`.
+    Requests that the block sends to the gateways in ``AGENT_GATEWAY_URLS`` carry the trace context, with the current
+    attempt as parent, if they are sent with httpx, httpx2 or aiohttp, or with the headers of
+    :func:`~agent_gateway_client.trace_headers`.
 
     Example:
         with gateway_call(request.headers, endpoint="chat") as call:
@@ -39,17 +40,17 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
                 attempt.usage = TokenUsage(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
 
     Args:
-        headers: The request's headers: a mapping, whose values may be lists, pairs of name and value, one for each
-            header line, or what a framework calls its headers (Flask, Django, ``http.server``). What cannot be read
-            is logged once, and the call is served as one whose caller is not tracing.
-        endpoint: The endpoint's name in the gateway's configuration. Do not use what the caller says unchecked.
+        headers: The request's headers: a mapping, whose values may be lists; pairs of name and value, one per header
+            line; or a framework's headers object (Flask, Django, ``http.server``). Headers that cannot be read cause
+            one warning, and the call is not mirrored.
+        endpoint: The endpoint's name in the gateway's configuration. Do not pass a name from the caller unchecked.
         operation: What is asked of the model.
         request_type: The gateway's own name for the route.
         server_address: ``host:port`` at which the gateway was reached.
-        may_join: Whether this caller may join the trace that it names; one who may not is served without a mirror.
-        exporter: Where the call is sent to; by default as the environment says, through one exporter per process. An
-            environment that cannot work is logged, and calls are served without mirrors; to know it when the gateway
-            starts, call :func:`~agent_gateway_client.server.shared.shared_exporter` there.
+        may_join: Whether the caller may join the trace of its ``traceparent``. If not, the call is not mirrored.
+        exporter: Sends the call; by default the process's shared exporter, configured by the environment. An invalid
+            environment is logged and calls are not mirrored; to fail at start instead, call
+            :func:`~agent_gateway_client.server.shared.shared_exporter` there.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
         self._token: Token[GatewayCall | None] | None = None
         self._outer: ModelCall | None = None
         self._call = GatewayCall(
-            parent or NOBODY,
+            parent or NO_PARENT,
             endpoint=endpoint,
             operation=operation,
             request_type=request_type,
@@ -79,7 +80,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
     def __enter__(self) -> GatewayCall:
         self._token = current_call.set(self._call if self._traced else None)
         self._outer = model_call.get()
-        if self._traced and (gateways := reached_gateways_at_request_time()):
+        if self._traced and (gateways := instrument_upstreams_or_warn()):
             model_call.set(UpstreamRequests(self._call, gateways))
         return self._call
 
@@ -89,8 +90,8 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
                 current_call.reset(self._token)
                 model_call.set(self._outer)
         except ValueError:
-            # A generator that streams a response may be ended in another context than it began in.
-            logger.debug("A gateway call ended in another context than it began in")
+            # A generator that streams a response may be closed in a different context.
+            logger.debug("A gateway call ended in a different context than it started in")
         status = self._call.http_status = status_code(self._call.http_status)
         self._call.end(error or (str(status) if status and status >= 400 else None))
         if not self._traced:
@@ -108,9 +109,9 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
 
 
 def _header_lines(headers: Any) -> list[tuple[str | bytes, str | bytes]]:
-    """Return a request's header lines, whatever holds them. Never raises: the request has to be served."""
+    """Return a request's header lines from any supported container. Never raises: the request must be served."""
     try:
-        # Werkzeug's headers and HTTPMessage have items() and are no mappings.
+        # Werkzeug's headers and HTTPMessage have items() but are not mappings.
         pairs = headers.items() if hasattr(headers, "items") else headers or ()
         return [
             (name, line)
@@ -119,11 +120,11 @@ def _header_lines(headers: Any) -> list[tuple[str | bytes, str | bytes]]:
             if isinstance(name, (str, bytes)) and isinstance(line, (str, bytes))
         ]
     except Exception as error:
-        logger.debug("The headers that gateway_call() was given cannot be read", exc_info=True)
+        logger.debug("gateway_call() cannot read its headers", exc_info=True)
         warn_once(
             "gateway_call.headers",
-            "gateway_call() was given headers of the type %s, which cannot be read (%s); such calls are not mirrored. "
-            "Give it a mapping, or pairs of name and value.",
+            "gateway_call() cannot read headers of type %s (%s); such calls are not mirrored. Pass a mapping, or pairs "
+            "of name and value.",
             type(headers).__name__,
             type(error).__name__,
         )
@@ -131,11 +132,11 @@ def _header_lines(headers: Any) -> list[tuple[str | bytes, str | bytes]]:
 
 
 def add_response(call: GatewayCall, body: bytes | Iterable[bytes], *, streaming: bool = False) -> None:
-    """Read a provider's successful response for code that has its bytes at hand, as inside ``gateway_call()``.
+    """Add the facts in a provider's successful response to a call; for code inside ``gateway_call()``.
 
     Args:
-        call: The call. The last attempt gets what the response says; where there is none yet, one is made.
-        body: The response's body without content encoding, whole or in pieces.
+        call: The call. The facts are added to its last attempt, which is created if there is none.
+        body: The response's body without content encoding, whole or in chunks.
         streaming: Whether it is a stream of server-sent events.
     """
     kept = KeptBody()
@@ -145,23 +146,24 @@ def add_response(call: GatewayCall, body: bytes | Iterable[bytes], *, streaming:
 
 
 def relayed(call: GatewayCall, chunks: Iterable[bytes], *, streaming: bool) -> Iterator[bytes]:
-    """Hand a provider's successful response on as it comes, for code that is no ASGI app, and read it along.
+    """Pass on the chunks of a provider's successful response and add its facts to the call at the end.
 
-    A stream's call lasts from its request to its last chunk; one whose client leaves with the last event is complete.
+    The call of a stream lasts until the last chunk. A client that disconnects after the last event has received the
+    whole response.
 
     Args:
-        call: The call. The last attempt gets what the response says; where there is none yet, one is made.
+        call: The call. The facts are added to its last attempt, which is created if there is none.
         chunks: The response's body without content encoding.
         streaming: Whether it is a stream of server-sent events.
 
     Yields:
-        The chunks, as they are.
+        The chunks, unchanged.
     """
     call.streaming = streaming
     kept, last_ns, complete = KeptBody(), call.start_time_ns, False
     try:
         for chunk in chunks:
-            # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
+            # Taken before the chunk is sent, so that the client's span contains the mirror.
             last_ns = time.time_ns()
             if streaming and call.time_to_first_chunk_ns is None:
                 call.time_to_first_chunk_ns = last_ns - call.start_time_ns

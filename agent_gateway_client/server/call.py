@@ -1,7 +1,7 @@
-"""All that may be known of a call through a gateway. No field can hold a payload.
+"""The facts of a call through a gateway. No field can hold a payload.
 
-Fields are numbers, flags, and short names that come from the gateway's configuration or from closed sets; what a
-caller, a model or an error says has no place here. How the fields are named in a trace is decided in ``mirror.py``.
+Fields are numbers, flags, and short names from the gateway's configuration or from closed sets, never text from a
+caller, a model or an error. ``mirror.py`` decides how a trace names the fields.
 """
 
 import math
@@ -16,21 +16,21 @@ from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.w3c import TraceContext
 
 MAX_ATTEMPTS = 64
-"""Attempts kept per call; a gateway that tries more often than this loses the later ones."""
+"""Attempts kept per call; later ones are dropped."""
 
 MAX_TEXT_LENGTH = 200
-"""Characters kept of any text of a call."""
+"""Characters kept of each text of a call."""
 
 MAX_COUNT = 2**63 - 1
-"""Of tokens and of nanoseconds: what a 64-bit column of a store takes."""
+"""Largest number of tokens or nanoseconds: the limit of a store's 64-bit column."""
 
 CLIENT_DISCONNECT = "client_disconnect"
-"""The ``error_type`` of a call whose client hung up before the response was complete."""
+"""The ``error_type`` of a call whose client disconnected before the response was complete."""
 
 Operation = Literal["chat", "text_completion", "embeddings", "generate_content", "other"]
-"""What was asked of the model, in the words of OpenTelemetry's ``gen_ai.operation.name``, and ``other``."""
+"""What was asked of the model: values of OpenTelemetry's ``gen_ai.operation.name``, and ``other``."""
 
-NOBODY = TraceContext(0, 0, 0)
+NO_PARENT = TraceContext(0, 0, 0)
 """The parent of a call whose caller is not tracing."""
 
 new_span_id = RandomIdGenerator().generate_span_id
@@ -38,10 +38,10 @@ new_span_id = RandomIdGenerator().generate_span_id
 
 @dataclass(slots=True, frozen=True)
 class TokenUsage:
-    """Tokens as the provider reported them; ``None`` for what it did not report.
+    """Tokens as the provider reported them; ``None`` for counts that it did not report.
 
-    ``input_tokens`` contains the cached ones and ``output_tokens`` the reasoning, as in MLflow and OpenTelemetry. What
-    is not a count of tokens is left out with a warning: a gateway's request must not fail because of it.
+    ``input_tokens`` includes cached tokens and ``output_tokens`` includes reasoning tokens, as in MLflow and
+    OpenTelemetry. An invalid value becomes ``None`` with a warning, so that it cannot fail a request.
     """
 
     input_tokens: int | None = None
@@ -61,9 +61,9 @@ class TokenUsage:
 
 @dataclass(slots=True, frozen=True)
 class Cost:
-    """What the tokens cost, in USD; ``None`` for what is not known.
+    """What the tokens cost, in USD; ``None`` for unknown amounts.
 
-    What is not an amount is left out with a warning: a gateway's request must not fail because of it.
+    An invalid value becomes ``None`` with a warning, so that it cannot fail a request.
     """
 
     input_cost: float | None = None
@@ -80,17 +80,17 @@ class Cost:
 
 @dataclass(slots=True)
 class Attempt:
-    """One try at one provider. As a context manager it ends with the block, and an exception makes it a failed one.
+    """One request to one provider. As a context manager it ends with the block, and fails if the block raises.
 
     Attributes:
         provider: The provider's name in the gateway's configuration, like ``openai``.
-        model: The model that the provider is asked for, in the provider's words, like ``gpt-4o-mini``.
-        response_model: The model that has answered, as the provider says, like ``gpt-4o-mini-2024-07-18``.
+        model: The requested model, by the provider's name, like ``gpt-4o-mini``.
+        response_model: The model that answered, as the provider reports it, like ``gpt-4o-mini-2024-07-18``.
         start_time_ns: Nanoseconds since the epoch.
-        end_time_ns: Nanoseconds since the epoch; ``None`` while the attempt is under way. One that is never ended
-            lasts as long as its call.
-        error_type: ``None`` where it succeeded, else an exception's class or an HTTP status; never a message.
-        span_id: 64 bits; the gateway's own where it has a span for the attempt.
+        end_time_ns: Nanoseconds since the epoch; ``None`` while the attempt is open. An attempt that is never ended
+            ends with its call.
+        error_type: ``None`` on success, else an exception's class or an HTTP status; never a message.
+        span_id: 64 bits; that of the gateway's own span for the attempt, if it has one.
     """
 
     provider: str | None = None
@@ -105,7 +105,7 @@ class Attempt:
     response_model: str | None = None
 
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
-        """Note that the attempt is over, and what it failed of if it did. Only the first time counts."""
+        """End the attempt, with an error if it failed. Later calls have no effect."""
         if self.end_time_ns is None:
             self.end_time_ns = _time_or_now(end_time_ns)
             self.error_type = self.error_type or error_type(error)
@@ -119,21 +119,21 @@ class Attempt:
 
 @dataclass(slots=True)
 class EngineRun:
-    """What a model server, such as vLLM, did for an attempt.
+    """The run of a model server, such as vLLM, for an attempt.
 
-    Its tokens are the attempt's, and are not counted again.
+    It has no token counts: they are the attempt's.
 
     Attributes:
-        parent_span_id: The span it hangs below: an attempt's, or the call's.
-        model: The model's name there.
-        queue_seconds: From the request's arrival to its first turn.
-        prefill_seconds: Reading the prompt.
-        decode_seconds: Making the answer.
+        parent_span_id: The span of the attempt or of the call.
+        model: The model's name on the server.
+        queue_seconds: From the request's arrival until it is scheduled.
+        prefill_seconds: Time to process the prompt.
+        decode_seconds: Time to generate the answer.
         first_token_seconds: From the request's arrival to the first token.
         start_time_ns: Nanoseconds since the epoch.
         end_time_ns: Nanoseconds since the epoch.
-        error_type: ``None`` where it succeeded, else an exception's class; never a message.
-        span_id: 64 bits; the model server's own.
+        error_type: ``None`` on success, else an exception's class; never a message.
+        span_id: 64 bits; that of the model server's span.
     """
 
     parent_span_id: int
@@ -150,7 +150,7 @@ class EngineRun:
 
 @dataclass(slots=True)
 class GatewayCall:
-    """One request to the gateway whose caller wants to see it in its trace.
+    """One request to the gateway from a caller that is tracing.
 
     Attributes:
         parent: The caller's span.
@@ -159,25 +159,24 @@ class GatewayCall:
         operation: What was asked of the model.
         request_type: The gateway's own name for the route, from a closed set.
         server_address: ``host:port`` at which the gateway was reached.
-        streaming: Whether the response was a stream; ``None`` where that is not known.
+        streaming: Whether the response was a stream; ``None`` if that is not known.
         http_status: The response's status.
         time_to_first_chunk_ns: From the start to the first byte of a streamed body, in nanoseconds.
         cache_hit: Whether the gateway answered from its cache.
         start_time_ns: Nanoseconds since the epoch.
-        end_time_ns: Nanoseconds since the epoch; ``None`` while the call is under way.
-        error_type: ``None`` where it succeeded, else an exception's class, an HTTP status or ``client_disconnect``.
-        linked: The gateway's own span for this call, in the gateway's own trace.
-        attempts: The tries at providers, in order.
-        span_id: 64 bits; the gateway's own where it has a span for the call.
-        workspace: The MLflow workspace that the gateway served the call in; ``None`` where there are no workspaces. It
-            says where the caller's trace is looked for and is not in the mirror.
-        engine_runs: What model servers did for the attempts, as far as it is known.
-        mirrored_elsewhere: Whether another process writes the call's own mirror, and only what is below it is known
-            here. ``span_id`` is that mirror's.
-        caller_is_known: Whether the gateway has let the caller in. A gateway sets it once it has checked the caller's
-            key; what it refuses after that is mirrored too. It is not in the mirror.
-        user: The gateway's name of the caller, where it says which traces the caller may write to. It is not in the
-            mirror.
+        end_time_ns: Nanoseconds since the epoch; ``None`` while the call is open.
+        error_type: ``None`` on success, else an exception's class, an HTTP status or ``client_disconnect``.
+        linked: The gateway's span for this call, in the gateway's own trace.
+        attempts: The requests to providers, in order.
+        span_id: 64 bits; that of the gateway's own span for the call, if it has one.
+        workspace: The MLflow workspace in which the gateway served the call; ``None`` without workspaces. The caller's
+            trace is looked up there. Not part of the mirror.
+        engine_runs: The known runs of model servers for the attempts.
+        mirrored_elsewhere: Whether another process writes the gateway span, whose id is ``span_id``; only the spans
+            below it are then written here.
+        caller_is_known: Whether the caller is authenticated. A gateway sets it after it has checked the caller's key;
+            requests that it rejects later are mirrored too. Not part of the mirror.
+        user: The caller's user name, if it decides which traces the caller may write to. Not part of the mirror.
     """
 
     parent: TraceContext
@@ -203,16 +202,15 @@ class GatewayCall:
     user: str | None = None
 
     def is_refused(self) -> bool:
-        """Tell whether the caller was turned away, as far as is known, before the gateway had let it in.
+        """Return whether the gateway probably rejected the request before it authenticated the caller.
 
-        Who may not call may not write into a trace either. An application may answer 404, 405, 413, 415 or 422 before
-        it looks at a key, so any 4xx counts, unless a provider was asked or the application says that it knows the
-        caller.
+        A caller that may not call must not write into a trace either. An application may answer 404, 405, 413, 415 or
+        422 before it checks a key, so any 4xx counts, unless there was an attempt or ``caller_is_known`` is set.
         """
         return 400 <= (self.http_status or 0) < 500 and not self.attempts and not self.caller_is_known
 
     def add(self, attempt: Attempt) -> None:
-        """Add an attempt; beyond ``MAX_ATTEMPTS`` it is left out, and that is said once."""
+        """Add an attempt. Attempts beyond ``MAX_ATTEMPTS`` are dropped with one warning."""
         if len(self.attempts) < MAX_ATTEMPTS:
             self.attempts.append(attempt)
         else:
@@ -223,25 +221,25 @@ class GatewayCall:
             )
 
     def attempt(self, provider: str | None = None, model: str | None = None) -> Attempt:
-        """Begin an attempt: ``with call.attempt(…)``, or without ``with`` for one that outlives the block it is in."""
+        """Start an attempt: ``with call.attempt(…)``, or without ``with`` if it outlives the current block."""
         attempt = Attempt(provider=provider, model=model)
         self.add(attempt)
         _latest_attempt.set(attempt)
         return attempt
 
     def attempt_under_way(self) -> Attempt | None:
-        """Return the attempt that the running code makes: the latest that was begun here, else anywhere.
+        """Return the open attempt of the running code: the last one started in this context, else in any.
 
-        Attempts that run side by side, in tasks of their own, are told apart.
+        Concurrent attempts in separate tasks are told apart.
         """
         begun = [attempt for attempt in self.attempts if attempt.end_time_ns is None]
         latest = _latest_attempt.get()
         return latest if any(attempt is latest for attempt in begun) else begun[-1] if begun else None
 
     def end(self, error: BaseException | str | None = None, end_time_ns: int | None = None) -> None:
-        """Note that the call is over, and what it failed of if it did. Only the first time counts.
+        """End the call, with an error if it failed. Later calls have no effect.
 
-        Attempts that are still under way end with it, of the same failure.
+        Open attempts end with the call and get the same error.
         """
         if self.end_time_ns is None:
             self.end_time_ns = _time_or_now(end_time_ns)
@@ -250,10 +248,10 @@ class GatewayCall:
                 attempt.end(self.error_type, self.end_time_ns)
 
     def compact(self) -> None:
-        """Let go of what a mirror does not need, cut texts, and correct times, so that a call that waits is small.
+        """Drop data that a mirror does not need, truncate texts and correct times, to keep queued calls small.
 
         Raises:
-            TypeError: A field holds a value of another type than it is declared with.
+            TypeError: A field has a value of the wrong type.
         """
         self.parent = TraceContext(*self.parent[:3])
         _cut_texts(self, _CALL_TEXTS)
@@ -266,7 +264,7 @@ class GatewayCall:
             _correct_times(run)
 
 
-# A user's name that was cut would be another user's.
+# A truncated user name could be the name of another user.
 _CALL_TEXTS = tuple(
     one.name for one in fields(GatewayCall) if one.type in (str | None, Operation) and one.name != "user"
 )
@@ -276,12 +274,12 @@ _NANOSECONDS = "nanoseconds since the epoch as an int"
 
 
 def is_count(value: object) -> bool:
-    """Tell whether a value is an integer that a store can keep and that is not negative."""
+    """Return whether a value is a non-negative integer that a store can keep."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
 def status_code(status: object) -> int | None:
-    """Return an HTTP status as a number: of an int, an ``HTTPStatus``, or a text that begins with it (WSGI's)."""
+    """Return an HTTP status as a number, from an int, an ``HTTPStatus``, or a WSGI status line."""
     if isinstance(status, bytes):
         status = status.decode("latin-1")
     if isinstance(status, str):
@@ -305,8 +303,8 @@ def _warn_of_value(name: str, value: object, expected: str) -> None:
     logger.debug("%s was set to a %s; set %s", name, type(value).__name__, expected, stack_info=True)
     warn_once(
         f"call.{name}",
-        "%s was set to a value that cannot be stored (a %s) and is left out of the mirror; set %s. Where it was set is "
-        "logged at level DEBUG.",
+        "%s was set to a value that cannot be stored (a %s), so the mirror omits it; set %s. The stack is logged at "
+        "level DEBUG.",
         name,
         type(value).__name__,
         expected,
@@ -319,7 +317,7 @@ def _cut_texts(facts: GatewayCall | Attempt | EngineRun, names: tuple[str, ...])
         if text is None:
             continue
         if not isinstance(text, str):
-            raise TypeError(f"{type(facts).__name__}.{name} is a {type(text).__name__} and not a string")
+            raise TypeError(f"{type(facts).__name__}.{name} is a {type(text).__name__}, not a string")
         if len(text) > MAX_TEXT_LENGTH:
             setattr(facts, name, text[:MAX_TEXT_LENGTH])
 
@@ -339,22 +337,22 @@ current_call: ContextVar[GatewayCall | None] = ContextVar("agent_gateway_client.
 
 
 def current_gateway_call() -> GatewayCall | None:
-    """Return the call that the running code serves; ``None`` where its caller is not tracing."""
+    """Return the call that the running code serves; ``None`` if the caller is not tracing."""
     return current_call.get()
 
 
 def gateway_attempt(provider: str | None = None, model: str | None = None) -> Attempt:
-    """Begin an attempt of the call that the running code serves; see :meth:`GatewayCall.attempt`.
+    """Start an attempt of the call that the running code serves; see :meth:`GatewayCall.attempt`.
 
-    Where the caller is not tracing, the attempt takes everything and goes nowhere.
+    If the caller is not tracing, the attempt is never exported.
     """
     call = current_call.get()
     return Attempt(provider=provider, model=model) if call is None else call.attempt(provider, model)
 
 
 def error_type(error: BaseException | str | None) -> str | None:
-    """Return the short name of a failure: an exception's class, or the name as it is."""
+    """Return the short name of a failure: an exception's class, or the given name."""
     if isinstance(error, GeneratorExit):
-        # A server closes the generator of a response whose client has gone.
+        # A server closes the generator of a response when the client has disconnected.
         return CLIENT_DISCONNECT
     return error if error is None or isinstance(error, str) else type(error).__name__

@@ -1,8 +1,8 @@
-"""A gateway call to mirror spans. The only place that names span attributes.
+"""Makes the mirror spans of a gateway call. The only module that names span attributes.
 
-Two levels: ``gateway/<endpoint>`` under the caller's span, and one ``provider/<provider>/<model>`` per attempt under it
-(OpenTelemetry calls that ``<operation> <model>``); below an attempt, ``engine/<model>`` where the model server tells
-what it did. The vocabulary is closed, and every text is cut to a bounded, printable name.
+``gateway/<endpoint>`` is a child of the caller's span. Each attempt is a child of it, ``provider/<provider>/<model>``
+(``<operation> <model>`` in OpenTelemetry's convention), and the run of a model server is a child of its attempt,
+``engine/<model>``. The vocabulary is closed, and every text is reduced to printable characters and truncated.
 """
 
 import json
@@ -31,11 +31,11 @@ _UNPRINTABLE = re.compile(r"[^\x21-\x7e]+")
 
 _ERROR_TYPE = re.compile(r"[A-Za-z0-9_.:<>-]{1,100}\Z")
 _OTHER = "_OTHER"
-"""OpenTelemetry's ``error.type`` for what is none of the known kinds; here for a text that is no name but a message."""
+"""OpenTelemetry's fallback value of ``error.type``; used in place of a text that could be a message."""
 
 
 class Convention(Enum):
-    """How facts are named: as MLflow shows them, or by OpenTelemetry's semantic conventions (``gen_ai.*``)."""
+    """Attribute names: those that MLflow displays, or OpenTelemetry's semantic conventions (``gen_ai.*``)."""
 
     MLFLOW = "mlflow"
     OTEL = "otel"
@@ -45,18 +45,18 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
     """Make the mirror spans of a call that has ended.
 
     Args:
-        call: What is known of the call.
-        convention: The names of the attributes. With ``MLFLOW`` their values are JSON, as MLflow keeps them, and what
-            goes without saying is left out.
+        call: The call.
+        convention: The names of the attributes. With ``MLFLOW`` values are JSON, as MLflow stores them, and normal
+            values are left out.
 
     Returns:
-        The gateway's span first, then one per attempt, then one per run of a model server, all in the caller's trace.
-        Parent contains child: an attempt that seems to begin before its call or to end after it (clocks of two
-        sources) is cut to the call's times. Of a call that is mirrored elsewhere, only what is below it.
+        The gateway span, then one span per attempt, then one per run of a model server, all in the caller's trace.
+        A parent contains its children: an attempt that, by another clock, starts before its call or ends after it is
+        clamped to the call's times. Without the gateway span if the call is mirrored elsewhere.
     """
     end = max(call.start_time_ns, call.end_time_ns or 0)
     taken = {call.parent.span_id}
-    gateway_id = call.span_id if call.mirrored_elsewhere else _free(call.span_id, taken)
+    gateway_id = call.span_id if call.mirrored_elsewhere else _unused_span_id(call.span_id, taken)
     spans = [] if call.mirrored_elsewhere else [_gateway_span(call, gateway_id, end, convention)]
     for attempt in call.attempts:
         start = min(max(attempt.start_time_ns, call.start_time_ns), end)
@@ -66,7 +66,7 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
                 _attempt_name(attempt, call, convention),
                 call,
                 parent_id=gateway_id,
-                span_id=_free(attempt.span_id, taken),
+                span_id=_unused_span_id(attempt.span_id, taken),
                 start=start,
                 end=min(max(attempt_end, start), end),
                 error_type=attempt.error_type,
@@ -77,7 +77,7 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
         )
     for run in call.engine_runs:
         taken.add(run.parent_span_id)
-        spans.append(_engine_span(run, call, _free(run.span_id, taken), end, convention))
+        spans.append(_engine_span(run, call, _unused_span_id(run.span_id, taken), end, convention))
     return spans
 
 
@@ -97,7 +97,7 @@ def _gateway_span(call: GatewayCall, span_id: int, end: int, convention: Convent
 
 
 def _attempt_name(attempt: Attempt, call: GatewayCall, convention: Convention) -> str:
-    """Return the name of an attempt's span: OpenTelemetry's ``{operation} {model}`` where it knows the operation."""
+    """Return the name of an attempt's span; ``{operation} {model}`` for operations that OpenTelemetry defines."""
     model = _name(attempt.model or attempt.response_model)
     if convention is Convention.OTEL and call.operation != "other":
         return " ".join(filter(None, (call.operation, model)))
@@ -121,28 +121,28 @@ def _engine_span(run: EngineRun, call: GatewayCall, span_id: int, end: int, conv
     )
 
 
-def _free(span_id: int, taken: set[int]) -> int:
-    """Return an id no other span of the mirror has: a span that is its own ancestor hangs MLflow 3.17's roll-up."""
+def _unused_span_id(span_id: int, taken: set[int]) -> int:
+    """Return an id that no other span of the mirror has: a cycle of spans hangs the roll-up of MLflow 3.17."""
     while span_id in taken:
         span_id = new_span_id()
     taken.add(span_id)
     return span_id
 
 
-_GOES_WITHOUT_SAYING: dict[str, Any] = {
+_MLFLOW_DEFAULTS: dict[str, Any] = {
     "gen_ai.request.stream": False,
     "http.response.status_code": 200,
     "gen_ai.response.finish_reasons": ["stop"],
 }
-"""What MLflow is not told: it stores each fact of each span as a text, of 35 to 50 bytes for these."""
+"""Values left out of MLflow mirrors because they are the normal case; each attribute costs 35-50 bytes there."""
 
 Fact = tuple[str | None, str | None, Any]
-"""A fact's name for MLflow and for OpenTelemetry (``None``: not said there) and its value (``None``: not known)."""
+"""MLflow's attribute name, OpenTelemetry's (``None``: not set there), and the value (``None``: unknown)."""
 
 
 def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     host, _, port = (call.server_address or "").rpartition(":")
-    # A clock that is set back meanwhile makes it negative.
+    # Negative if the clock was set back in between.
     seconds = None if call.time_to_first_chunk_ns is None else max(0, call.time_to_first_chunk_ns) / 1e9
     linked = mlflow_trace_id(call.linked.trace_id) if call.linked else None
     yield "endpoint_id", "agent_gateway.endpoint.id", _name(call.endpoint_id)
@@ -151,10 +151,10 @@ def _call_facts(call: GatewayCall) -> Iterator[Fact]:
     yield None, "server.address", _name(host)
     yield None, "server.port", int(port) if port.isdecimal() else None
     yield "mlflow.gateway.linkedTraceId", "mlflow.gateway.linkedTraceId", linked
-    # The gateway's own trace has it in its metadata.
+    # The linked trace has the request type in its metadata.
     route = None if linked else "mlflow.gateway.requestType"
     yield route, "agent_gateway.request.type", _name(call.request_type)
-    # Without operation and model OpenTelemetry does not take this span for an inference; the attempt is the one.
+    # No operation and no model: to OpenTelemetry back ends the attempt is the inference, not this span.
     yield "gen_ai.request.stream", "gen_ai.request.stream", call.streaming
     yield "http.response.status_code", "http.response.status_code", call.http_status
     yield "gen_ai.response.time_to_first_chunk", "gen_ai.response.time_to_first_chunk", seconds
@@ -179,17 +179,17 @@ _WELL_KNOWN_PROVIDERS = {
     "watsonx_text": "ibm.watsonx.ai",
     "xai": "x_ai",
 }
-"""What OpenTelemetry calls the providers for which MLflow and LiteLLM have names of their own."""
+"""OpenTelemetry's names of providers, by the names that MLflow and LiteLLM use."""
 
 
 USAGE_VARIABLE = "AGENT_GATEWAY_USAGE"
-"""``false`` leaves tokens and cost off the mirrors, for back ends that also get them from the agent's own spans."""
+"""``false`` leaves tokens and cost out of mirrors, for back ends that also get them from the agent's own spans."""
 
 
 def _reports_usage() -> bool:
     value = os.environ.get(USAGE_VARIABLE, "").strip().lower()
     if value not in ("", "true", "false"):
-        warn_once("mirror.usage", "%s is %r and is taken for true; set true or false.", USAGE_VARIABLE, value)
+        warn_once("mirror.usage", "%s is %r, which is treated as true; set true or false.", USAGE_VARIABLE, value)
     return value != "false"
 
 
@@ -221,7 +221,7 @@ def _attempt_facts(attempt: Attempt, call: GatewayCall) -> Iterator[Fact]:
 
 
 def _engine_facts(run: EngineRun) -> Iterator[Fact]:
-    # Not the request's: a span with that is taken for an inference.
+    # Not gen_ai.request.model, which would make this span an inference.
     yield "mlflow.llm.model", "gen_ai.response.model", _name(run.model)
     for name, seconds in (
         ("gen_ai.latency.time_in_queue", run.queue_seconds),
@@ -255,7 +255,7 @@ def _span(
         resource=_resource(convention),
         instrumentation_scope=_SCOPE,
         attributes=_attributes(call, facts, convention),
-        # MLflow's UI marks a span as failed by an event of this name; it holds the type and no message.
+        # MLflow's UI marks a span as failed by an event of this name. It has the type and no message.
         events=[Event("exception", {"exception.type": failure}, timestamp=end)] if failure else (),
         links=[Link(_span_context(call.linked, call.linked.span_id))] if is_gateway_span and call.linked else (),
         kind=kind,
@@ -268,12 +268,12 @@ def _span(
 def _attributes(call: GatewayCall, facts: Iterator[Fact], convention: Convention) -> dict[str, Any]:
     if convention is Convention.OTEL:
         return {name: value for _, name, value in facts if name is not None and value is not None}
-    said = {"mlflow.traceRequestId": mlflow_trace_id(call.parent.trace_id), "mlflow.spanType": "LLM"}
-    said |= {name: value for name, _, value in facts if name is not None and value is not None}
-    return {name: _to_json(value) for name, value in said.items() if value != _GOES_WITHOUT_SAYING.get(name)}
+    values = {"mlflow.traceRequestId": mlflow_trace_id(call.parent.trace_id), "mlflow.spanType": "LLM"}
+    values |= {name: value for name, _, value in facts if name is not None and value is not None}
+    return {name: _to_json(value) for name, value in values.items() if value != _MLFLOW_DEFAULTS.get(name)}
 
 
-# json.dumps() makes an encoder each time.
+# json.dumps() with separators would create an encoder per call.
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 _SCOPE = InstrumentationScope("agent-gateway-client", __version__)
@@ -281,9 +281,9 @@ _SCOPE = InstrumentationScope("agent-gateway-client", __version__)
 
 @cache
 def _resource(convention: Convention) -> Resource:
-    """Return what made the spans: over OTLP the gateway, as ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES`` say.
+    """Return the spans' resource: for OTLP, that of ``OTEL_SERVICE_NAME`` and ``OTEL_RESOURCE_ATTRIBUTES``.
 
-    MLflow makes tags of the caller's trace out of a resource, in place of those of the caller's own.
+    Empty for MLflow, which would overwrite tags of the caller's trace with it.
     """
     if convention is Convention.MLFLOW:
         return Resource({})
@@ -296,24 +296,24 @@ def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = Fals
         span_id=span_id,
         is_remote=is_remote,
         trace_flags=TraceFlags(context.flags),
-        # No tracestate: up to 8 KB of the caller's own text for every span.
+        # No tracestate, which is up to 8 KB of the caller's text per span.
     )
 
 
 def _name(text: str | None) -> str | None:
-    """Cut a text to a name: printable ASCII without spaces, bounded in length."""
+    """Reduce a text to printable ASCII without spaces, and truncate it."""
     return _UNPRINTABLE.sub("_", text)[:MAX_NAME_LENGTH] if text else None
 
 
 def _error_name(error_type: str | None) -> str | None:
-    """Return the name of a failure; what a gateway's code gives as one and is a message has no place in a mirror."""
+    """Return the name of a failure; ``_OTHER`` for a text that could be a message."""
     if error_type is None:
         return None
     return error_type if _ERROR_TYPE.match(error_type) else _OTHER
 
 
 def _tokens(usage: TokenUsage) -> dict[str, int]:
-    """Return the tokens by MLflow's names, which has none for reasoning; that none were cached goes without saying."""
+    """Return the tokens by MLflow's names, without reasoning tokens (MLflow has no name) and zero cached tokens."""
     known = _known_fields(usage)
     known.pop("reasoning_output_tokens", None)
     return {name: tokens for name, tokens in known.items() if tokens or not name.startswith("cache_")}

@@ -1,8 +1,8 @@
-"""The companion's answer to a caller who asks whether it is there: ``agent-gateway doctor``.
+"""The companion's answer to ``agent-gateway doctor``.
 
-A model call that carries the header ``agent-gateway-probe`` gets one more response header, which says what of the
-caller's trace context has arrived and whether mirrors can be sent. It holds nothing of other calls but that, and a
-caller whom the gateway turns away gets none. All other calls are answered as they are.
+The response to a model call with the header ``agent-gateway-probe`` gets a header that reports which trace context
+arrived and whether mirrors can be sent. It contains nothing about other calls, and callers that the gateway rejects do
+not get it. Responses to all other calls are unchanged.
 """
 
 import json
@@ -14,7 +14,7 @@ from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.w3c import TRACEPARENT, extract
 
 PROBE_HEADER = "agent-gateway-probe"
-"""Asks for the answer; its value does not matter."""
+"""Requests the answer; its value is ignored."""
 
 COMPANION_HEADER = "agent-gateway-companion"
 """The answer, a JSON object."""
@@ -28,9 +28,9 @@ Header = tuple[bytes, bytes]
 
 
 def scan_headers(headers: Iterable[Header]) -> tuple[bool, bool]:
-    """Tell whether a request's header lines have a ``traceparent``, and whether they ask for the answer.
+    """Return whether a request's header lines have a ``traceparent``, and whether they have the probe header.
 
-    One loop for both, because it runs for every request; nearly every line is done with after a look at its length.
+    One loop for both, because it runs for every request. The length rules out nearly every line.
     """
     has_parent = is_probe = False
     for name, _ in headers:
@@ -43,7 +43,7 @@ def scan_headers(headers: Iterable[Header]) -> tuple[bool, bool]:
 
 
 def without_probe(headers: Iterable[Header]) -> list[Header]:
-    """Return header lines without the question, which is nobody else's business behind the gateway."""
+    """Return header lines without the probe header, which the application must not pass on."""
     return [header for header in headers if header[0].lower() != _PROBE]
 
 
@@ -54,7 +54,7 @@ def answer(headers: Iterable[Header], exporter: Exporter) -> Header:
     facts: Mapping[str, Any] = {
         "version": __version__,
         "traceparents": sum(name.lower() == _TRACEPARENT for name, _ in lines),
-        # As it was understood, and not as it came.
+        # As it was parsed, not the raw header.
         "traceparent": received.traceparent if received else None,
         "exporter": exporter.destination.convention.value,
         "problem": exporter.problem,

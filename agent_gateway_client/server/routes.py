@@ -1,4 +1,4 @@
-"""The routes of the OpenAI, Anthropic and Gemini APIs, which gateways serve below prefixes of their own."""
+"""The routes of providers' APIs, which gateways serve below any prefix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,13 +20,13 @@ _ROUTES: dict[str, Operation] = {
     "/v1/moderations": "other",
     "/v1/rerank": "other",
     "/v2/rerank": "other",
-    # Many applications that are not gateways have messages, so Anthropic's route is known by its version too.
+    # With the version, because many applications that are not gateways have a route /messages.
     "/v1/messages": "chat",
     ":generateContent": "generate_content",
     ":streamGenerateContent": "generate_content",
     ":embedContent": "embeddings",
     ":batchEmbedContents": "embeddings",
-    # Bedrock, Cohere, Ollama and Text Generation Inference; what else they call their routes says too little.
+    # Bedrock, Cohere, Ollama and Text Generation Inference. Their other routes have names that are too general.
     "/converse": "chat",
     "/converse-stream": "chat",
     "/invoke-with-response-stream": "chat",
@@ -40,8 +40,8 @@ _ROUTES: dict[str, Operation] = {
     ":rawPredict": "chat",
     ":streamRawPredict": "chat",
 }
-"""The ends of the paths of calls, and what is asked of the model there. docs/providers.md has the table, also of those
-that are left out: they list, store or count, and ask nothing of a model.
+"""Path suffixes of model calls, and their operations. docs/providers.md has the table, and the routes that are left out
+because they list, store or count and do not call a model.
 """
 
 _SUFFIXES = tuple(_ROUTES)
@@ -49,12 +49,12 @@ _BEDROCK = ("converse", "converse-stream", "invoke", "invoke-with-response-strea
 
 
 def is_model_call(scope: Mapping[str, Any]) -> bool:
-    """Tell whether an ASGI request is a POST to one of the known routes, below any prefix."""
+    """Return whether an ASGI request is a POST to a known route, below any prefix."""
     return bool(scope["method"] == "POST" and scope["path"].removesuffix("/").endswith(_SUFFIXES))
 
 
 def route_of(path: str) -> tuple[str, Operation] | None:
-    """Return the name of a path's route, like ``chat/completions``, and what it does."""
+    """Return the name of a path's route, like ``chat/completions``, and its operation."""
     path = path.removesuffix("/")
     for suffix, operation in _ROUTES.items():
         if path.endswith(suffix):
@@ -63,7 +63,7 @@ def route_of(path: str) -> tuple[str, Operation] | None:
 
 
 def model_in_path(path: str) -> str | None:
-    """Return the model that Gemini's and Bedrock's paths name, or the deployment that Azure's do."""
+    """Return the model in a Gemini or Bedrock path, or the deployment in an Azure path."""
     model, colon, method = path.rpartition("/models/")[2].partition(":")
     if colon and method and "/" not in model + method:
         return model or None

@@ -1,4 +1,4 @@
-"""The exporter that all of a process's gateways share when they are given none."""
+"""The process's shared exporter, for gateways that do not bring their own."""
 
 import os
 import sys
@@ -24,9 +24,9 @@ _exporter: Exporter | None = None
 
 
 class _MadeWhenNeeded(Destination):
-    """The destination that the environment asks for. Making it may import MLflow, which takes seconds.
+    """The destination that the environment configures. Creating it may import MLflow, which takes seconds.
 
-    It is made in the exporter's thread, so no call waits for it.
+    It is created in the exporter's thread, so that no call waits for it.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class _MadeWhenNeeded(Destination):
 
     @property
     def description(self) -> str:
-        """See :class:`~agent_gateway_client.server.export.destination.Destination`. Makes nothing."""
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`. Does not create it."""
         return "not opened yet" if self._made is None else self._made.description
 
     def warm_up(self) -> None:
@@ -50,10 +50,10 @@ class _MadeWhenNeeded(Destination):
         self.make().warm_up()
 
     def make(self) -> Destination:
-        """Return the destination, made at the first use.
+        """Return the destination, created at the first use.
 
         Raises:
-            Misconfigured: It cannot be made.
+            Misconfigured: It cannot be created.
         """
         if self._made is not None:
             return self._made
@@ -67,10 +67,10 @@ class _MadeWhenNeeded(Destination):
             raise Misconfigured(self._problem) from error
 
     def make_now(self) -> Destination:
-        """Return the destination, made now if it was not yet.
+        """Return the destination, and let errors through.
 
         Raises:
-            AgentGatewayError: A variable has a value that cannot work, or what it needs is not installed.
+            AgentGatewayError: A variable has an invalid value, or a package is not installed.
         """
         with self._making:
             if self._made is None:
@@ -97,13 +97,13 @@ class _MadeWhenNeeded(Destination):
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         self.make().sent(traces)
 
-    def tend(self, *, everything: bool = False) -> float | None:
+    def maintain(self, *, everything: bool = False) -> float | None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
-        return None if self._made is None else self._made.tend(everything=everything)
+        return None if self._made is None else self._made.maintain(everything=everything)
 
-    def elsewhere(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
+    def find_in_other_workspaces(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
-        return self.make().elsewhere(traces)
+        return self.make().find_in_other_workspaces(traces)
 
     def after_fork(self) -> None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
@@ -114,18 +114,17 @@ class _MadeWhenNeeded(Destination):
             self._problem = "forked while MLflow was being imported"
             warn_once(
                 "shared.fork",
-                "This process was forked while its parent imported MLflow, so it cannot import MLflow itself; its "
-                "gateway calls are not mirrored. Call agent_gateway_client.server.shared.shared_exporter() before "
-                "processes are forked.",
+                "This process was forked while its parent imported MLflow, so it cannot import MLflow; its gateway "
+                "calls are not mirrored. Call agent_gateway_client.server.shared.shared_exporter() before forking.",
             )
         self._is_being_made = False
 
 
 def shared_exporter() -> Exporter:
-    """Return the process's exporter. The first use makes it, as the environment says, and may import MLflow for it.
+    """Return the process's exporter. The first call creates it from the environment, and may import MLflow.
 
     Raises:
-        AgentGatewayError: A variable has a value that cannot work, or what it needs is not installed.
+        AgentGatewayError: A variable has an invalid value, or a package is not installed.
     """
     check_environment()
     exporter = _shared()
@@ -135,7 +134,7 @@ def shared_exporter() -> Exporter:
 
 
 def submit_to_shared(call: GatewayCall) -> None:
-    """Hand a call that has ended to the process's exporter. Returns at once and never raises."""
+    """Submit an ended call to the process's exporter. Returns immediately and never raises."""
     try:
         (_exporter or _shared()).submit(call)
     except Exception as error:
@@ -143,15 +142,15 @@ def submit_to_shared(call: GatewayCall) -> None:
 
 
 def flush(timeout: float = STOP_SECONDS) -> bool:
-    """Send the mirrors that wait, before a process is frozen or killed.
+    """Send the queued mirrors, before a process is frozen or killed.
 
     A process that is frozen between requests, as on AWS Lambda, calls this at the end of each request.
 
     Args:
-        timeout: Seconds to wait at most.
+        timeout: Maximum time in seconds.
 
     Returns:
-        Whether nothing waits any more. Mirrors whose traces the store does not know yet wait on.
+        Whether the queue is empty. Mirrors whose traces the store does not know yet stay queued.
     """
     return _exporter is None or _exporter.flush(timeout)
 
@@ -165,14 +164,14 @@ def _shared() -> Exporter:
 
 
 def _an_import_was_cut_off() -> bool:
-    """Tell whether a module is being imported by a thread that does not live any more, after a fork."""
+    """Return whether, after a fork, an import was left unfinished by a thread of the parent."""
     specs = (getattr(module, "__spec__", None) for module in list(sys.modules.values()))
     return any(getattr(spec, "_initializing", False) for spec in specs)
 
 
 def _after_fork() -> None:
     global _lock
-    # It may be held by a thread of the parent.
+    # A thread of the parent may hold it.
     _lock = threading.Lock()
 
 

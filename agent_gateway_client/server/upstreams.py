@@ -1,8 +1,7 @@
-"""Gateways behind this one: the trace context goes on to them, below the attempt that asks them, and to nobody else.
+"""Upstream gateways, which are providers of this one: requests to them carry the trace context, others do not.
 
-A request is reached where the client's half of this package reaches it, at the one function of httpx, httpx2 or aiohttp
-through which it goes. What is put on it is the caller's trace with the attempt's span as the parent, so the mirror that
-the next gateway makes is below that attempt.
+Requests are covered by the same hooks in httpx, httpx2 and aiohttp that the client half of this package uses. Their
+``traceparent`` has the caller's trace and the attempt's span, so the upstream's mirror is a child of that attempt.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,18 +17,18 @@ from agent_gateway_client.w3c import TraceContext
 
 
 class UpstreamRequests(ModelCall):
-    """The requests that a gateway makes to serve a call, for as long as the call lasts.
+    """The requests that a gateway sends to serve a call, until the call ends.
 
     It is the :data:`~agent_gateway_client.active_span.model_call` of the code that serves the call.
 
     Args:
         call: The call.
-        gateways: The gateways behind this one.
-        attempt_span_id: Returns the id that the span of the attempt under way will have.
+        gateways: The upstream gateways.
+        attempt_span_id: Returns the id that the span of the current attempt will have.
 
     Attributes:
-        received: The caller's ``traceparent``. A request that has it was given it by a gateway that hands its callers'
-            headers on; in the next gateway's eyes, its parent would be the caller.
+        received: The caller's ``traceparent``. It is replaced on requests of a gateway that forwards its callers'
+            headers: the upstream's mirror would else be a child of the caller's span.
     """
 
     def __init__(
@@ -42,55 +41,55 @@ class UpstreamRequests(ModelCall):
 
     @property
     def gateways(self) -> Gateways:
-        """Those behind this gateway; none for what is still running when the call is over."""
+        """The upstream gateways; none after the call has ended, for code that is still running."""
         return NO_GATEWAYS if self._is_over else self._gateways
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
-        """Return the span of the attempt under way."""
+        """Return the context of the current attempt's span."""
         return active if self._is_over else self._call.parent._replace(span_id=self._attempt_span_id(self._call))
 
     @property
     def _is_over(self) -> bool:
-        # Its spans may have been sent.
+        # Its spans may be exported by now.
         return self._call.end_time_ns is not None
 
 
 def span_id_of_attempt_under_way(call: GatewayCall) -> int:
-    """Return the id of its span. Where the gateway has begun none, asking another gateway begins one."""
+    """Return the span id of the current attempt, which is started if the gateway has not started one."""
     attempt = call.attempt_under_way()
     return span_id_of_new_attempt(call) if attempt is None else attempt.span_id
 
 
 def span_id_of_new_attempt(call: GatewayCall) -> int:
-    """Begin an attempt of which no more is known; return the id of its span, or of the call's if it has too many."""
+    """Start an attempt without further facts and return its span id; the call's if it has too many attempts."""
     return call.attempt().span_id if len(call.attempts) < MAX_ATTEMPTS else call.span_id
 
 
-def reached_gateways(urls: Iterable[str] | None = None) -> Gateways:
-    """Return the gateways behind this one, and see to it that requests to them are reached.
+def instrument_upstreams(urls: Iterable[str] | None = None) -> Gateways:
+    """Return the upstream gateways, and instrument the HTTP clients if there are any.
 
     Args:
         urls: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``.
 
     Raises:
-        ConfigurationError: A name is no URL.
+        ConfigurationError: A value is not a URL.
     """
     gateways = Gateways.from_environment() if urls is None else Gateways(urls)
     if gateways:
-        _reach_requests()
+        _instrument_once()
     return gateways
 
 
-def reached_gateways_at_request_time() -> Gateways:
-    """Return those in ``AGENT_GATEWAY_URLS``; none where it holds what is no URL, which is said once."""
+def instrument_upstreams_or_warn() -> Gateways:
+    """Do the same for ``AGENT_GATEWAY_URLS``, with a warning in place of an error."""
     try:
-        return reached_gateways()
+        return instrument_upstreams()
     except ConfigurationError as error:
-        warn_once("upstreams", "No trace context is passed on to other gateways. %s", error)
+        warn_once("upstreams", "Requests to upstream gateways carry no trace context. %s", error)
         return NO_GATEWAYS
 
 
 @cache
-def _reach_requests() -> Instrumentation:
-    """Put the patches on, once and for the life of the process; each request's own call says where it may go."""
+def _instrument_once() -> Instrumentation:
+    """Apply the patches once, for the life of the process; each request's call provides its gateways."""
     return Instrumentation(NO_GATEWAYS, for_adapter=True)

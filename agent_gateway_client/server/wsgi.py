@@ -1,4 +1,4 @@
-"""Any WSGI gateway: Flask, Django, gunicorn's threads. The facts are the same as under ASGI, from the same readers."""
+"""The middleware for WSGI gateways: Flask, Django, gunicorn's threads. It reads the same facts as that for ASGI."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import body_to_keep
@@ -20,7 +21,7 @@ from agent_gateway_client.server.reading.details import Details
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
-from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways
+from agent_gateway_client.server.upstreams import UpstreamRequests, instrument_upstreams
 from agent_gateway_client.w3c import extract
 
 Environ = dict[str, Any]
@@ -30,13 +31,15 @@ WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 _PROBE = "HTTP_" + PROBE_HEADER.upper().replace("-", "_")
 _TRACE_VARIABLES = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE", "HTTP_BAGGAGE")
 
+_guard = Guard("Could not mirror a gateway call")
+
 
 class GatewayTracingWSGIMiddleware:
     """Mirrors the calls of a WSGI gateway into their callers' traces.
 
-    The bytes of request and response pass as they are, at once; their beginning and their end are kept by reference and
-    read when the call is over. The application may add what it knows better to
-    :func:`~agent_gateway_client.server.current_gateway_call`, also in the generator of a streamed response.
+    Request and response are passed on unchanged and without delay; references to their start and end are kept and read
+    after the call. The application may add facts to :func:`~agent_gateway_client.server.current_gateway_call`, also in
+    the generator of a streamed response.
 
     Example:
         app = Flask("gateway")
@@ -44,17 +47,18 @@ class GatewayTracingWSGIMiddleware:
 
     Args:
         app: The gateway.
-        exporter: Where the calls are sent to; by default as the environment says, through one exporter per process.
-        is_call: Which requests are calls of a model, by WSGI environ; by default the POSTs to the known routes.
-        endpoint: The endpoint's name, or what returns it for an environ after the request was served. By default the
-            ``model`` that a successful request asked for.
-        provider: The provider's name for the attempt of which only the response tells.
-        strip_trace_context: Whether ``traceparent``, ``tracestate`` and ``baggage`` are taken off the requests.
-        may_join: Which requests may join the trace that they name, by environ after the request was served.
-        upstream_gateways: Which of the providers are gateways too; by default those in ``AGENT_GATEWAY_URLS``.
+        exporter: Sends the calls; by default the process's shared exporter, configured by the environment.
+        is_call: Returns whether a request is a model call, by WSGI environ; by default the POSTs to the known routes.
+        endpoint: The endpoint's name, or a function that returns it for an environ after the request was served. By
+            default the ``model`` of a successful request.
+        provider: The provider's name for an attempt that is known only from the response.
+        strip_trace_context: Whether to remove ``traceparent``, ``tracestate`` and ``baggage`` from model calls.
+        may_join: Returns whether a request may join the trace of its ``traceparent``, by environ after the request was
+            served.
+        upstream_gateways: Providers that are gateways too; by default those in ``AGENT_GATEWAY_URLS``.
 
     Raises:
-        AgentGatewayError: A variable of the environment, or an upstream gateway, has a value that cannot work.
+        AgentGatewayError: An environment variable, or an upstream gateway, has an invalid value.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class GatewayTracingWSGIMiddleware:
         self.may_join = may_join
         self._is_call = is_call
         self._strip_trace_context = strip_trace_context
-        self.upstream_gateways = reached_gateways(upstream_gateways)
+        self.upstream_gateways = instrument_upstreams(upstream_gateways)
         self._status_token = token_from_environment()
         self.companion = Companion(self.exporter, may_join, self.upstream_gateways)
         self.companion.start()
@@ -112,14 +116,14 @@ class GatewayTracingWSGIMiddleware:
         return [] if environ.get("REQUEST_METHOD") == "HEAD" else [page.body]
 
     def is_call(self, environ: Environ) -> bool:
-        """Tell whether a request is a call of a model. May be overridden."""
+        """Return whether a request is a model call. May be overridden."""
         if self._is_call is None:
             return is_model_call({"method": environ.get("REQUEST_METHOD"), "path": _path(environ)})
-        return bool(_ask("is_call", self._is_call, environ))
+        return bool(_call_hook("is_call", self._is_call, environ))
 
 
 class _Exchange:
-    """One request and its response, from the call of the application until its iterable is closed."""
+    """One request and its response, until the application's iterable is closed."""
 
     def __init__(
         self,
@@ -138,7 +142,7 @@ class _Exchange:
         self._request: KeptBody | None = None
         if middleware.endpoint is None and "wsgi.input" in environ:
             self._request = KeptBody()
-            environ["wsgi.input"] = _ReadAlong(environ["wsgi.input"], self._request)
+            environ["wsgi.input"] = _RecordingInput(environ["wsgi.input"], self._request)
 
     def run(self, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application."""
@@ -162,7 +166,7 @@ class _Exchange:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Run the application's code with its call as the current one."""
+        """Run the application's code with this call as the current one."""
         token, outer = current_call.set(self._call), model_call.get()
         if self._middleware.upstream_gateways:
             model_call.set(UpstreamRequests(self._call, self._middleware.upstream_gateways))
@@ -173,7 +177,7 @@ class _Exchange:
             model_call.set(outer)
 
     def add(self, chunk: bytes) -> None:
-        """Note a chunk of the response, before the server gets it."""
+        """Record a chunk of the response before the server gets it."""
         if not chunk:
             return
         now = time.time_ns()
@@ -184,20 +188,17 @@ class _Exchange:
             self._response.add(chunk)
 
     def hang_up(self) -> None:
-        """Note that the server closes the response before its end; many clients go after a stream's last event."""
+        """End the call if the server closes the response early; many clients disconnect after the last event."""
         last_chunks = self._response.last_chunks(LAST_CHUNKS) if self._response and self._call.streaming else b""
         self.finish(None if has_last_event(last_chunks) else CLIENT_DISCONNECT)
 
     def finish(self, error: BaseException | str | None = None) -> None:
-        """End the call and hand it on. Only the first time counts."""
+        """End and submit the call. Later calls have no effect."""
         if self._is_submitted:
             return
         self._is_submitted = True
-        try:
+        with _guard:
             self._submit(error)
-        except Exception as mistake:
-            logger.debug("A gateway call could not be mirrored", exc_info=True)
-            warn_once("wsgi.finish", "A gateway call could not be mirrored (%s).", type(mistake).__name__)
 
     def _submit(self, error: BaseException | str | None) -> None:
         call, middleware = self._call, self._middleware
@@ -208,10 +209,10 @@ class _Exchange:
         call.end(str(status) if status >= 400 else None, self._last_chunk_ns)
         if call.endpoint is None and middleware.endpoint is not None:
             endpoint = middleware.endpoint
-            call.endpoint = _ask("endpoint", endpoint, self._environ) if callable(endpoint) else endpoint
+            call.endpoint = _call_hook("endpoint", endpoint, self._environ) if callable(endpoint) else endpoint
         if call.is_refused():
             return
-        if middleware.may_join is not None and not _ask("may_join", middleware.may_join, self._environ):
+        if middleware.may_join is not None and not _call_hook("may_join", middleware.may_join, self._environ):
             return
         details = Details(
             None,
@@ -258,7 +259,7 @@ class _Response:
         return chunk
 
     def close(self) -> None:
-        """End the response; a server also does this when its client has gone."""
+        """End the response; a server also calls this if the client has disconnected."""
         self._exchange.hang_up()
         close = getattr(self._result, "close", None)
         if close is not None:
@@ -267,14 +268,14 @@ class _Response:
 
 
 class _SizedResponse(_Response):
-    """One whose number of chunks is known; a server makes a ``Content-Length`` of a single one."""
+    """A response with a known number of chunks; for a single one, a server sends ``Content-Length``."""
 
     def __len__(self) -> int:
         return len(self._result)  # type: ignore[arg-type]
 
 
-class _ReadAlong:
-    """``wsgi.input``, of which what the application reads is kept."""
+class _RecordingInput:
+    """``wsgi.input``; keeps the data that the application reads."""
 
     def __init__(self, source: Any, kept: KeptBody) -> None:
         self._source = source
@@ -309,16 +310,16 @@ def _path(environ: Environ) -> str:
     return str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
 
 
-def _ask(name: str, function: Callable[[Environ], Any], environ: Environ) -> Any:
-    """Call one of the functions that the middleware was given; ``None`` where it raises."""
+def _call_hook(name: str, function: Callable[[Environ], Any], environ: Environ) -> Any:
+    """Call a function that was passed to the middleware; ``None`` if it raises."""
     try:
         return function(environ)
     except Exception as error:
         logger.debug("%s() failed", name, exc_info=True)
         warn_once(
             f"wsgi.{name}",
-            "%s() raised %s; what it decides is left out of mirrors, or the mirrors are. Mend the function that the "
-            "middleware was given.",
+            "%s() raised %s; mirrors of such calls are missing or incomplete. Fix the function that was passed to the "
+            "middleware.",
             name,
             type(error).__name__,
         )

@@ -1,4 +1,4 @@
-"""Joined traces for people: read from MLflow, reduced to what is worth showing, drawn as tree, waterfall, table."""
+"""Joined traces for people: read from MLflow and shown as a tree, a waterfall, or a table."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -36,7 +36,7 @@ COLUMNS = {
     "attempt_ms": "float64",
     "call_ms": "float64",
 }
-"""The columns of the frame, and pandas' types of them."""
+"""The columns of the frame and their pandas types."""
 
 _PAGE = 100
 _RECENT_S = 10.0
@@ -46,34 +46,33 @@ _POLL_S = 0.2
 
 
 def joined_calls(experiment: str, *, tracking_uri: str | None = None, max_traces: int = 1000) -> pd.DataFrame:
-    """Return what the gateways' mirrors say of the newest traces of an experiment: one row per provider attempt.
+    """Return the mirrored calls in the newest traces of an experiment, with one row per provider attempt.
 
-    What this process has not sent yet is sent first, and of traces that have just ended the mirrors are waited for,
-    which come a moment later: until nothing new has come for a second. A call for which the gateway asked no provider
-    has one row, without an attempt.
+    Sends this process's queued spans first. Mirrors arrive shortly after a trace has ended, so for recent traces this
+    waits until nothing new has arrived for a second. A call without a provider attempt has one row.
 
-    What is not known is missing, and not 0: a price that MLflow does not know is ``NaN``. Sum with ``min_count=1``, so
-    that a sum of nothing but unknown prices is unknown, too.
+    Unknown values are missing, not 0: a price that MLflow does not know is ``NaN``. Sum with ``min_count=1``, so that
+    the sum of only unknown prices is unknown too.
 
     Args:
         experiment: Name or id of the MLflow experiment with the agents' traces.
-        tracking_uri: Where MLflow is; by default, what MLflow is configured to use.
-        max_traces: How many traces to read at most.
+        tracking_uri: The MLflow server or store; by default the one that MLflow is configured to use.
+        max_traces: Maximum number of traces to read.
 
     Returns:
         A frame in the order of the calls, with the columns:
 
         - ``trace_id``;
-        - ``agent_span``, ``agent_span_ms``: the agent's span around the call, past those that autologging makes of it;
-        - ``endpoint``, ``call_ms``: what was called at the gateway, and how long it took there;
+        - ``agent_span``, ``agent_span_ms``: the agent's span around the call, not that of autologging;
+        - ``endpoint``, ``call_ms``: the gateway's endpoint, and the duration of the call there;
         - ``attempt`` (1 is the first), ``provider``, ``model``, ``start`` (UTC), ``attempt_ms``;
-        - ``status``, ``error``: of the attempt, or of the call where there was none;
+        - ``status``, ``error``: of the attempt, or of a call without attempts;
         - ``input_tokens``, of which ``cached_tokens`` came from the provider's cache, ``output_tokens``;
         - ``cost`` in USD.
 
     Raises:
         MissingDependencyError: pandas is not installed.
-        NotFoundError: There is no such experiment, or MLflow does not answer.
+        NotFoundError: The experiment does not exist, or MLflow does not answer.
     """
     try:
         import pandas as pd
@@ -91,7 +90,7 @@ def joined_calls(experiment: str, *, tracking_uri: str | None = None, max_traces
 
 
 def rows_of(spans: Sequence[SpanFacts], trace_id: str) -> Iterator[dict[str, Any]]:
-    """Go through a trace's provider attempts; a gateway call without any counts as one."""
+    """Yield one row per provider attempt of a trace, or per gateway call without attempts."""
     known = {span.span_id: span for span in spans}
     attempts: dict[str | None, list[SpanFacts]] = {}
     for span in spans:
@@ -122,7 +121,7 @@ def _outcome(span: SpanFacts) -> dict[str, Any]:
         "status": span.status,
         "error": span.error_type,
         "input_tokens": usage.get(TokenUsageKey.INPUT_TOKENS),
-        # Where tokens are known, that none were cached goes without saying.
+        # Mirrors leave out a zero count of cached tokens.
         "cached_tokens": usage.get(TokenUsageKey.CACHE_READ_INPUT_TOKENS, 0) if usage else None,
         "output_tokens": usage.get(TokenUsageKey.OUTPUT_TOKENS),
         "cost": span.cost,
@@ -132,7 +131,7 @@ def _outcome(span: SpanFacts) -> dict[str, Any]:
 
 
 def _agent_span(call: SpanFacts, known: dict[str, SpanFacts]) -> SpanFacts | None:
-    """Return the agent's span that a call was made in, past a client's own span of the call."""
+    """Return the agent's span around a call, skipping autologging's span of the call itself."""
     nearest = span = known.get(call.parent_id or "")
     while span is not None and (span.kind != "own" or span.is_model_call):
         span = known.get(span.parent_id or "") if span.depth else None
@@ -159,7 +158,7 @@ def _read_settled(client: TracingClient, locations: list[str], max_traces: int) 
         now = time.monotonic()
         if _sizes(again) != _sizes(traces):
             traces, changed = again, now
-        # A server that takes its time to read takes it to write, too.
+        # A server that is slow to read from is also slow to write.
         elif now - changed > _QUIET_S + 5 * (now - began):
             break
     return traces

@@ -1,4 +1,4 @@
-"""A trace reduced to what a tree or a waterfall shows of it: no inputs, no outputs."""
+"""The facts of a trace that a tree or a waterfall shows, without inputs and outputs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from mlflow.tracing.constant import CostKey, SpanAttributeKey, TokenUsageKey
 from agent_gateway_client.names import GATEWAY_SPAN_PREFIX, PROVIDER_SPAN_PREFIX
 
 Kind = Literal["own", "gateway", "attempt", "engine"]
-"""What a span stands for: something the agent did itself, the gateway's call, one of its provider attempts, or what a
-model server did for an attempt."""
+"""The kind of a span: the agent's own, a gateway call, a provider attempt, or the run of a model server."""
 
 _TIMINGS = {
     "gen_ai.latency.time_in_queue": "waited {} in the queue",
     "gen_ai.latency.time_in_model_prefill": "prefill {}",
     "gen_ai.latency.time_in_model_decode": "decode {}",
 }
-"""What a model server says of itself, in seconds, and how that is said to people."""
+"""Attributes of a model server's span, in seconds, and their text for people."""
 
 MAX_VALUE_LENGTH = 300
-"""Characters of an attribute's value that are shown."""
+"""Maximum length of a displayed attribute value."""
 
 _PAYLOAD_PREFIXES = (
     "mlflow.spanInputs",
@@ -45,7 +44,7 @@ _PAYLOAD_PREFIXES = (
     "traceloop.entity.input",
     "traceloop.entity.output",
 )
-"""Attributes by which MLflow, OpenTelemetry and OpenInference say what was asked and answered."""
+"""Attributes of MLflow, OpenTelemetry and OpenInference with inputs or outputs."""
 
 _MODEL_CALL_TYPES = {SpanType.LLM, SpanType.CHAT_MODEL, SpanType.EMBEDDING}
 
@@ -53,23 +52,23 @@ _INTERNAL = {SpanAttributeKey.REQUEST_ID}
 
 
 class SpanFacts(NamedTuple):
-    """What is shown of one span.
+    """The facts of one span.
 
     Attributes:
-        depth: Number of spans above it.
-        name: As it was given; not to be trusted.
-        kind: What it stands for.
+        depth: Number of ancestors.
+        name: The span's name; untrusted.
+        kind: The span's kind.
         span_id: 16 hexadecimal digits.
-        parent_id: That of its parent, or ``None``; the parent need not be in the trace.
-        start_ns: When it began, in nanoseconds since the epoch.
-        end_ns: When it ended, or ``None`` while it is running.
+        parent_id: The parent's id, or ``None``; the parent may be missing from the trace.
+        start_ns: Start, in nanoseconds since the epoch.
+        end_ns: End, in nanoseconds since the epoch; ``None`` while the span is open.
         status: ``OK``, ``ERROR`` or ``UNSET``.
-        error_type: What it failed of, where that is said.
-        model: The model that was asked.
-        usage: Its tokens, by MLflow's names.
+        error_type: The attribute ``error.type``.
+        model: The requested model.
+        usage: Tokens, by MLflow's names.
         cost: In USD.
-        linked_trace_id: The gateway's own trace behind it.
-        attributes: All that is said of it, but for inputs and outputs; values are cut.
+        linked_trace_id: The id of the gateway's own trace.
+        attributes: All attributes except inputs and outputs; values are truncated.
     """
 
     depth: int
@@ -89,17 +88,17 @@ class SpanFacts(NamedTuple):
 
     @property
     def is_model_call(self) -> bool:
-        """Whether it is a client's own span of a model call, as autologging makes them."""
+        """Whether it is a client's span of a model call, as autologging creates them."""
         return self.kind == "own" and self.attributes.get(SpanAttributeKey.SPAN_TYPE) in _MODEL_CALL_TYPES
 
     @property
     def duration(self) -> str:
-        """How long it took, for people."""
+        """Its duration, for people."""
         return "running" if self.end_ns is None else duration_text(self.end_ns - self.start_ns)
 
     @property
     def tokens(self) -> str:
-        """Its tokens, for people; ``""`` where they are not known."""
+        """Its tokens, for people; ``""`` if unknown."""
         return tokens_text(self.usage) if self.usage else ""
 
     @property
@@ -107,20 +106,19 @@ class SpanFacts(NamedTuple):
         """Where a model server spent its time, for people; ``""`` for other spans."""
         if self.kind != "engine":
             return ""
-        told = ((text, _nanoseconds(self.attributes.get(key))) for key, text in _TIMINGS.items())
-        return ", ".join(text.format(duration_text(taken)) for text, taken in told if taken is not None)
+        timings = ((text, _nanoseconds(self.attributes.get(key))) for key, text in _TIMINGS.items())
+        return ", ".join(text.format(duration_text(taken)) for text, taken in timings if taken is not None)
 
     @property
     def cost_text(self) -> str:
-        """Its cost, for people; ``""`` where it is not known."""
+        """Its cost, for people; ``""`` if unknown."""
         return cost_text(self.cost)
 
 
 def facts_of(trace: Trace) -> list[SpanFacts]:
-    """Return a trace's spans as they are shown: each after its parent, siblings in the order of their start.
+    """Return a trace's spans in display order: each after its parent, siblings by start time.
 
-    A span whose parent is not in the trace is at the top level, and so is the first of spans that are each other's
-    ancestors, which no well-behaved program sends.
+    Spans whose parents are missing are at the top level, and so is the first span of a cycle.
     """
     spans = {span.span_id: span for span in sorted(trace.data.spans, key=lambda span: span.start_time_ns)}
     children: dict[str | None, list[Span]] = {}
@@ -138,7 +136,7 @@ def facts_of(trace: Trace) -> list[SpanFacts]:
 
 
 def with_ends(spans: Sequence[SpanFacts]) -> Iterator[tuple[SpanFacts, list[SpanFacts]]]:
-    """Go through spans in the order of :func:`facts_of`; with each come those that have no more spans below them."""
+    """Yield each span, in the order of :func:`facts_of`, with the spans whose subtrees end with it, innermost first."""
     path: list[SpanFacts] = []
     for span, following in zip_longest(spans, spans[1:]):
         path.append(span)
@@ -149,10 +147,10 @@ def with_ends(spans: Sequence[SpanFacts]) -> Iterator[tuple[SpanFacts, list[Span
 
 
 def total_cost(spans: Sequence[SpanFacts]) -> float | None:
-    """Return a trace's cost in USD, or ``None`` where none is known.
+    """Return a trace's cost in USD, or ``None`` if none is known.
 
-    As MLflow sums tokens: what a span says counts for all that is below it, so a call whose client's span and mirror
-    both know the cost counts once.
+    Like MLflow's sum of tokens: a span's cost includes its descendants', so a call is counted once if the client's span
+    and the mirror both have its cost.
     """
     counted: list[float] = []
     covered_from: int | None = None
@@ -166,8 +164,8 @@ def total_cost(spans: Sequence[SpanFacts]) -> float | None:
 
 
 def cost_text(cost: float | None) -> str:
-    """Return a cost for people; ``""`` where it is not known."""
-    return "" if cost is None else f"${cost:.8f}".rstrip("0").rstrip(".")
+    """Return a cost for people; ``""`` if unknown."""
+    return "" if cost is None else f"${cost:,.8f}".rstrip("0").rstrip(".")
 
 
 def _facts(span: Span, depth: int, parent: SpanFacts | None) -> SpanFacts:
@@ -232,7 +230,7 @@ def duration_text(nanoseconds: float) -> str:
 
 
 def tokens_text(usage: Mapping[str, int]) -> str:
-    """Return tokens for people: those read, with the cached ones apart, and those made."""
+    """Return tokens for people: input, with the cached part, and output."""
     cached = usage.get(TokenUsageKey.CACHE_READ_INPUT_TOKENS)
     read = f" ({cached:,} cached)" if cached else ""
     return f"{usage.get(TokenUsageKey.INPUT_TOKENS, 0):,}{read} + {usage.get(TokenUsageKey.OUTPUT_TOKENS, 0):,} tokens"

@@ -16,10 +16,10 @@ _POLL_S = 0.1
 
 
 class Waterfall:
-    """A trace that a notebook draws when it is the last thing in a cell; :func:`show_trace` makes it.
+    """A trace that a notebook draws as the result of a cell; returned by :func:`show_trace`.
 
     Attributes:
-        joined: What is drawn.
+        joined: The trace.
     """
 
     def __init__(self, joined: JoinedTrace) -> None:
@@ -41,20 +41,20 @@ class Waterfall:
 def show_trace(trace_id: str | None = None, tracking_uri: str | None = None) -> Waterfall:
     """Draw a joined trace as a waterfall in a notebook: the agent's spans, and the gateway's below them.
 
-    What this process has not sent yet is sent first, and of a trace that has just ended the gateways' spans are waited
-    for, which come a moment later: until nothing new has come for a second. To draw more than one in a cell, give each
-    to IPython's ``display()``.
+    Sends this process's queued spans first. The gateways' spans arrive shortly after a trace has ended, so for a recent
+    trace this waits until nothing new has arrived for a second. To draw several traces in a cell, pass each to
+    IPython's ``display()``.
 
     Args:
-        trace_id: MLflow's id of the trace; by default, that of the last one that this process made.
-        tracking_uri: Where MLflow is; by default, what MLflow is configured to use.
+        trace_id: MLflow's id of the trace; by default that of this process's last trace.
+        tracking_uri: The MLflow server or store; by default the one that MLflow is configured to use.
 
     Returns:
         The trace, which a notebook draws.
 
     Raises:
-        ConfigurationError: No trace is named and this process has made none.
-        NotFoundError: There is no such trace there, or MLflow does not answer.
+        ConfigurationError: No trace is given and this process has made none.
+        NotFoundError: The trace does not exist, or MLflow does not answer.
     """
     import mlflow
 
@@ -62,7 +62,7 @@ def show_trace(trace_id: str | None = None, tracking_uri: str | None = None) -> 
     if trace_id is None:
         trace_id = mlflow.get_last_active_trace_id()
         if trace_id is None:
-            raise ConfigurationError("This process has made no trace yet; name one: show_trace('tr-…').")
+            raise ConfigurationError("This process has made no trace yet; pass a trace's id: show_trace('tr-…').")
     return Waterfall(_read_settled(trace_id, tracking_uri))
 
 
@@ -77,14 +77,14 @@ def _read_settled(trace_id: str, tracking_uri: str | None) -> JoinedTrace:
         now = time.monotonic()
         if again.spans != joined.spans or again.linked != joined.linked:
             joined, changed = again, now
-        # A server that takes its time to read takes it to write, too.
+        # A server that is slow to read from is also slow to write.
         elif _is_complete(joined) and now - changed > _QUIET_S + 5 * (now - began):
             break
     return joined
 
 
 def _is_complete(joined: JoinedTrace) -> bool:
-    """Tell whether the gateway's own traces are there, too: MLflow stores their spans piece by piece, the root last."""
+    """Return whether the linked traces are complete: MLflow stores their spans one by one, the root last."""
     linked = (joined.linked.get(span.linked_trace_id, []) for span in joined.spans if span.linked_trace_id)
     return all(any(own.parent_id is None for own in spans) for spans in linked)
 

@@ -1,7 +1,7 @@
-"""Where the time of a trace went: each moment of it belongs to one span, the last one that was waited for.
+"""Where the time of a trace went, by its critical path.
 
-That is the critical path: from the end of the trace back to its start, always in the child that ended last. Time in
-which no child was waited for is the span's own.
+The path goes from the end of the trace back to its start, always into the child that ended last. Time outside of the
+children on the path is the span's own.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class TimeSpent(NamedTuple):
 
     Attributes:
         total_ns: Nanoseconds from the start of the trace to its end.
-        shares: Nanoseconds by who took them, in the order in which they are shown: ``provider``, ``gateway``,
-            ``network`` (between a call's own span and its mirror, the client's library included), ``unseen calls``
-            (spans of model calls below which no gateway has a span) and ``agent`` (all else). They add up to the total.
-        network_is_agents: Whether the network's time is in the agent's share: without autologging no span lasts as long
-            as a call does, and the two cannot be told apart.
-        on_path: By span id, the nanoseconds of the critical path that the span and those below it took.
+        shares: Nanoseconds by owner, in display order: ``provider``, ``gateway``, ``network`` (between a call's span
+            and its mirror, including the client library), ``unseen calls`` (spans of model calls without a gateway
+            span) and ``agent`` (the rest). They add up to the total.
+        network_is_agents: Whether the agent's share includes the network: without autologging there is no span for the
+            client's call, so the two cannot be separated.
+        on_path: By span id, the nanoseconds of the critical path in the span and its descendants.
     """
 
     total_ns: int
@@ -31,12 +31,12 @@ class TimeSpent(NamedTuple):
     on_path: Mapping[str, int]
 
     def label(self, name: str) -> str:
-        """Return what a share is called for people."""
+        """Return the name of a share, for people."""
         return "agent and network" if name == "agent" and self.network_is_agents else name
 
     @property
     def percentages(self) -> dict[str, int]:
-        """Whole percentages by name, without those that took nothing; they add up to 100."""
+        """Whole percentages by name, without zero shares; they add up to 100."""
         if not self.total_ns:
             return {}
         exact = {name: 100 * ns / self.total_ns for name, ns in self.shares.items() if ns}
@@ -48,7 +48,7 @@ class TimeSpent(NamedTuple):
 
 
 class _Visit(NamedTuple):
-    """A part of a span that lies on the path."""
+    """A part of a span on the path."""
 
     span: SpanFacts | None
     start: int
@@ -56,10 +56,10 @@ class _Visit(NamedTuple):
 
 
 def time_spent(spans: Sequence[SpanFacts]) -> TimeSpent:
-    """Find the critical path of a trace, and who took its time.
+    """Compute the critical path of a trace, and the shares of its time.
 
-    A gateway's clock may differ from the caller's: a mirror that seems to lie outside its caller's span is moved into
-    it. A span that is still running is taken to last until the end of the trace.
+    A gateway's clock may differ from the caller's: a mirror outside its caller's span is moved into it. An open span
+    counts until the end of the trace.
 
     Args:
         spans: In the order of :func:`~agent_gateway_client.traces.facts.facts_of`.
@@ -85,14 +85,14 @@ def time_spent(spans: Sequence[SpanFacts]) -> TimeSpent:
                 on_path[child.span_id] = child_end - child_start
                 waiting.append(_Visit(child, child_start, child_end))
                 cursor = child_start
-        shares[_who(waited_for, below)] += own + cursor - start
+        shares[_owner_of(waited_for, below)] += own + cursor - start
     kinds = {span.span_id: span.kind for span in spans}
     is_direct = any(span.kind == "gateway" and kinds.get(span.parent_id or "") == "own" for span in spans)
     return TimeSpent(ended - began, shares, is_direct and not shares["network"], on_path)
 
 
 def time_spent_text(spans: Sequence[SpanFacts]) -> str:
-    """Return the line that says where the time of a trace went, or ``""`` where that cannot be told."""
+    """Return a line about where the time of a trace went; ``""`` if that is unknown."""
     spent = time_spent(spans)
     parts = [
         f"{spent.label(name)} {percent} % ({duration_text(spent.shares[name])})"
@@ -101,13 +101,13 @@ def time_spent_text(spans: Sequence[SpanFacts]) -> str:
     return "Where the time went: " + ", ".join(parts) if parts else ""
 
 
-def _who(span: SpanFacts | None, below: Sequence[SpanFacts]) -> str:
-    """Tell whose time it is in which nobody below a span is waited for."""
+def _owner_of(span: SpanFacts | None, below: Sequence[SpanFacts]) -> str:
+    """Return the owner of a span's own time."""
     mirrored = any(child.kind == "gateway" for child in below)
     if span is None:
         return "agent"
     if span.kind == "attempt":
-        # Below it is the mirror of a second gateway.
+        # Its child is the mirror of a second gateway.
         return "network" if mirrored else "provider"
     if span.kind == "gateway":
         return "gateway"
@@ -117,7 +117,7 @@ def _who(span: SpanFacts | None, below: Sequence[SpanFacts]) -> str:
 
 
 def _times(spans: Sequence[SpanFacts], ended: int) -> dict[str, tuple[int, int]]:
-    """Return each span's start and end by the clock of the agent."""
+    """Return each span's start and end by the agent's clock."""
     times: dict[str, tuple[int, int]] = {}
     shifts: dict[str, int] = {}
     for span in spans:

@@ -1,7 +1,7 @@
-"""A joined trace as a waterfall in HTML: one self-contained element, without scripts and without anything from outside.
+"""A joined trace as a waterfall in HTML: one self-contained element without scripts or external resources.
 
-What a trace says is not to be trusted: every text of it is escaped, and nothing of it becomes a class, a style or an
-address. Where a page takes styles away, as code-hosting sites do with notebooks, readable nested lists are left.
+A trace is untrusted: all its texts are escaped, and none becomes a class, a style or a URL. On a page that removes
+styles, as code-hosting sites do with notebooks, the waterfall is a readable nested list.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from agent_gateway_client.traces.waterfall_rows import COLUMNS, Scale, count_tex
 
 _STYLE = Path(__file__).with_name("waterfall.css")
 _ALL_OPEN = 60
-"""Spans up to which a trace is shown in full; of longer ones only what failed, runs, or takes the trace's time."""
+"""Maximum number of spans to expand all; in longer traces only paths to failed, open or slow spans are expanded."""
 _SLOW = 0.05
-"""Share of the trace's time from which a span below others is worth seeing."""
+"""Share of the trace's time from which a span is slow."""
 _TICKS = 6
-_LAST_TICK = 0.9
+_LATE_TICK, _LAST_TICK = 0.7, 0.9
+"""Shares of the axis from which a mark's text does not fit where the column is narrow, and where it is wide."""
 _COLUMN_CLASSES = {"Span": "name"}
 _STEP_PX = 14.0
 _INDENT_PX = 130.0
-"""What a level is indented by, and all of them together at most."""
+"""Indentation per level, and its maximum for all levels."""
 _DENSE_PX = 5.0
-"""Step below which the lines that guide the eye from level to level would be a grey area."""
+"""Indentation below which the guide lines are hidden, because they would form a grey area."""
 
 
 def waterfall(joined: JoinedTrace) -> str:
-    """Return the waterfall as one HTML element that can be put into any page."""
+    """Return the waterfall as an HTML element for any page."""
     spans = joined.spans
     began = min((span.start_ns for span in spans), default=0)
     ended = max((span.end_ns or span.start_ns for span in spans), default=0)
@@ -51,12 +52,12 @@ def waterfall(joined: JoinedTrace) -> str:
 
 
 def page(joined: JoinedTrace) -> str:
-    """Return the waterfall as a page of its own."""
+    """Return the waterfall as a page."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        # Nothing is fetched and nothing runs, whatever gets into the page.
+        # Blocks all requests and scripts, as a second line of defense.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>Trace {escape(joined.trace_id)}</title>"
         "<style>html{background:light-dark(#fff,#0d1117)}body{margin:0 auto;max-width:1400px;padding:16px}"
@@ -66,12 +67,12 @@ def page(joined: JoinedTrace) -> str:
 
 
 def _prefix(joined: JoinedTrace) -> str:
-    # Several waterfalls may be on one page, and a trace's id is text from outside.
+    # Unique per trace on a page; hashed because a trace's id is untrusted.
     return f"agw-{hashlib.sha256(joined.trace_id.encode()).hexdigest()[:8]}-"
 
 
 def _opened(spans: Sequence[SpanFacts], spent: TimeSpent) -> frozenset[str]:
-    """Return the ids of the spans whose children are shown: all, or those above what failed, runs or is slow."""
+    """Return the ids of the expanded spans: all, or the ancestors of failed, open and slow spans."""
     if len(spans) <= _ALL_OPEN:
         return frozenset(span.span_id for span in spans)
     opened = set()
@@ -82,7 +83,7 @@ def _opened(spans: Sequence[SpanFacts], spent: TimeSpent) -> frozenset[str]:
         if span.depth == 0 or span.status == "ERROR" or span.end_ns is None or is_slow:
             opened.update(path)
         path.append(span.span_id)
-    # What stands alone at the top hides everything when it is folded.
+    # Always expand the top level.
     return frozenset(opened | {span.span_id for span in spans if span.depth == 0})
 
 
@@ -113,7 +114,7 @@ def _warning(joined: JoinedTrace) -> str:
 
 
 def _time_spent(spent: TimeSpent) -> str:
-    """Draw where the time went: a sentence, which also is the key to the bar below it."""
+    """Draw where the time went: a line of text, which is also the legend of the bar below it."""
     percentages = spent.percentages
     if not percentages:
         return ""
@@ -150,9 +151,10 @@ def _legend(joined: JoinedTrace) -> str:
 
 def _columns(length: int, tick: int) -> str:
     marks = "".join(
-        f'<span class="tick" style="left:{100 * at / length:.3f}%">{duration_text(at)}</span>'
+        f'<span class="tick{" late" if at > _LATE_TICK * length else ""}" style="left:{100 * at / length:.3f}%">'
+        f"{duration_text(at)}</span>"
         for at in range(0, length, tick)
-        # What stands further to the right would be cut off.
+        # A mark further to the right would be cut off.
         if at <= _LAST_TICK * length
     )
     cells = [
@@ -163,7 +165,7 @@ def _columns(length: int, tick: int) -> str:
 
 
 def _tick(length: int) -> int:
-    """Return the nanoseconds between two marks of the time axis: a round number, so that there are a few of them."""
+    """Return the nanoseconds between two marks of the time axis: a round number that gives a few marks."""
     exact = length / _TICKS
     magnitude: int = 10 ** (len(str(int(exact))) - 1)
     steps = (factor * magnitude for factor in (1, 2, 5))

@@ -1,4 +1,4 @@
-"""The rows of a waterfall: nested lists, in which each span has a line, its attributes, and the spans below it."""
+"""The rows of a waterfall: nested lists, in which each span has a line, its attributes, and its children."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from agent_gateway_client.traces.facts import SpanFacts, duration_text, with_end
 COLUMNS = ("Span", "Start", "Time", "Duration", "Status", "Model", "Tokens", "Cost")
 
 _MAX_NESTING = 60
-"""Levels of lists inside each other: browsers flatten what is nested too deeply. Deeper spans follow each other."""
+"""Maximum nesting of lists, because browsers flatten deeper ones. Deeper spans are siblings."""
 
 _NUMBERED_FROM = 12
-"""Depth from which a row says how deep it is: indentation alone cannot be counted."""
+"""Depth from which a row shows its depth as a number."""
 
 _STATUS_CLASS = {"OK": "ok", "ERROR": "error"}
 
 
 class Scale(NamedTuple):
-    """What the bars of a waterfall are drawn to.
+    """The settings for all rows of a waterfall.
 
     Attributes:
-        prefix: What the ids of its rows begin with.
-        began: When the trace began, in nanoseconds since the epoch.
-        length: Nanoseconds from there to its end; at least one.
-        opened: Ids of the spans whose children are shown from the start.
-        next_error: By the id of a span that failed, that of the next one.
+        prefix: The prefix of the rows' ids.
+        began: Start of the trace, in nanoseconds since the epoch.
+        length: Duration of the trace in nanoseconds; at least one.
+        opened: Ids of the spans that are expanded at first.
+        next_error: By the id of a failed span, the id of the next one.
     """
 
     prefix: str
@@ -44,7 +44,7 @@ def errors_of(spans: Sequence[SpanFacts]) -> list[str]:
 
 
 def next_errors(spans: Sequence[SpanFacts]) -> dict[str, str]:
-    """Return by the id of a span that failed that of the next one."""
+    """Return, by the id of a failed span, the id of the next one."""
     return dict(pairwise(errors_of(spans)))
 
 
@@ -54,8 +54,8 @@ def rows(spans: Sequence[SpanFacts], linked: Mapping[str, Sequence[SpanFacts]], 
     Args:
         spans: In the order of :func:`~agent_gateway_client.traces.facts.facts_of`.
         linked: By trace id, the spans of the gateways' own traces.
-        scale: What the bars are drawn to.
-        depth: Levels that all of it is indented by.
+        scale: The settings.
+        depth: Additional levels of indentation.
     """
     nested = [span._replace(depth=min(span.depth, _MAX_NESTING)) for span in spans]
     counts = _counts_below(nested)
@@ -95,7 +95,7 @@ def _fold(count: int, is_open: bool) -> str:
 
 def _linked(spans: Sequence[SpanFacts], scale: Scale, depth: int) -> str:
     title = f"the gateway's own trace, {count_text(len(spans), 'span')}"
-    # Its spans are not in the trace: no anchor leads there, and all of it is shown once it is opened.
+    # Its spans are not in the trace, so they have no anchors; all are expanded.
     opened = scale._replace(prefix="", opened=frozenset(span.span_id for span in spans), next_error={})
     return (
         f'<details class="linked" style="--depth:{depth + 1}"><summary>{title}</summary>'
@@ -111,14 +111,15 @@ def _row(span: SpanFacts, scale: Scale, depth: int) -> str:
     status = span.status if span.error_type is None else f"{span.status} {span.error_type}"
     attributes = {"span": span.name, "span_id": span.span_id, **span.attributes}
     listed = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in attributes.items())
-    # With spaces between the cells, so that a page without styles, and a copy of the text, have them apart.
+    # Spaces between the cells separate them on a page without styles and in copied text.
     return (
         f'<li class="{" ".join(classes)}"{anchor} style="--depth:{depth}"><details class="row"><summary>'
         f'<span class="name">{level}<b>{escape(span.name)}</b></span> '
         f'<span class="start">{_offset(span.start_ns - scale.began)}</span> '
         f'<span class="time">{_bar(span, scale)}</span> '
         f'<span class="duration">{escape(span.duration)}</span> '
-        f'<span class="status">{escape(status)}{_next_link(span, scale)}</span> '
+        # An error like client_disconnect is wider than the column: it may be broken at its underscore.
+        f'<span class="status">{escape(status).replace("_", "_<wbr>")}{_next_link(span, scale)}</span> '
         f'<span class="model">{escape(span.model or "")}</span> '
         f'<span class="tokens">{_tokens(span)}</span> '
         f'<span class="cost">{escape(span.cost_text)}</span>'
@@ -130,14 +131,14 @@ def _bar(span: SpanFacts, scale: Scale) -> str:
     end_ns = scale.began + scale.length if span.end_ns is None else span.end_ns
     left = 100 * (span.start_ns - scale.began) / scale.length
     width = 100 * (end_ns - span.start_ns) / scale.length
-    # The gateway's own trace may begin before the caller's by its clock.
+    # By its clock, the gateway's own trace may start before the caller's.
     left = min(max(left, 0.0), 100.0)
     width = min(max(width, 0.0), 100.0 - left)
     return f'<i style="left:{left:.3f}%;width:{width:.3f}%"></i>'
 
 
 def _tokens(span: SpanFacts) -> str:
-    # What they are stands above the column, where there is one.
+    # The column's header already says "Tokens".
     numbers = span.tokens.removesuffix(" tokens")
     if not numbers:
         return escape(span.timings)

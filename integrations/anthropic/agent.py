@@ -1,4 +1,4 @@
-"""An agent that asks Claude, and asks again, through the gateway."""
+"""An agent that calls Claude twice through the gateway."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A DSPy program that asks a model, through the gateway."""
+"""A DSPy program that calls a model through the gateway."""
 
 import json
 import os

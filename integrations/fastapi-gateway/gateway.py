@@ -1,4 +1,4 @@
-"""An LLM gateway in FastAPI: names for models, a fallback, streams as they come. Few of its lines are about tracing."""
+"""An LLM gateway in FastAPI: names for models, a fallback, and streams. Only a few of its lines are about tracing."""
 
 import os
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ MODELS = {
     "fallback": ["gpt-4o-fail-503", "gpt-4o-mini"],
     "embeddings": ["text-embedding-3-small"],
 }
-"""What callers may ask for, and the provider's models behind it, in the order in which they are tried."""
+"""Names for callers, and the provider's models behind them in the order in which they are tried."""
 
 app = FastAPI()
 app.add_middleware(GatewayTracingMiddleware)

@@ -1,4 +1,4 @@
-"""An agent that asks Gemini, and then two things at once, through the gateway."""
+"""An agent that calls Gemini once, and then twice in parallel, through the gateway."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""A graph of two experts that think side by side, and an editor: async, and all through the gateway."""
+"""An async graph of two experts that run in parallel, and an editor, which call their models through the gateway."""
 
 import asyncio
 import json

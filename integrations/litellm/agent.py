@@ -3,7 +3,7 @@
 import json
 import os
 
-# LiteLLM looks up prices on the internet when it is imported, if it may.
+# Otherwise LiteLLM downloads its price list on import.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import litellm

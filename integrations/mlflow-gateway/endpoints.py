@@ -16,7 +16,7 @@ ENDPOINTS = {
     "assistant-with-fallback": ["gpt-4o-fail-503", "gpt-4o-mini"],
     "search": ["text-embedding-3-small"],
 }
-"""Names for agents, and the provider's models behind them, in the order in which they are tried."""
+"""Endpoint names, and the provider's models behind them in the order in which they are tried."""
 
 store = RestStore(lambda: MlflowHostCreds(os.environ["MLFLOW_TRACKING_URI"]))
 secret = store.create_gateway_secret(

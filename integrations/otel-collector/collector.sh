@@ -1,5 +1,5 @@
 #!/bin/sh
-# An OpenTelemetry collector: takes OTLP of many gateways, and sends it to the relay, which places it in MLflow.
+# An OpenTelemetry collector: receives OTLP from many gateways and sends it to the relay, which writes it to MLflow.
 # Its ports are ROTEL_OTLP_HTTP_ENDPOINT (localhost:4318) and ROTEL_OTLP_GRPC_ENDPOINT (localhost:4317).
 agent=${ROTEL_AGENT:-$(python3 -c 'import pathlib, rotel; print(pathlib.Path(rotel.__file__).with_name("rotel-agent"))')}
 

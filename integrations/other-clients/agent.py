@@ -1,4 +1,4 @@
-"""An agent that asks a model with requests, which nothing instruments, through the gateway."""
+"""An agent that calls a model through the gateway with requests, without instrumentation."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A realtime session, which is a websocket: the trace context goes along with the request that opens it."""
+"""A realtime session over a websocket. The request that opens it carries the trace context."""
 
 import os
 
@@ -8,7 +8,7 @@ from openai import OpenAI
 from agent_gateway_client import trace_headers
 
 GATEWAY = os.environ["GATEWAY_URL"]
-# Older releases of the SDK take every websocket for an encrypted one, unless they are told its URL.
+# Older releases of the SDK use wss:// for every websocket unless its URL is given.
 websocket_url = f"{GATEWAY.replace('http', 'ws', 1)}/openai/v1"
 client = OpenAI(base_url=f"{GATEWAY}/openai/v1", websocket_base_url=websocket_url, api_key="none")
 

@@ -1,4 +1,4 @@
-"""An agent that is traced with OpenTelemetry alone, calls a gateway twice, and prints where to find its trace."""
+"""An agent that is traced only with OpenTelemetry, calls a gateway twice, and prints where to find its trace."""
 
 import os
 

@@ -53,7 +53,7 @@ def test_a_trace_without_a_server_to_read_it_from(monkeypatch: pytest.MonkeyPatc
     for command in (["trace", "--last"], ["trace", "tr-1"]):
         status, output, error = said(*command, without="mlflow.store.tracking.sqlalchemy_store")
         assert (status, output) == (1, "")
-        assert error.startswith("Error: No server is named to read the trace from: set MLFLOW_TRACKING_URI")
+        assert error.startswith("Error: No server to read the trace from: set MLFLOW_TRACKING_URI")
         assert "Traceback" not in error
 
 

@@ -9,6 +9,8 @@ import pytest
 
 import agent_gateway_client
 import agent_gateway_client.server
+from agent_gateway_client.server.export.counts import Reason
+from agent_gateway_client.server.observed.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -37,6 +39,13 @@ def test_the_reference_has_every_public_name(package: Any):
     assert len(documented) == len(set(documented))
     public = {f"{package.__name__}.{name}" for name in package.__all__ if not name.startswith("__")}
     assert public - set(documented) == set()
+
+
+def test_every_metric_and_every_reason_is_explained():
+    """In the tables of docs/operating.md."""
+    first_cells = re.findall(r"^\| `([\w.]+)` \|", (DOCS / "operating.md").read_text(), re.MULTILINE)
+    assert {metric.name for metric in METRICS} - set(first_cells) == set()
+    assert {reason.value for reason in Reason} - set(first_cells) == set()
 
 
 SCRIPTS = [*ROOT.glob("integrations/*/agent.py"), *ROOT.glob("integrations/*/realtime.py")]
@@ -85,3 +94,9 @@ def test_the_published_command_is_announced_as_such():
     """In the README, with the words that say from when on it works."""
     text = " ".join((ROOT / "README.md").read_text().split())
     assert re.search(r"[Oo]nce the first release is on PyPI[^.]*`pip install 'agent-gateway-client\[openai\]'`", text)
+
+
+def test_the_readme_says_what_its_command_needs():
+    """``.[openai]``, which it installs first, does not bring the command's packages."""
+    section = (ROOT / "README.md").read_text().split("\n## The trace\n")[1].split("\n## ")[0]
+    assert "pip install '.[cli]'" in section.split("```")[0]

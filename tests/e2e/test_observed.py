@@ -1,21 +1,30 @@
 """An MLflow gateway with several workers: the metrics of any of them add up to the calls that were made."""
 
+import json
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import mlflow
 import pytest
+import yaml
 
 from agent_gateway_client import trace_headers
+from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import CHAT, tracing_into
 from tests.support.server import DEADLINE_S
 
+EXPORTED = 'agent_gateway_exporter_call_exported_total{error_type=""}'
+
 parser = pytest.importorskip("prometheus_client.parser")
 
+DEPLOY = Path(__file__).parents[2] / "deploy"
 WORKERS = 2
 CALLS = 40
 AT_ONCE = 4
@@ -97,3 +106,60 @@ def test_each_worker_says_what_it_is(watched: DemoGateway):
     assert len(lines) == WORKERS
     assert all("INFO: " in line for line in lines)
     assert {int(line.rpartition("[")[2].rstrip("]")) for line in lines} == set(statuses(watched))
+
+
+@pytest.fixture
+def prometheus(watched: DemoGateway, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A real Prometheus with the configuration and the rules of deploy/ that scrapes the gateway; its HTTP API."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("Prometheus is not installed")
+    configuration = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())
+    (scrape,) = configuration["scrape_configs"]
+    scrape["static_configs"] = [{"targets": [watched.tracking_uri.removeprefix("http://")]}]
+    scrape["scrape_interval"] = "1s"
+    configuration["rule_files"] = [str(DEPLOY / "alerts.yaml")]
+    file = tmp_path / "prometheus.yaml"
+    file.write_text(yaml.safe_dump(configuration))
+    reserved = Reservation()
+    address = f"127.0.0.1:{reserved.port}"
+    options = [f"--config.file={file}", f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address={address}"]
+    log = tmp_path / "prometheus.log"
+    with log.open("w") as output, subprocess.Popen([program, *options], stderr=output) as process:
+        try:
+            with httpx.Client(base_url=f"http://{address}/api/v1", timeout=DEADLINE_S) as client:
+                yield client
+        finally:
+            process.terminate()
+            reserved.release()
+            print(log.read_text())
+
+
+def ask(prometheus: httpx.Client, query: str) -> list[dict[str, Any]]:
+    """Evaluate a query; nothing is found while Prometheus starts."""
+    try:
+        answer = prometheus.get("/query", params={"query": query}).json()
+    except httpx.TransportError:
+        return []
+    assert answer["status"] == "success", answer
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found
+
+
+def test_a_real_prometheus_answers_the_dashboard(watched: DemoGateway, prometheus: httpx.Client):
+    """Every query has data after some scrapes with calls between them, and the rules of the alerts are evaluated."""
+    deadline = time.monotonic() + DEADLINE_S
+    calls = f"{EXPORTED}[1m]"
+    while not any(float(one["value"][1]) > 0 for one in ask(prometheus, f"increase({calls})")):
+        assert time.monotonic() < deadline
+        assert call(watched) == 200
+        mlflow.flush_trace_async_logging()
+    dashboard = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            query = target["expr"].replace("$job", ".*").replace("$__rate_interval", "1m")
+            assert ask(prometheus, query), (panel["title"], query)
+    (group,) = prometheus.get("/rules").json()["data"]["groups"]
+    names = {rule["alert"] for rule in yaml.safe_load((DEPLOY / "alerts.yaml").read_text())["groups"][0]["rules"]}
+    assert {rule["name"] for rule in group["rules"]} == names
+    assert {rule["state"] for rule in group["rules"]} == {"inactive"}

@@ -92,7 +92,7 @@ def test_a_trace_in_another_workspace(
     gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """A trace of another workspace gets no mirror, and the log says that this is why."""
-    monkeypatch.setattr(sender, "_ELSEWHERE_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "_OTHER_WORKSPACES_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.tracking_uri)
     with agent_in(TEAM):
         agent = ask(gateway, TEAM)

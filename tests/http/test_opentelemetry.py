@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.client import (
     named_by,
     restart_mlflow,
     value_of,
+    warnings_in,
 )
 from tests.support.http_server import HttpServer, via
 
@@ -261,3 +263,19 @@ async def test_trace_headers_are_not_overwritten(client: str, server: HttpServer
     kept, overwritten = one_each(server)
     assert kept == named_by(agent)
     assert overwritten.startswith(named(request))
+
+
+@pytest.mark.usefixtures("guards_hold")
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name.startswith("httpx.")])
+async def test_an_opentelemetry_without_the_switch(
+    client: str, server: HttpServer, otel: Otel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Without its context manager requests are sent with OpenTelemetry's header; one warning has the version."""
+    otel.both(server.gateway)
+    monkeypatch.delattr("opentelemetry.instrumentation.utils.suppress_http_instrumentation")
+    with mlflow.start_span("agent"):
+        for _ in range(2):
+            await CLIENTS[client](server.gateway)
+    assert len(one_each(server)) == 2
+    (warning,) = warnings_in(caplog)
+    assert f"opentelemetry-instrumentation {metadata.version('opentelemetry-instrumentation')}" in warning

@@ -52,8 +52,8 @@ def test_ci_runs_every_supported_python():
 
 
 def test_ci_runs_every_target_that_tests():
-    """No environment is left out: every target of tests is in the matrix, but the ones that repeat others."""
-    tests = {target for target in TARGETS if target.startswith("test")} | {"quick", "check"}
+    """Every target that tests something is in the matrix, except those that repeat others."""
+    tests = {target for target in TARGETS if target.startswith("test")} | {"quick", "check", "docs"}
     assert {entry["target"] for entry in matrix()} == tests - {"test-all", "test-main", "test-nightly"}
 
 

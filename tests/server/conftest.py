@@ -17,7 +17,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(sender, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(waiting, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(_log, "_said", set())
+    monkeypatch.setattr(_log, "_warned", set())
 
 
 @pytest.fixture(autouse=True)

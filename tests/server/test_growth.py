@@ -29,7 +29,13 @@ LITTLE_NS = 3_000_000
 """For what takes less, growth cannot be told from noise; what is quadratic takes seconds."""
 
 
-SEARCHED = {mirror._UNPRINTABLE, json_ends._TOKEN, json_ends._ESCAPE, responses._TELLING, responses._LAST_EVENT}
+SEARCHED = {
+    mirror._UNPRINTABLE,
+    json_ends._TOKEN,
+    json_ends._ESCAPE,
+    responses._EVENTS_WITH_FACTS,
+    responses._LAST_EVENT,
+}
 """The patterns that are looked for anywhere in a text, and not only at one place."""
 
 

@@ -171,6 +171,7 @@ calls = st.builds(
 """Calls with any facts; ids from a small set, so that they collide often."""
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(calls, st.sampled_from(Convention))
 def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):

@@ -33,8 +33,8 @@ Serve = Callable[[], Any]
 def undone() -> Iterator[None]:
     """Take off what a gateway leaves on for the life of its process."""
     yield
-    upstreams._reach_requests().uninstrument()
-    upstreams._reach_requests.cache_clear()
+    upstreams._instrument_once().uninstrument()
+    upstreams._instrument_once.cache_clear()
 
 
 @pytest.fixture

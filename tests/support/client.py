@@ -67,7 +67,7 @@ def restart_mlflow() -> None:
 def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start each test with a fresh MLflow that keeps spans in memory, no gateways, and no warning said."""
     monkeypatch.setattr("mlflow.tracing.export.mlflow_v3.MlflowV3SpanExporter", MemoryExporter)
-    monkeypatch.setattr(_log, "_said", set())
+    monkeypatch.setattr(_log, "_warned", set())
     for name in list(os.environ):
         if name.startswith(("MLFLOW_TRAC", "MLFLOW_USE_", "MLFLOW_EXPERIMENT", "OTEL_", "OPENAI_", "AZURE_OPENAI_")):
             monkeypatch.delenv(name)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from agent_gateway_client.server.call import Cost, TokenUsage
 
 READ = "2026-11-28"
-KNOWN = "not read again"
+KNOWN = "not re-read"
 
 
 class Row(NamedTuple):

@@ -154,7 +154,7 @@ def deliver_to(destination: Destination, *calls: GatewayCall) -> None:
     for call in calls:
         destination.send(mirror(call, destination.convention), places[keys[id(call)]])
     destination.sent(places)
-    destination.tend(everything=True)
+    destination.maintain(everything=True)
 
 
 def begin_trace(store: Any, parent: TraceContext = PARENT, experiment_id: str = "0") -> None:

@@ -23,6 +23,7 @@ def test_spans_that_are_each_others_parents_are_shown_once():
     assert [(one.name, one.depth) for one in shown] == [("hen", 0), ("egg", 1), ("itself", 0)]
 
 
+@pytest.mark.slow
 def test_a_very_deep_trace():
     """Deeper than Python's own stack."""
     shown = facts(*(span(number, number - 1 or None, "step", number, number + 1) for number in range(1, 3001)))

@@ -108,6 +108,7 @@ def trees(draw: st.DrawFn) -> list[Span]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @given(trees())
 def test_no_moment_is_lost_and_none_counts_twice(spans: list[Span]):
     spent = time_spent(joined(*spans).spans)
@@ -116,6 +117,7 @@ def test_no_moment_is_lost_and_none_counts_twice(spans: list[Span]):
     assert sum(spent.percentages.values()) == (100 if spent.total_ns else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [3000])
 def test_a_very_deep_trace(depth: int):
     """Deeper than Python's own stack."""

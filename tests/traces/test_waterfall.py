@@ -2,9 +2,11 @@
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from agent_gateway_client.traces import waterfall as waterfall_module
 from agent_gateway_client.traces.notebook import Waterfall
 from agent_gateway_client.traces.waterfall import page, waterfall
 from tests.support.trace_samples import joined, span
@@ -12,7 +14,7 @@ from tests.support.trace_samples import joined, span
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>&amp;</style></td>"
 KNOWN_TAGS = {
     "a", "b", "body", "dd", "details", "div", "dl", "dt", "head", "html", "i", "li", "meta", "p", "small", "span",
-    "style", "summary", "title", "ul",
+    "style", "summary", "title", "ul", "wbr",
 }  # fmt: skip
 
 KNOWN_ATTRIBUTES = {
@@ -154,20 +156,20 @@ def test_errors_are_counted_and_lead_to_each_other():
 
 
 def test_the_time_axis_has_round_marks():
-    marks = re.findall(r'class="tick" style="left:([\d.]+)%">([^<]*)<', waterfall(joined(span(1, None, "a", 0, 2400))))
-    assert marks == [
-        ("0.000", "0 ms"),
-        ("20.833", "500 ms"),
-        ("41.667", "1.00 s"),
-        ("62.500", "1.50 s"),
-        ("83.333", "2.00 s"),
+    text = waterfall(joined(span(1, None, "a", 0, 2400)))
+    assert re.findall(r'class="tick( late)?" style="left:([\d.]+)%">([^<]*)<', text) == [
+        ("", "0.000", "0 ms"),
+        ("", "20.833", "500 ms"),
+        ("", "41.667", "1.00 s"),
+        ("", "62.500", "1.50 s"),
+        (" late", "83.333", "2.00 s"),
     ]
 
 
 @pytest.mark.parametrize("nanoseconds", [0, 1, 7, 10**15])
 def test_the_time_axis_of_any_length(nanoseconds: int):
     one = joined(span(1, None, "a", 0, 0)).spans[0]._replace(start_ns=0, end_ns=nanoseconds)
-    marks = re.findall(r'class="tick"', waterfall(joined()._replace(spans=[one])))
+    marks = re.findall(r'class="tick[" ]', waterfall(joined()._replace(spans=[one])))
     assert 1 <= len(marks) <= 7
 
 
@@ -175,6 +177,22 @@ def test_numbers_have_thousands():
     usage = {"input_tokens": 12345, "output_tokens": 6789}
     assert "12,345 + 6,789" in waterfall(joined(span(1, None, "agent", 0, 1, mlflow__chat__tokenUsage=usage)))
     assert "2,500.00 s" in waterfall(joined(span(1, None, "agent", 0, 2_500_000)))
+    cost = {"mlflow.llm.cost": {"total_cost": 12345.5}}
+    assert "$12,345.5<" in waterfall(joined(span(1, None, "agent", 0, 1, **cost)))
+
+
+def test_an_error_is_broken_at_its_underscore():
+    text = waterfall(joined(span(1, None, "gateway/chat", 0, 1, **{"error.type": "client_disconnect"})))
+    assert "ERROR client_<wbr>disconnect" in text
+
+
+def test_no_two_kinds_of_bars_look_alike_in_forced_colours():
+    """Each kind that has a colour has a pattern, a border or a system colour there instead."""
+    style = Path(waterfall_module.__file__).with_name("waterfall.css").read_text()
+    coloured, _, forced = style.partition("@media (forced-colors: active)")
+    kinds = set(re.findall(r"\.agent-gateway i\.(\w+)", coloured))
+    assert kinds == set(re.findall(r"\.agent-gateway i\.(\w+)", forced.partition("@media print")[0]))
+    assert len(kinds) == 5
 
 
 def test_where_the_time_went():
@@ -190,6 +208,7 @@ def test_a_mirror_whose_caller_is_missing():
     assert "without the agent" not in waterfall(joined(span(1, None, "agent", 0, 9), span(2, 1, "gateway/chat", 1, 5)))
 
 
+@pytest.mark.slow
 def test_a_trace_deeper_than_a_browser_nests():
     """Its elements stay below the 512 levels at which browsers begin to take a tree apart, and say their depth."""
     steps = [span(number, number - 1 or None, "step", number, number + 1) for number in range(1, 3001)]

@@ -1,6 +1,6 @@
-"""Python imports this at its start, where ``agent-gateway run`` has put this directory on ``PYTHONPATH``.
+"""Python imports this at start, because ``agent-gateway run`` adds this directory to ``PYTHONPATH``.
 
-An environment's own ``sitecustomize`` is run too, before.
+The environment's own ``sitecustomize`` is run first.
 """
 
 import os

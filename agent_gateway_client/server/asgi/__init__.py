@@ -1,4 +1,4 @@
-"""Any ASGI gateway: one call per request, timed and told by what passes through the middleware."""
+"""The middleware for ASGI gateways: one call per request, with the facts that HTTP shows."""
 
 from agent_gateway_client.server.asgi._middleware import GatewayTracingMiddleware
 

@@ -1,27 +1,28 @@
-"""The middleware: which requests are calls of a model, and what becomes of one."""
+"""The ASGI middleware: finds the model calls among the requests and mirrors them."""
 
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client._guard import Guard
+from agent_gateway_client._log import warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Exchange, Message, Receive, Scope, Send
 from agent_gateway_client.server.asgi.lifespan import run_lifespan
 from agent_gateway_client.server.asgi.pages import is_for_page, serve_page
 from agent_gateway_client.server.asgi.websocket import REALTIME, Session, is_realtime
 from agent_gateway_client.server.asgi.websocket import end as end_session
-from agent_gateway_client.server.call import NOBODY, GatewayCall, current_call, status_code
+from agent_gateway_client.server.authorization import MayJoin, authorize
+from agent_gateway_client.server.call import NO_PARENT, GatewayCall, current_call, status_code
 from agent_gateway_client.server.export import Exporter, Finish
-from agent_gateway_client.server.joining import MayJoin, joins
 from agent_gateway_client.server.observed.companion import Companion
 from agent_gateway_client.server.observed.pages import token_from_environment
 from agent_gateway_client.server.probe import answer, scan_headers, without_probe
 from agent_gateway_client.server.reading.details import Details
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
-from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
+from agent_gateway_client.server.upstreams import UpstreamRequests, instrument_upstreams, span_id_of_attempt_under_way
 from agent_gateway_client.w3c import extract
 
 _TRACE_HEADERS = {b"traceparent", b"tracestate", b"baggage"}
@@ -30,11 +31,11 @@ _TRACE_HEADERS = {b"traceparent", b"tracestate", b"baggage"}
 class GatewayTracingMiddleware:
     """Mirrors the calls of an ASGI gateway into their callers' traces.
 
-    A request without a valid, sampled ``traceparent`` costs one look at its headers. The bytes of request and response
-    are passed on as they are, at once; references to their beginning and their end are kept, and read when the call is
-    over: tokens, model and finish reason are in there. The application may add what it knows better, above all its
-    provider attempts, to :func:`~agent_gateway_client.server.current_gateway_call`; without them, the mirror has one
-    attempt, of which the response tells.
+    A request without a valid, sampled ``traceparent`` costs one scan of its headers. Request and response are passed on
+    unchanged and without delay. References to their start and end are kept and read after the call for tokens, model
+    and finish reason. The application may add facts, above all its provider attempts, to
+    :func:`~agent_gateway_client.server.current_gateway_call`; without them, the mirror has one attempt with the facts
+    of the response.
 
     Example:
         app = FastAPI()
@@ -42,26 +43,25 @@ class GatewayTracingMiddleware:
 
     Args:
         app: The gateway.
-        exporter: Where the calls are sent to; by default as the environment says, through one exporter per process. An
-            environment that cannot work makes the application's start fail.
-        is_call: Which requests are calls of a model, by ASGI scope; by default the POSTs to the routes of the OpenAI,
-            Anthropic and Gemini APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`).
-            Websockets are not asked about: those whose path ends with ``/realtime`` are sessions of a model, with one
-            mirror each.
-        endpoint: The endpoint's name, or what returns it for an ASGI scope after the request was served. By default
-            the ``model`` that the request asks for, if the gateway's answer was a success; else the caller could write
-            into the trace what it likes, and the call is named after its route.
-        provider: The provider's name for the attempt of which only the response tells.
-        strip_trace_context: Whether ``traceparent``, ``tracestate`` and ``baggage`` are taken off all requests to
-            ``is_call``, for a gateway that hands its callers' headers on to providers.
-        may_join: Which requests may join the trace that they name, for a gateway of several tenants; by default all. It
-            gets the ASGI scope after the request was served, with what the application's authentication has noted in
-            ``scope["state"]`` or ``scope["user"]``, and returns a bool or an awaitable of one. A caller who may not is
-            served as any other, without a mirror.
-        upstream_gateways: Which of the providers are gateways too, ``scheme://host[:port][/prefix]`` each; by default
-            those in ``AGENT_GATEWAY_URLS``. Requests to them carry the trace context on, below the attempt under way,
-            with httpx, httpx2, aiohttp, or the headers of :func:`~agent_gateway_client.trace_headers`. A name that is
-            no URL makes the application's start fail.
+        exporter: Sends the calls; by default the process's shared exporter, configured by the environment. An invalid
+            environment makes the application fail at start.
+        is_call: Returns whether a request is a model call, by ASGI scope; by default the POSTs to the routes of
+            providers' APIs below any prefix (:func:`~agent_gateway_client.server.routes.is_model_call`). Not called for
+            websockets: those whose path ends with ``/realtime`` are sessions of a model, with one mirror each.
+        endpoint: The endpoint's name, or a function that returns it for an ASGI scope after the request was served. By
+            default the ``model`` of a successful request. A failed call is named after its route, because its
+            ``model`` could be any text.
+        provider: The provider's name for an attempt that is known only from the response.
+        strip_trace_context: Whether to remove ``traceparent``, ``tracestate`` and ``baggage`` from all model calls, for
+            a gateway that forwards its callers' headers to providers.
+        may_join: Returns whether a request may join the trace of its ``traceparent``, for a gateway with several
+            tenants; by default all may. It gets the ASGI scope after the request was served, with the results of the
+            application's authentication in ``scope["state"]`` or ``scope["user"]``, and returns a bool or an awaitable
+            of one. Other requests are served without a mirror.
+        upstream_gateways: Providers that are gateways too, ``scheme://host[:port][/prefix]`` each; by default those in
+            ``AGENT_GATEWAY_URLS``. Requests to them carry the trace context, with the current attempt as parent, if
+            they are sent with httpx, httpx2 or aiohttp, or with the headers of
+            :func:`~agent_gateway_client.trace_headers`. A value that is not a URL makes the application fail at start.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class GatewayTracingMiddleware:
         self.companion: Companion | None = None
         self._status_token: str | None = None
         try:
-            self._upstream_gateways = reached_gateways(upstream_gateways)
+            self._upstream_gateways = instrument_upstreams(upstream_gateways)
             self._status_token = token_from_environment()
             self.exporter = exporter or shared_exporter()
             self.companion = Companion(self.exporter, may_join, self._upstream_gateways, self.warm_up())
         except Exception as problem:
-            # Frameworks make their middleware when the first request comes, if the server tells no lifespan. An
-            # exception now would fail that request and all others; in the lifespan it fails the start.
+            # Without a lifespan, frameworks create their middleware at the first request, and an exception here would
+            # fail all requests. In the lifespan it fails the start.
             self._problem = problem
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,17 +107,17 @@ class GatewayTracingMiddleware:
             scope = self.application_scope(scope)
             is_traced = parent is not None and parent.sampled
             if is_traced or probed_headers is not None:
-                call = GatewayCall(parent or NOBODY, server_address=_address(scope))
+                call = GatewayCall(parent or NO_PARENT, server_address=_address(scope))
                 if probed_headers is not None:
-                    send = self._answering(send, answer(probed_headers, self.exporter), call, scope)
+                    send = self._send_with_probe_answer(send, answer(probed_headers, self.exporter), call, scope)
                 if is_traced:
-                    await self._mirrored(call, self.exporter, scope, receive, send)
+                    await self._serve_mirrored(call, self.exporter, scope, receive, send)
                     return
         elif scope["type"] == "websocket" and self.exporter is not None and is_realtime(scope):
             parent = extract(scope["headers"])
             if parent is not None and parent.sampled:
                 call = GatewayCall(parent, server_address=_address(scope), operation="chat", request_type=REALTIME)
-                await self._session(call, self.exporter, self.application_scope(scope), receive, send)
+                await self._serve_session(call, self.exporter, self.application_scope(scope), receive, send)
                 return
             scope = self.application_scope(scope)
         elif scope["type"] == "lifespan":
@@ -133,14 +133,14 @@ class GatewayTracingMiddleware:
         await self.app(scope, receive, send)
 
     app_guards_pages = False
-    """Whether the application turns strangers away from routes that it does not have, by another status than 404."""
+    """Whether the application rejects unauthenticated requests to unknown routes by another status than 404."""
 
     def warm_up(self) -> Iterable[Callable[[], object]]:
-        """Return what a worker's first call waits for, to be called at its start. To be overridden."""
+        """Return functions that do the slow work of a worker's first call. May be overridden."""
         return ()
 
     def is_call(self, scope: Scope) -> bool:
-        """Tell whether a request is a call of a model. May be overridden."""
+        """Return whether a request is a model call. May be overridden."""
         if self._is_call is None:
             return is_model_call(scope)
         try:
@@ -148,44 +148,44 @@ class GatewayTracingMiddleware:
         except Exception as error:
             warn_once(
                 "asgi.is_call",
-                "is_call() raised %s; such requests are served and not mirrored. Mend the function that the middleware "
-                "was given.",
+                "is_call() raised %s; such requests are served and not mirrored. Fix the function that was passed to "
+                "the middleware.",
                 type(error).__name__,
             )
             return False
 
     def application_scope(self, scope: Scope) -> Scope:
-        """Return the scope that the application gets. May be overridden."""
+        """Return the scope for the application. May be overridden."""
         if not self._strip_trace_context:
             return scope
         return {**scope, "headers": [header for header in scope["headers"] if header[0].lower() not in _TRACE_HEADERS]}
 
     def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
-        """Tell whether the gateway turned the caller away. May be overridden.
+        """Return whether the gateway rejected the caller. May be overridden.
 
-        Such a call has no mirror, and a caller who asks whether the companion is there gets no answer; see
+        Such a call is not mirrored, and its probe gets no answer; see
         :meth:`~agent_gateway_client.server.call.GatewayCall.is_refused`.
         """
         return call.is_refused()
 
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
-        """Prepare to learn more of a call than HTTP tells. To be overridden.
+        """Prepare to collect more facts than HTTP shows. May be overridden.
 
         Returns:
-            A context to run the application in, and what adds to the call after it has ended. The latter runs outside
-            the request, in the exporter's thread, and what it says goes before what the bodies say.
+            A context manager to run the application in, and a function that adds facts to the ended call. The function
+            runs in the exporter's thread, and its facts take precedence over those of the bodies.
         """
         return _NO_CONTEXT, None
 
     def attempt_span_id(self, call: GatewayCall) -> int:
-        """Return the id that the mirror of the attempt under way will have, for its upstream. May be overridden."""
+        """Return the span id of the current attempt's mirror, for an upstream gateway. May be overridden."""
         return span_id_of_attempt_under_way(call)
 
-    async def _mirrored(
+    async def _serve_mirrored(
         self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
     ) -> None:
         exchange = Exchange(call, receive, send, keep_request=self._endpoint is None)
-        context, finish = self._observed(call, scope)
+        context, finish = self._enter_observation(call, scope)
         token, outer = current_call.set(call), model_call.get()
         if self._upstream_gateways:
             model_call.set(UpstreamRequests(call, self._upstream_gateways, self.attempt_span_id))
@@ -199,20 +199,23 @@ class GatewayTracingMiddleware:
             current_call.reset(token)
             model_call.set(outer)
             if context is not None:
-                _leave(context)
+                with _observe_guard:
+                    context.__exit__(*sys.exc_info())
             call.http_status = status_code(call.http_status)
             status = call.http_status or 500
             call.end(str(status) if status >= 400 else None, exchange.last_chunk_ns)
             if self._endpoint is not None and call.endpoint is None:
                 call.endpoint = self._endpoint_of(scope)
-            if not self.is_refused(call, scope) and (self._may_join is None or await joins(self._may_join, scope)):
+            if not self.is_refused(call, scope) and (self._may_join is None or await authorize(self._may_join, scope)):
                 details = Details(
                     finish, scope, request=exchange.request, response=exchange.response, provider=self._provider
                 )
                 exporter.submit(call, details)
 
-    async def _session(self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a realtime session: one call, however many answers it has."""
+    async def _serve_session(
+        self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve a realtime session: one call with any number of answers."""
         call.streaming = True
         session = Session(call, receive, send)
         token, outer = current_call.set(call), model_call.get()
@@ -229,11 +232,11 @@ class GatewayTracingMiddleware:
             end_session(call)
             if self._endpoint is not None and call.endpoint is None:
                 call.endpoint = self._endpoint_of(scope)
-            if not call.is_refused() and (self._may_join is None or await joins(self._may_join, scope)):
+            if not call.is_refused() and (self._may_join is None or await authorize(self._may_join, scope)):
                 exporter.submit(call, session.finish(scope, self._provider))
 
-    def _answering(self, send: Send, header: tuple[bytes, bytes], call: GatewayCall, scope: Scope) -> Send:
-        """Return a ``send`` that adds the probe's answer to the response of a caller who was let in."""
+    def _send_with_probe_answer(self, send: Send, header: tuple[bytes, bytes], call: GatewayCall, scope: Scope) -> Send:
+        """Return a ``send`` that adds the probe's answer to the response, unless the caller was rejected."""
 
         def answering_send(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
@@ -244,18 +247,17 @@ class GatewayTracingMiddleware:
 
         return answering_send
 
-    def _observed(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
-        """Enter the context of ``observe()``; what goes wrong in there costs the mirror's details and not the call."""
+    def _enter_observation(
+        self, call: GatewayCall, scope: Scope
+    ) -> tuple[AbstractContextManager[Any] | None, Finish | None]:
+        """Enter the context of ``observe()``. An error costs the mirror's details, not the call."""
         finish = None
-        try:
+        with _observe_guard:
             context, finish = self.observe(call, scope)
-            if context is _NO_CONTEXT:
-                return None, finish
-            context.__enter__()
-        except Exception as error:
-            _warn_of_observer(error)
-            return None, finish
-        return context, finish
+            if context is not _NO_CONTEXT:
+                context.__enter__()
+                return context, finish
+        return None, finish
 
     def _endpoint_of(self, scope: Scope) -> str | None:
         if not callable(self._endpoint):
@@ -266,8 +268,8 @@ class GatewayTracingMiddleware:
         except Exception as error:
             warn_once(
                 "asgi.endpoint",
-                "endpoint() raised %s; the mirrors of such calls have no name. Mend the function that the "
-                "middleware was given.",
+                "endpoint() raised %s; the mirrors of such calls have no endpoint. Fix the function that was passed to "
+                "the middleware.",
                 type(error).__name__,
             )
             return None
@@ -276,7 +278,7 @@ class GatewayTracingMiddleware:
         if self._problem is not None:
             await receive()
             reason = f"{type(self._problem).__name__}: {self._problem}"
-            await send({"type": "lifespan.startup.failed", "message": f"agent-gateway-client cannot work: {reason}"})
+            await send({"type": "lifespan.startup.failed", "message": f"agent-gateway-client cannot start: {reason}"})
             return
         if self.companion is not None:
             self.companion.start()
@@ -287,21 +289,7 @@ class GatewayTracingMiddleware:
 _NO_CONTEXT = nullcontext()
 
 
-def _leave(context: AbstractContextManager[Any]) -> None:
-    try:
-        context.__exit__(*sys.exc_info())
-    except Exception as error:
-        _warn_of_observer(error)
-
-
-def _warn_of_observer(error: Exception) -> None:
-    logger.debug("A gateway call could not be observed", exc_info=error)
-    warn_once(
-        "asgi.observe",
-        "A gateway call could not be observed (%s); its mirror says only what HTTP tells. Details are logged at level "
-        "DEBUG.",
-        type(error).__name__,
-    )
+_observe_guard = Guard("Could not observe a gateway call; its mirror has only what HTTP shows")
 
 
 def _address(scope: Scope) -> str | None:

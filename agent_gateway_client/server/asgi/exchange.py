@@ -1,4 +1,4 @@
-"""What passes between the server and the application while one call is served: times, status, and the bodies."""
+"""Records times, status and bodies of a call from the messages between the server and the application."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -17,12 +17,12 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Exchange:
-    """Passes the messages of one request on as they are, at once, and notes what they tell of its call.
+    """Passes on the messages of one request without changes or delay, and records the facts of its call.
 
     Attributes:
-        request: The request's body, or ``None`` where it is not kept.
-        response: The response's body, or ``None`` where it has not begun or cannot be read.
-        last_chunk_ns: When the last chunk of the response was sent, or its end if it has no body, in nanoseconds since
+        request: The request's body; ``None`` if it is not kept.
+        response: The response's body; ``None`` if it has not started or cannot be read.
+        last_chunk_ns: When the last chunk of the response was sent, or an empty response ended, in nanoseconds since
             the epoch.
     """
 
@@ -38,7 +38,7 @@ class Exchange:
         self._complete = False
 
     def is_over(self) -> bool:
-        """Tell whether the caller has the whole response, or the last event of a stream: many hang up then."""
+        """Return whether the caller has the whole response, or a stream's last event, after which many disconnect."""
         return self._complete or (
             self.response is not None
             and self._call.streaming is True
@@ -65,7 +65,7 @@ class Exchange:
         try:
             await self._send(message)
         except OSError:
-            # Only the server knows whether the client is there; what a provider does never comes out of its send().
+            # The server raises it if the client has disconnected. A provider's failure cannot come out of send().
             if not self._was_over_before(message):
                 self._call.end(CLIENT_DISCONNECT)
             raise
@@ -84,7 +84,7 @@ class Exchange:
     def _add_body(self, message: Message) -> None:
         self._complete = not message.get("more_body", False)
         if chunk := message.get("body"):
-            # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
+            # Taken before the chunk is sent, so that the client's span contains the mirror.
             now = time.time_ns()
             if self.last_chunk_ns is None and self._call.streaming:
                 self._call.time_to_first_chunk_ns = now - self._call.start_time_ns
@@ -92,11 +92,11 @@ class Exchange:
             if self.response is not None:
                 self.response.add(chunk)
         elif self._complete and self.last_chunk_ns is None:
-            # No body at all, or one that the server reads from a file. A background task may follow.
+            # An empty body, or a file that the server sends. A background task may follow.
             self.last_chunk_ns = time.time_ns()
 
     def _was_over_before(self, message: Message) -> bool:
-        """Tell whether the caller had the whole response, or a stream's last event, before this message."""
+        """Return whether the caller had the whole response, or a stream's last event, before this message."""
         if self.response is None or not self._call.streaming:
             return False
         last_chunks = self.response.last_chunks(LAST_CHUNKS + 1)
@@ -104,11 +104,11 @@ class Exchange:
 
 
 _BODY_MESSAGES = frozenset({"http.response.body", "http.response.pathsend", "http.response.zerocopysend"})
-"""The messages that carry the response's body. ``pathsend`` carries all of it; the others may be followed by more."""
+"""The messages with the response's body. ``pathsend`` has all of it; more may follow the others."""
 
 
 def body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | CompressedBody | None:
-    """Note whether the response is a stream, and make what is to keep its body, if that can be read later."""
+    """Record whether the response is a stream, and return an object to keep its body if it can be read."""
     content_type = encoding = b""
     for name, value in headers:
         if len(name) == 12 and name.lower() == b"content-type":
@@ -125,4 +125,4 @@ def body_to_keep(call: GatewayCall, headers: Iterable[Any]) -> KeptBody | Compre
 
 
 _STREAMS = frozenset({b"text/event-stream", b"application/x-ndjson", b"application/vnd.amazon.eventstream"})
-"""The content types in which answers come piece by piece: most providers', Ollama's, Bedrock's."""
+"""The content types of streams: most providers', Ollama's, and Bedrock's."""

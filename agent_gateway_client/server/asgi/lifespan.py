@@ -1,4 +1,4 @@
-"""The lifespan of an ASGI application, by which a server says that it stops."""
+"""Runs an ASGI application's lifespan, and a function when the server stops."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,18 +14,18 @@ async def run_lifespan(
     send: Send,
     at_stop: Callable[[], None],
 ) -> None:
-    """Run an application's lifespan, and ``at_stop`` before the server hears that all has stopped.
+    """Run an application's lifespan, and ``at_stop`` before the shutdown is reported as complete.
 
-    A server does not announce its stop to an application that has no lifespan: one that refuses the scope with an
-    exception, as Django's does, or that returns at once. For those, this function answers the server. An exception
-    after the application has received ``lifespan.startup`` is a failed start and goes on to the server.
+    A server does not announce its stop to an application without a lifespan: one that raises, as Django does, or
+    returns immediately. This function answers the server for those. An exception after the application has received
+    ``lifespan.startup`` is a failed start and is raised.
 
     Args:
         app: The application.
         scope: The lifespan's scope.
-        receive: Returns the server's messages.
-        send: Takes the application's messages.
-        at_stop: Called once. It may block for seconds, so it runs in a thread.
+        receive: ASGI's.
+        send: ASGI's.
+        at_stop: Called once, in a thread because it may block for seconds.
     """
     lifespan = _Lifespan(receive, send, at_stop)
     try:
@@ -34,7 +34,7 @@ async def run_lifespan(
         except Exception:
             if lifespan.received or lifespan.sent:
                 raise
-            logger.debug("The application refuses the lifespan scope; it is run without one", exc_info=True)
+            logger.debug("The application does not support the lifespan; it runs without one", exc_info=True)
         await lifespan.finish()
     except GeneratorExit:
         lifespan.stop_without_awaiting()
@@ -45,11 +45,11 @@ async def run_lifespan(
 
 
 class _Lifespan:
-    """The messages of one lifespan, and which of them the application has received and sent.
+    """Records the messages of one lifespan.
 
     Attributes:
         received: The types of the messages that the application has received.
-        sent: The types of those that it has sent.
+        sent: The types of the messages that it has sent.
     """
 
     def __init__(self, receive: Receive, send: Send, at_stop: Callable[[], None]) -> None:
@@ -74,7 +74,7 @@ class _Lifespan:
         await self._send(message)
 
     async def finish(self) -> None:
-        """Take part in the rest of the lifespan for an application that has returned from it."""
+        """Answer the rest of the lifespan for an application that has returned early."""
         if "lifespan.startup.failed" not in self.sent:
             if "lifespan.startup" not in self.received:
                 await self.receive()
@@ -92,16 +92,16 @@ class _Lifespan:
             await run_blocking(self._at_stop)
 
     def stop_without_awaiting(self) -> None:
-        """Do the same in a coroutine that is being closed."""
+        """Call ``at_stop`` in a coroutine that is being closed."""
         if not self._stopped:
             self._stopped = True
             self._at_stop()
 
 
 async def run_blocking(function: Callable[[], None]) -> None:
-    """Run a function that may block for seconds; in a thread, so that the event loop goes on.
+    """Run a function that may block for seconds in a thread.
 
-    Under another event loop than asyncio's, or when its threads have ended, the function is called directly.
+    In an event loop other than asyncio's, or if no thread can be started, the function is called directly.
     """
     try:
         asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The companion's own pages in an ASGI application."""
+"""The companion's pages in an ASGI application."""
 
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Message, Receive, Scope, Send
 from agent_gateway_client.server.bearer import is_opened_by
@@ -7,7 +7,7 @@ from agent_gateway_client.server.observed.pages import PATHS, closed, read_page
 
 
 def is_for_page(scope: Scope) -> bool:
-    """Tell whether a request is for one of the pages, below any prefix."""
+    """Return whether a request is for one of the pages, below any prefix."""
     return bool(scope["path"].endswith(PATHS) and scope["method"] in ("GET", "HEAD"))
 
 
@@ -17,13 +17,13 @@ async def serve_page(
     """Answer a request for a page.
 
     Args:
-        companion: What the pages are about.
-        token: What opens them, where there is one.
-        guard: Without a token, the application that decides: who gets as far as its 404 was let in.
+        companion: The companion.
+        token: The token that the caller must send, if one is set.
+        guard: Without a token, the application that authenticates the caller: its 404 means that the caller is allowed.
         exchange: The request.
 
     Returns:
-        Whether the request was answered; if not, the gateway has no such page.
+        Whether the request was answered. If not, the gateway does not have this page.
     """
     scope, receive, send = exchange
     if token is not None:
@@ -31,9 +31,9 @@ async def serve_page(
     elif guard is None:
         return False
     else:
-        turned_away = _TurnedAway(send)
-        await guard(scope, receive, turned_away.send)
-        if not turned_away.was_let_in:
+        check = _AccessCheck(send)
+        await guard(scope, receive, check.send)
+        if not check.passed:
             return True
         is_open = True
     page = read_page(scope["path"], companion) if is_open else closed()
@@ -43,17 +43,17 @@ async def serve_page(
     return True
 
 
-class _TurnedAway:
-    """Passes an application's response on, except a 404."""
+class _AccessCheck:
+    """Passes on an application's response unless it is a 404."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.was_let_in = False
+        self.passed = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.was_let_in = message["status"] == 404
-        if not self.was_let_in:
+            self.passed = message["status"] == 404
+        if not self.passed:
             await self._send(message)
 
 

@@ -1,9 +1,9 @@
-"""What passes between the server and the application while a realtime session is open."""
+"""Records the facts of a realtime session from the messages between the server and the application."""
 
 import time
 from urllib.parse import parse_qs
 
-from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.server.asgi.exchange import Message, Receive, Scope, Send
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, TokenUsage, status_code
 from agent_gateway_client.server.export import Finish
@@ -15,22 +15,25 @@ REALTIME = "realtime"
 
 _SWITCHING_PROTOCOLS = 101
 _REFUSED = 403
-"""What a server answers where an application closes a websocket that it has not accepted."""
+"""The status that a server sends if the application closes a websocket without accepting it."""
 
 _NORMAL = frozenset({1000, 1001, 1005})
-"""The close codes of a session that has ended as it should (RFC 6455, 7.4.1)."""
+"""The close codes of a normal end (RFC 6455, 7.4.1)."""
 
-_TELLING = ('"response.done"', '"session.created"', '"session.updated"')
-"""In the few events that say more than a piece of the answer."""
+_EVENTS_WITH_FACTS = ('"response.done"', '"session.created"', '"session.updated"')
+"""The types of the few events that have more than a piece of the answer."""
+
+
+_guard = Guard("Could not read an event of a realtime session; its mirror may lack tokens")
 
 
 def is_realtime(scope: Scope) -> bool:
-    """Tell whether an ASGI websocket is a session of OpenAI's Realtime API, below any prefix."""
+    """Return whether an ASGI websocket is a session of OpenAI's Realtime API, below any prefix."""
     return str(scope["path"]).removesuffix("/").endswith(f"/{REALTIME}")
 
 
 class Session:
-    """Passes the messages of one websocket on as they are, at once, and notes what they tell of its call.
+    """Passes on the messages of one websocket without changes or delay, and records the facts of its call.
 
     Args:
         call: The call, which lasts as long as the session.
@@ -76,11 +79,11 @@ class Session:
             self._read(text)
 
     def finish(self, scope: Scope, provider: str | None) -> Finish:
-        """Return what adds the session's facts to its call.
+        """Return a function that adds the session's facts to its call.
 
         Args:
             scope: The session's ASGI scope.
-            provider: The provider's name, where the gateway does not say it.
+            provider: The provider's name, if the gateway does not know it.
         """
         facts = ResponseFacts(self._model, self._usage)
         asked = parse_qs(bytes(scope.get("query_string", b"")).decode("latin-1")).get("model", [None])[0]
@@ -92,23 +95,19 @@ class Session:
         return finish
 
     def _read(self, text: str) -> None:
-        # After it was sent, and only a few of the events.
-        if not any(name in text for name in _TELLING):
+        # After it was sent, and only for a few of the events.
+        if not any(name in text for name in _EVENTS_WITH_FACTS):
             return
-        try:
+        with _guard:
             body = KeptBody()
             body.add(text.encode())
             facts = read_response(body, streaming=False)
-        except Exception as error:
-            logger.debug("An event of a realtime session could not be read", exc_info=True)
-            warn_once("asgi.websocket", "An event of a realtime session could not be read (%s).", type(error).__name__)
-            return
-        self._model = self._model or facts.model
-        self._usage = _sum(self._usage, facts.usage)
+            self._model = self._model or facts.model
+            self._usage = _sum(self._usage, facts.usage)
 
 
 def end(call: GatewayCall) -> None:
-    """End a session that nobody has ended: its application has returned."""
+    """End a session whose application has returned without closing it."""
     status = call.http_status or 500
     call.end(str(status) if status >= 400 else None, time.time_ns())
 

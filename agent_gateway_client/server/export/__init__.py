@@ -1,12 +1,12 @@
-"""Where mirrors go: off the request path, into the caller's trace and no other, bounded, retried, counted.
+"""Exports mirrors to the callers' traces: off the request path, bounded, retried, and counted.
 
-A call that has ended goes through these files in this order:
+An ended call passes these files in this order:
 
-* ``intake``: its facts are read and its payload is let go;
-* ``waiting``: it waits, bounded in number, bytes and time, until it is due;
-* ``sender`` and ``delivery``: the store is asked where the call's trace is, and the mirror is sent there;
+* ``intake``: reads its facts and releases its payload;
+* ``waiting``: the queue, bounded in calls, bytes and time;
+* ``sender`` and ``delivery``: look up the call's trace and send the mirror there;
 * ``mlflow`` and ``otlp``: the destinations; ``totals`` keeps a trace's tokens and cost complete in MLflow;
-* ``counts``: what became of it.
+* ``counts``: the number of calls by outcome.
 """
 
 from agent_gateway_client.server.export.counts import Counts, Reason

@@ -1,4 +1,4 @@
-"""What became of the calls that were submitted, and what is logged of it."""
+"""Counts the submitted calls by outcome, and logs why calls wait or were dropped."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ LOG_SECONDS = 60.0
 
 
 class Reason(Enum):
-    """Why a call was dropped. The value is the reason's name in metrics and in the status."""
+    """Why a call was dropped. The values appear in metrics and in the status."""
 
     QUEUE_FULL = "queue_full"
     UNKNOWN_TRACE = "unknown_trace"
@@ -27,19 +27,19 @@ class Reason(Enum):
 
 
 _WHAT_TO_DO = {
-    Reason.QUEUE_FULL: "more calls came in than could be stored",
+    Reason.QUEUE_FULL: "calls came in faster than they could be stored",
     Reason.UNKNOWN_TRACE: (
-        "the store never got the caller's trace: the agent traces to another server, ended before it sent its trace, "
-        "or made the trace id up"
+        "the store never received the caller's trace: the agent traces to another server, exited before it sent its "
+        "trace, or sent a trace id that does not exist"
     ),
     Reason.OTHER_WORKSPACE: (
-        "the caller's trace is in another MLflow workspace than the gateway: let the agent trace into the gateway's"
+        "the caller's trace is in another MLflow workspace than the gateway: trace into the gateway's workspace"
     ),
-    Reason.NOT_ALLOWED: "their callers may not write to the experiment that the trace is in",
-    Reason.TRACE_GONE: "the caller's trace was deleted or archived in the meantime",
+    Reason.NOT_ALLOWED: "their callers may not write to the experiment of the trace",
+    Reason.TRACE_GONE: "the caller's trace was deleted or archived",
     Reason.REFUSED: "the store refused them",
-    Reason.INVALID: "a field holds what it must not; look at what the gateway sets on current_gateway_call()",
-    Reason.MISCONFIGURED: "the exporter's configuration cannot work",
+    Reason.INVALID: "a field has an invalid value; check what the gateway sets on current_gateway_call()",
+    Reason.MISCONFIGURED: "the exporter's configuration is invalid",
     Reason.STOPPED: "the process ended before they could be sent",
 }
 
@@ -49,12 +49,12 @@ class Counts:
     """Calls since the process started; ``sent``, ``waiting`` and ``dropped`` add up to ``submitted``.
 
     Attributes:
-        submitted: Calls that were handed to the exporter.
-        sent: Calls whose mirrors the destination took.
-        waiting: Calls that are still to be sent, or are being sent.
-        dropped: Calls that never will be sent, by reason.
-        rejected_spans: Spans that an OTLP endpoint rejected of requests that it took. It does not say whose they are;
-            their calls count as sent unless it rejected all of them.
+        submitted: Calls submitted to the exporter.
+        sent: Calls whose mirrors the destination accepted.
+        waiting: Calls that are queued or being sent.
+        dropped: Calls that will never be sent, by reason.
+        rejected_spans: Spans that an OTLP endpoint rejected in requests that it accepted (partial success). It does not
+            report which; their calls count as sent unless all spans of the request were rejected.
     """
 
     submitted: int
@@ -65,7 +65,7 @@ class Counts:
 
 
 class Tally:
-    """Counts calls, from several threads."""
+    """Counts calls; thread-safe."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -74,17 +74,17 @@ class Tally:
         self.rejected_spans = 0
 
     def send(self, count: int) -> None:
-        """Count calls whose mirrors the destination took."""
+        """Count calls whose mirrors the destination accepted."""
         with self.lock:
             self.sent += count
 
     def reject(self, spans: int) -> None:
-        """Count spans that an endpoint rejected of requests that it took."""
+        """Count spans that an endpoint rejected in requests that it accepted."""
         with self.lock:
             self.rejected_spans += spans
 
     def drop(self, reason: Reason, count: int) -> None:
-        """Count calls that never will be sent."""
+        """Count calls that will never be sent."""
         if count:
             with self.lock:
                 self.dropped[reason] += count
@@ -98,7 +98,7 @@ class TroubleLog:
         self._next = 0.0
 
     def waiting(self, why: str, counts: Counts) -> None:
-        """Log that calls wait, unless something was logged within the last minute."""
+        """Log why calls wait, unless something was logged within the last minute."""
         if self._is_due():
             self._logged = dict(counts.dropped)
             logger.warning(
@@ -109,7 +109,7 @@ class TroubleLog:
             )
 
     def dropped(self, counts: Counts) -> None:
-        """Log what was dropped since the last time, unless something was logged within the last minute."""
+        """Log the calls dropped since the last time, unless something was logged within the last minute."""
         news = {reason: count - self._logged.get(reason, 0) for reason, count in counts.dropped.items()}
         if any(news.values()) and self._is_due():
             self._logged = dict(counts.dropped)

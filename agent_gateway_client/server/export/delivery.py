@@ -1,4 +1,4 @@
-"""One batch of calls to a destination: where does each belong, who takes it, and which calls are at fault if not."""
+"""Sends one batch of calls to a destination, and finds the calls that it refuses."""
 
 import time
 from collections import defaultdict
@@ -19,36 +19,36 @@ from agent_gateway_client.server.export.destination import (
     TraceKey,
     Unavailable,
 )
-from agent_gateway_client.server.export.waiting import Held
+from agent_gateway_client.server.export.waiting import QueuedCall
 from agent_gateway_client.server.mirror import mirror
 
 _FAILURES_THAT_TELL = 3
-"""Calls that fail alone, one after the other, before the destination is taken to be at fault and not they."""
+"""Calls that fail one after the other, each sent alone, until the destination is considered at fault."""
 
 _MAX_REFUSALS = 5
-"""How often a call that is refused alone is tried while nothing else comes that could show whose fault it is."""
+"""How often a call is refused before it is dropped, while no other call shows that the destination works."""
 
 
 @dataclass
 class Outcome:
-    """What became of the calls of a batch. Each call is in one of the lists.
+    """The outcome of a batch. Each call is in one of the lists.
 
     Attributes:
-        sent: The destination took them.
-        unknown: The destination does not know their traces yet.
-        dropped: They will never be sent, with the reason.
-        again: They are to be sent again.
-        trouble: Why not all were sent, an error's kind or a status; ``None`` where the destination works.
-        is_away: Whether the destination takes nothing at all, so that there is no use in sending other calls.
-        retry_after: The seconds after which the destination asks to be tried again.
-        looked_up_in: The seconds that it took to look the traces up.
-        rejected_spans: Spans that the destination rejected of requests that it took.
+        sent: Calls that the destination accepted.
+        unknown: Calls whose traces the destination does not know yet.
+        dropped: Calls that will never be sent, with the reason.
+        again: Calls to send again.
+        trouble: Why not all were sent, an error's kind or a status; ``None`` if the destination works.
+        is_away: Whether the destination accepts nothing, so that sending other calls is useless.
+        retry_after: The destination's ``Retry-After``, in seconds.
+        looked_up_in: The duration of the look-up of the traces, in seconds.
+        rejected_spans: Spans that the destination rejected in requests that it accepted.
     """
 
-    sent: list[Held] = field(default_factory=list)
-    unknown: list[Held] = field(default_factory=list)
-    dropped: list[tuple[Held, Reason]] = field(default_factory=list)
-    again: list[Held] = field(default_factory=list)
+    sent: list[QueuedCall] = field(default_factory=list)
+    unknown: list[QueuedCall] = field(default_factory=list)
+    dropped: list[tuple[QueuedCall, Reason]] = field(default_factory=list)
+    again: list[QueuedCall] = field(default_factory=list)
     trouble: str | None = None
     is_away: bool = False
     retry_after: float | None = None
@@ -57,22 +57,22 @@ class Outcome:
 
 
 _AWAY = (Unavailable, OSError)
-"""What says that the destination is away, whatever the spans are."""
+"""Errors that mean that the destination is away; the spans are not at fault."""
 
 
 class _AllFail(Exception):
-    """Calls fail one after the other, and none was taken."""
+    """Calls fail one after the other, and none was accepted."""
 
 
-def deliver(calls: list[Held], destination: Destination) -> Outcome:
+def deliver(calls: list[QueuedCall], destination: Destination) -> Outcome:
     """Send a batch of calls.
 
-    What says that the destination is away ends the batch. Anything else is narrowed down, by halves, to the calls at
-    fault; they are dropped once the destination has taken others, and kept where every call fails alike.
+    An error that means that the destination is away ends the batch. For any other error the batch is bisected to find
+    the calls at fault. They are dropped if the destination accepted others, and kept if every call fails.
 
     Args:
         calls: The calls, oldest first.
-        destination: Where to.
+        destination: Where to send them.
     """
     return _Delivery(destination).deliver(calls)
 
@@ -81,11 +81,11 @@ class _Delivery:
     def __init__(self, destination: Destination) -> None:
         self._destination = destination
         self._outcome = Outcome()
-        self._failed: list[tuple[Held, Exception]] = []
+        self._failed: list[tuple[QueuedCall, Exception]] = []
         self._spans: dict[int, list[ReadableSpan]] = {}
         self._places: Mapping[TraceKey, Place] = {}
 
-    def deliver(self, calls: list[Held]) -> Outcome:
+    def deliver(self, calls: list[QueuedCall]) -> Outcome:
         outcome = self._outcome
         try:
             groups = self._by_place(calls)
@@ -110,50 +110,50 @@ class _Delivery:
         outcome.is_away = outcome.is_away or bool(outcome.again and not outcome.sent)
         return outcome
 
-    def _mirrored(self, calls: list[Held]) -> list[Held]:
-        """Make the spans, and return the calls of which some could be made."""
+    def _mirrored(self, calls: list[QueuedCall]) -> list[QueuedCall]:
+        """Make the spans, and return the calls for which that worked."""
         made = []
-        for held in calls:
+        for queued in calls:
             try:
-                self._spans[held.number] = mirror(held.call, self._destination.convention)
-                made.append(held)
+                self._spans[queued.number] = mirror(queued.call, self._destination.convention)
+                made.append(queued)
             except ExportError as error:
-                self._keep([held], error)
+                self._keep([queued], error)
             except Exception as error:
-                self._outcome.dropped.append((held, Reason.INVALID))
-                logger.debug("No spans could be made of a gateway call", exc_info=True)
+                self._outcome.dropped.append((queued, Reason.INVALID))
+                logger.debug("Could not make the spans of a gateway call", exc_info=True)
                 warn_once(
                     "export.mirror",
-                    "A gateway call could not be mirrored (%s): one of its fields holds what it must not. Look at what "
-                    "the gateway sets on current_gateway_call(); details are logged at level DEBUG.",
+                    "A gateway call could not be mirrored (%s): one of its fields has an invalid value. Check what the "
+                    "gateway sets on current_gateway_call(); details are logged at level DEBUG.",
                     type(error).__name__,
                 )
         return made
 
-    def _by_place(self, calls: list[Held]) -> dict[Place, list[Held]]:
+    def _by_place(self, calls: list[QueuedCall]) -> dict[Place, list[QueuedCall]]:
         begun = time.monotonic()
-        places = self._places = self._destination.locate(dict.fromkeys(held.key for held in calls))
+        places = self._places = self._destination.locate(dict.fromkeys(queued.key for queued in calls))
         self._outcome.looked_up_in = time.monotonic() - begun
-        located = {(held.call.user, places[held.key]) for held in calls if held.key in places}
+        located = {(queued.call.user, places[queued.key]) for queued in calls if queued.key in places}
         admitted = {(user, place) for user, place in located if self._destination.admits(user, place)}
-        groups: defaultdict[Place, list[Held]] = defaultdict(list)
-        for held in calls:
-            if held.key not in places:
-                self._outcome.unknown.append(held)
-            elif (held.call.user, places[held.key]) in admitted:
-                groups[places[held.key]].append(held)
+        groups: defaultdict[Place, list[QueuedCall]] = defaultdict(list)
+        for queued in calls:
+            if queued.key not in places:
+                self._outcome.unknown.append(queued)
+            elif (queued.call.user, places[queued.key]) in admitted:
+                groups[places[queued.key]].append(queued)
             else:
-                self._outcome.dropped.append((held, Reason.NOT_ALLOWED))
+                self._outcome.dropped.append((queued, Reason.NOT_ALLOWED))
         return groups
 
-    def _send(self, group: list[Held], place: Place) -> None:
-        spans = [span for held in group for span in self._spans[held.number]]
+    def _send(self, group: list[QueuedCall], place: Place) -> None:
+        spans = [span for queued in group for span in self._spans[queued.number]]
         try:
             rejected = self._destination.send(spans, place) or 0
         except _AWAY:
             raise
         except Exception as error:
-            logger.debug("A destination did not take %d calls", len(group), exc_info=True)
+            logger.debug("The destination did not accept %d calls", len(group), exc_info=True)
             if len(group) > 1:
                 middle = len(group) // 2
                 self._send(group[:middle], place)
@@ -168,34 +168,34 @@ class _Delivery:
         else:
             self._note_taken(group, rejected, is_all=rejected >= len(spans))
 
-    def _note_taken(self, group: list[Held], rejected: int, *, is_all: bool) -> None:
-        """Note that the destination took a request, and how many of its spans it rejected nevertheless."""
+    def _note_taken(self, group: list[QueuedCall], rejected: int, *, is_all: bool) -> None:
+        """Record an accepted request and the number of its spans that were rejected."""
         self._outcome.rejected_spans += rejected
         if rejected:
-            self._outcome.trouble = f"the endpoint rejected {rejected} spans of a request that it took"
+            self._outcome.trouble = f"the endpoint rejected {rejected} spans of a request that it accepted"
         if is_all:
-            self._outcome.dropped += [(held, Reason.REFUSED) for held in group]
+            self._outcome.dropped += [(queued, Reason.REFUSED) for queued in group]
         else:
             self._outcome.sent += group
 
-    def _unsettled(self, group: Iterable[Held]) -> list[Held]:
-        settled = {held.number for held in self._outcome.sent}
-        settled |= {held.number for held, _ in self._outcome.dropped}
-        settled |= {held.number for held, _ in self._failed}
-        return [held for held in group if held.number not in settled]
+    def _unsettled(self, group: Iterable[QueuedCall]) -> list[QueuedCall]:
+        settled = {queued.number for queued in self._outcome.sent}
+        settled |= {queued.number for queued, _ in self._outcome.dropped}
+        settled |= {queued.number for queued, _ in self._failed}
+        return [queued for queued in group if queued.number not in settled]
 
     def _judge(self) -> None:
-        """Drop the calls that failed alone if the destination took others; else it is at fault, and they are kept."""
-        for held, error in self._failed:
-            if self._outcome.sent or (isinstance(error, Refused) and held.failures >= _MAX_REFUSALS):
-                self._outcome.dropped.append((held, Reason.REFUSED))
+        """Drop the calls that failed alone if the destination accepted others; else keep them."""
+        for queued, error in self._failed:
+            if self._outcome.sent or (isinstance(error, Refused) and queued.failures >= _MAX_REFUSALS):
+                self._outcome.dropped.append((queued, Reason.REFUSED))
                 self._outcome.trouble = self._outcome.trouble or kind_of(error)
             else:
-                self._keep([held], error)
+                self._keep([queued], error)
 
-    def _keep(self, calls: list[Held], error: Exception) -> None:
+    def _keep(self, calls: list[QueuedCall], error: Exception) -> None:
         if isinstance(error, Misconfigured):
-            self._outcome.dropped += [(held, Reason.MISCONFIGURED) for held in calls]
+            self._outcome.dropped += [(queued, Reason.MISCONFIGURED) for queued in calls]
         else:
             self._outcome.again += calls
         if calls:
@@ -205,14 +205,14 @@ class _Delivery:
         logger.debug("Could not send mirror spans", exc_info=error)
 
     def _note_sent(self) -> None:
-        sent = (held for held in self._outcome.sent if any(one.usage or one.cost for one in held.call.attempts))
-        places = {held.key: self._places[held.key] for held in sent}
+        sent = (queued for queued in self._outcome.sent if any(one.usage or one.cost for one in queued.call.attempts))
+        places = {queued.key: self._places[queued.key] for queued in sent}
         if places:
             self._destination.sent(places)
 
 
 def kind_of(error: BaseException) -> str:
-    """Return what kind of error it is. Only our own errors' messages are known to hold no address or credential."""
+    """Return an error's kind. Only messages of our own errors are free of addresses and credentials."""
     if isinstance(error, Refused):
         return f"refused: {error}"
     return str(error) if isinstance(error, ExportError) else type(error).__name__

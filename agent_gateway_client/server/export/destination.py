@@ -1,4 +1,4 @@
-"""What the exporter asks of a place that mirrors are sent to, and how such a place says that it did not take them."""
+"""The interface of a destination for mirrors, and the errors that it raises."""
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class TraceKey(NamedTuple):
 
     Attributes:
         trace_id: 128 bits.
-        workspace: The MLflow workspace that it is looked for in; ``None`` where there are no workspaces.
+        workspace: The MLflow workspace to look it up in; ``None`` without workspaces.
     """
 
     trace_id: int
@@ -22,46 +22,48 @@ class TraceKey(NamedTuple):
 
 
 Place = Hashable
-"""Where a trace is stored. Spans that have the same place are sent together."""
+"""Where a trace is stored. Spans with the same place are sent together."""
 
 ANYWHERE: Place = None
-"""The place of every trace at a destination that takes the spans of any trace, known or not."""
+"""The place of all traces at a destination that accepts spans of any trace."""
 
 
 class Destination:
-    """A place that mirrors are sent to. All methods run in the exporter's thread.
+    """Stores mirrors. All methods run in the exporter's thread.
 
     Attributes:
-        convention: How the destination names facts.
+        convention: The destination's attribute names.
+        max_batch: Maximum number of calls that are sent together.
     """
 
     convention: Convention
+    max_batch = 200
 
     @property
     def description(self) -> str:
-        """What the destination is, for an operator: a kind and an address, without credentials."""
+        """The kind and address of the destination, without credentials; for operators."""
         return type(self).__name__
 
     def warm_up(self) -> None:
-        """Do now what the first mirror would wait for, such as imports."""
+        """Do the slow work of the first mirror, such as imports."""
 
     def locate(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, Place]:
-        """Return where each of the traces is stored; those that the destination does not know are left out.
+        """Return the place of each trace; unknown traces are left out.
 
         Raises:
-            Unavailable: The destination cannot be asked now.
+            Unavailable: The destination does not answer now.
         """
         return dict.fromkeys(traces, ANYWHERE)
 
     def admits(self, user: str | None, place: Place) -> bool:
-        """Tell whether calls of a user may be written at a place, as things are now.
+        """Return whether a user's calls may be written at a place now.
 
         Args:
-            user: The gateway's name of the caller; ``None`` where it has none.
+            user: The caller's user name; ``None`` if it has none.
             place: Where the caller's trace is stored.
 
         Raises:
-            Unavailable: That cannot be told now.
+            Unavailable: The permission cannot be checked now.
         """
         return True
 
@@ -69,54 +71,54 @@ class Destination:
         """Store spans whose traces are all at the same place.
 
         Returns:
-            How many of them the destination rejected although it took the request, where it says so. They must not be
-            sent again.
+            The number of spans that the destination rejected although it accepted the request, if it reports that. They
+            must not be sent again.
 
         Raises:
-            Unavailable: The destination cannot take anything now.
-            Refused: It will not take these spans.
-            Exception: It did not take these spans, for a reason of which nothing else is known.
+            Unavailable: The destination accepts nothing now.
+            Refused: It will never accept these spans.
+            Exception: It did not accept these spans, for an unknown reason.
         """
         raise NotImplementedError
 
     def sent(self, traces: Mapping[TraceKey, Place]) -> None:
-        """Note that mirrors with tokens or cost were stored in these traces, at these places."""
+        """Record that mirrors with tokens or cost were stored in these traces, at these places."""
 
-    def tend(self, *, everything: bool = False) -> float | None:
-        """Do what has to be done some time after mirrors were stored. Never raises.
+    def maintain(self, *, everything: bool = False) -> float | None:
+        """Do work that is due some time after mirrors were stored. Never raises.
 
         Args:
-            everything: Whether to do now what would be due later, because the process stops.
+            everything: Whether to do all of it now, because the process stops.
 
         Returns:
-            The seconds until there is more to do; ``None`` where there is nothing.
+            Seconds until more work is due; ``None`` if there is none.
         """
         return None
 
-    def elsewhere(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
-        """Return the workspace of those traces that are stored in another one than they were looked for in."""
+    def find_in_other_workspaces(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
+        """Return the workspaces of traces that are stored in a different workspace than their key's."""
         return {}
 
     def after_fork(self) -> None:
-        """Forget what belongs to the parent process. Called in a child before anything else."""
+        """Drop the parent process's state. Called first in a child process."""
 
 
 def address_of(url: str) -> str:
-    """Return scheme, host and port of a URL. The rest of it may hold credentials."""
+    """Return scheme, host and port of a URL; the rest may contain credentials."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 class ExportError(Exception):
-    """The base of what a destination raises. Its message holds no address, credential or answer."""
+    """Base class of a destination's errors. The message contains no address, credential or response."""
 
 
 class Unavailable(ExportError):
-    """The destination cannot be reached, is overloaded, or does not let us in. The same spans may be taken later.
+    """The destination cannot be reached, is overloaded, or rejects our credentials. The spans may be accepted later.
 
     Attributes:
-        retry_after: The seconds after which the destination asks to be tried again, where it says so.
-        one_place: Whether only the place that was written to is concerned, and others may be tried.
+        retry_after: The destination's ``Retry-After`` in seconds, if it sent one.
+        one_place: Whether the error concerns only the place of these spans, so that others may be tried.
     """
 
     def __init__(self, reason: str, *, retry_after: float | None = None, one_place: bool = False) -> None:
@@ -126,7 +128,7 @@ class Unavailable(ExportError):
 
 
 class Refused(ExportError):
-    """The destination refuses these spans, and would refuse them again."""
+    """The destination refuses these spans and will refuse them again."""
 
 
 class TraceGone(Refused):
@@ -134,4 +136,4 @@ class TraceGone(Refused):
 
 
 class Misconfigured(ExportError):
-    """There is no destination, because the configuration cannot work. Nothing will ever be sent."""
+    """The configuration is invalid, so there is no destination and nothing will be sent."""

@@ -1,4 +1,4 @@
-"""The exporter that the environment asks for."""
+"""Creates the exporter that the environment configures."""
 
 import math
 import os
@@ -19,14 +19,15 @@ _REMOVED_VARIABLE = "AGENT_GATEWAY_EXPERIMENT_ID"
 
 
 def exporter_from_environment(mlflow: Callable[[], Destination] | None = None) -> Exporter:
-    """Return an exporter as the environment says.
+    """Return the exporter that the environment configures.
 
     Args:
-        mlflow: Makes the destination for ``AGENT_GATEWAY_EXPORTER=mlflow``; by default ``MLFLOW_TRACKING_URI`` says it.
+        mlflow: Creates the destination for ``AGENT_GATEWAY_EXPORTER=mlflow``; by default that of
+            ``MLFLOW_TRACKING_URI``.
 
     Raises:
-        ConfigurationError: A variable has a value that cannot work.
-        MissingDependencyError: What a variable asks for is not installed.
+        ConfigurationError: A variable has an invalid value.
+        MissingDependencyError: A package for the configured exporter is not installed.
     """
     check_environment()
     return Exporter(
@@ -35,39 +36,39 @@ def exporter_from_environment(mlflow: Callable[[], Destination] | None = None) -
 
 
 def check_environment() -> None:
-    """Check the variables without importing what they ask for.
+    """Check the variables without importing the exporters' packages.
 
     Raises:
-        ConfigurationError: A variable has a value that cannot work.
+        ConfigurationError: A variable has an invalid value.
     """
     _check_exporter()
     wait_seconds_from_environment()
     if os.environ.get(_REMOVED_VARIABLE):
         warn_once(
             _REMOVED_VARIABLE,
-            "%s has no effect any more; unset it. A mirror is stored in the experiment of the caller's trace, and not "
-            "before MLflow knows that trace: from MLflow 3.18 on a trace cannot move to another experiment.",
+            "%s no longer has an effect; unset it. A mirror is stored in the experiment of the caller's trace, once "
+            "MLflow knows that trace: from MLflow 3.18 on a trace cannot move to another experiment.",
             _REMOVED_VARIABLE,
         )
 
 
 def destination_from_environment(mlflow: Callable[[], Destination]) -> Destination:
-    """Return the destination that ``AGENT_GATEWAY_EXPORTER`` names: ``mlflow`` (the default) or ``otlp``.
+    """Return the destination of ``AGENT_GATEWAY_EXPORTER``: ``mlflow`` (the default) or ``otlp``.
 
     Args:
-        mlflow: Makes the destination for ``mlflow``.
+        mlflow: Creates the destination for ``mlflow``.
 
     Raises:
-        ConfigurationError: The variable has another value, or one that belongs to it is wrong.
+        ConfigurationError: This variable, or one of the exporter's own, has an invalid value.
     """
     return {"mlflow": mlflow, "otlp": OtlpDestination}[_check_exporter()]()
 
 
 def mlflow_from_environment() -> MlflowDestination:
-    """Return the MLflow tracking server or database that ``MLFLOW_TRACKING_URI`` names.
+    """Return the MLflow tracking server or database at ``MLFLOW_TRACKING_URI``.
 
     Raises:
-        ConfigurationError: MLflow knows no such kind of store, or cannot open it.
+        ConfigurationError: MLflow does not support the URI, or cannot open the store.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.tracing.client import TracingClient
@@ -83,7 +84,7 @@ def mlflow_from_environment() -> MlflowDestination:
 
 
 def store_of(store: Any) -> Store:
-    """Return how an MLflow tracking store is reached: past MLflow's retries where it is a server."""
+    """Return a store for one of MLflow's; for a tracking server, one without MLflow's retries."""
     try:
         from mlflow.store.tracking.rest_store import RestStore
 
@@ -91,8 +92,8 @@ def store_of(store: Any) -> Store:
     except (ImportError, AttributeError):
         warn_once(
             "export.mlflow_server",
-            "mlflow %s sends requests in a way that this version of agent-gateway-client does not know; mirrors may be "
-            "lost when the tracking server is away for long. Upgrade agent-gateway-client.",
+            "mlflow %s has changed how it sends requests; mirrors may be lost when the tracking server is away for "
+            "long. Upgrade agent-gateway-client.",
             version_of("mlflow-tracing"),
         )
     else:

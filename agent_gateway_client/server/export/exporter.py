@@ -1,7 +1,7 @@
-"""The exporter: takes ended calls off the request path and brings their mirrors to a destination.
+"""The exporter: accepts ended calls on the request path and sends their mirrors in the background.
 
-Two threads do the work, so that a destination that hangs does not keep what a call holds on to: one reads the facts of
-calls that have ended and lets go of their payload, the other sends (:mod:`~agent_gateway_client.server.export.sender`).
+It has two threads, so that payloads are released even if the destination hangs: one reads the facts of ended calls and
+releases their payloads, the other sends (:mod:`~agent_gateway_client.server.export.sender`).
 """
 
 import atexit
@@ -23,26 +23,26 @@ from agent_gateway_client.server.export.worker import Worker
 from agent_gateway_client.server.observed.metrics import ExporterMeter
 
 MAX_WAITING_CALLS = 10_000
-"""Calls that wait to be sent, in one process."""
+"""Queued calls per process."""
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024
-"""Bytes that waiting calls take, in one process; a call takes 2 to 4 KB."""
+"""Size of the queued calls per process; a call takes 2 to 4 KB."""
 
 WAIT_SECONDS = 3_600.0
 """How long a call waits for its trace."""
 
 STOP_SECONDS = 10.0
-"""How long a stop may take, for everything."""
+"""Total time for a stop."""
 
 _IN_FLIGHT_SECONDS = 0.25
-"""Of a stop's time, what is left to calls that are being sent when the others are given up."""
+"""The part of a stop's time that is left for calls in flight after the queue is dropped."""
 
 
 class Exporter:
-    """Sends calls that have ended to a destination, each once, and counts what becomes of them.
+    """Sends each ended call to a destination once, and counts the outcomes.
 
     Attributes:
-        destination: Where they are sent.
+        destination: Where calls are sent.
     """
 
     def __init__(
@@ -53,30 +53,30 @@ class Exporter:
         max_waiting_bytes: int = MAX_WAITING_BYTES,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
-        """Make an exporter. Its threads start with the first call.
+        """Create an exporter. Its threads start with the first call.
 
         Args:
             destination: Where calls are sent.
-            max_waiting_calls: Calls that may wait; beyond it the oldest are dropped.
-            max_waiting_bytes: Bytes that waiting calls may take; beyond it the oldest are dropped.
-            wait_seconds: How long a call waits for its trace to become known to the destination.
+            max_waiting_calls: Maximum number of queued calls; the oldest are dropped.
+            max_waiting_bytes: Maximum size of queued calls; the oldest are dropped.
+            wait_seconds: How long a call waits until the destination knows its trace.
         """
         self.destination = destination
         self._max_waiting_calls = max_waiting_calls
         self._max_waiting_bytes = max_waiting_bytes
         self._wait_seconds = wait_seconds
         self._stop_by: float | None = None
-        self._start_afresh()
+        self._reset()
         _exporters.add(self)
 
     @property
     def problem(self) -> str | None:
-        """Why the last calls were not taken, an HTTP status or an error's kind; ``None`` if they were."""
+        """Why the last calls were not accepted, an HTTP status or an error's kind; ``None`` if they were."""
         return self._sender.problem
 
     @property
     def last_problem(self) -> tuple[str, float] | None:
-        """The last reason why calls were not taken, and when that was, in seconds since the epoch."""
+        """The last reason why calls were not accepted, and its time in seconds since the epoch."""
         return self._sender.last_problem
 
     @property
@@ -85,7 +85,7 @@ class Exporter:
         return sum(self.counts().dropped.values())
 
     def counts(self) -> Counts:
-        """Return what became of the calls that were submitted so far."""
+        """Return the outcomes of the calls submitted so far."""
         with self._tally.lock:
             sent, dropped = self._tally.sent, {reason.value: n for reason, n in self._tally.dropped.items()}
             rejected = self._tally.rejected_spans
@@ -94,15 +94,15 @@ class Exporter:
         return Counts(submitted, sent, submitted - sent - sum(dropped.values()), dropped, rejected)
 
     def is_full(self) -> bool:
-        """Return whether the next calls would push out others that wait."""
+        """Return whether the queue is full, so that the next call drops the oldest one."""
         return self.counts().waiting >= self._max_waiting_calls
 
     def submit(self, call: GatewayCall, finish: Finish | None = None) -> None:
-        """Take a call that has ended. Returns at once and never raises.
+        """Submit an ended call. Returns immediately and never raises.
 
         Args:
             call: The call.
-            finish: Adds to it what can be read now that it has ended. It may hold on to a payload, which is let go
+            finish: Adds facts that can only be read after the call. It may keep a payload alive, which is released
                 within seconds.
         """
         next(self._submissions)
@@ -115,27 +115,27 @@ class Exporter:
             self._reader.start()
 
     def warm_up(self, *functions: Callable[[], object]) -> None:
-        """Call functions in the thread that sends, before it sends anything. Returns at once and never raises.
+        """Call functions in the sending thread before it sends anything. Returns immediately and never raises.
 
-        Mirrors wait for it, requests do not.
+        Mirrors wait for them, requests do not.
         """
         self._sender.warm_up_with(functions)
         self._sender_thread.start()
 
     def flush(self, timeout: float = STOP_SECONDS) -> bool:
-        """Send what waits now, without the pauses between tries, and complete the totals of the traces.
+        """Send the queued calls without pauses between retries, and complete the totals of the traces.
 
         Args:
-            timeout: Seconds to wait at most.
+            timeout: Maximum time in seconds.
 
         Returns:
-            Whether nothing waits any more. Calls whose traces the destination does not know yet still do.
+            Whether the queue is empty. Calls whose traces the destination does not know yet stay queued.
         """
         deadline = time.monotonic() + timeout
         self._arrived.set()
         with self._sender.flushing(), self._changed:
             while not self._is_done():
-                # Threads that could not be started, or have died, are started by whoever waits for them.
+                # Restart threads that could not be started or have died.
                 self._start_threads()
                 left = deadline - time.monotonic()
                 if left <= 0 or not self._reader.is_running:
@@ -144,9 +144,9 @@ class Exporter:
             return True
 
     def shutdown(self, timeout: float = STOP_SECONDS) -> None:
-        """Send what waits, for at most ``timeout`` seconds; what cannot be sent by then is dropped and counted.
+        """Send the queued calls for at most ``timeout`` seconds; then drop and count the rest.
 
-        A second call while a stop has not succeeded waits no longer than the first one would have.
+        A second call after an unsuccessful stop does not extend the first one's deadline.
         """
         now = time.monotonic()
         stop_by = now + timeout
@@ -158,19 +158,19 @@ class Exporter:
             return
         lost = self._intake.clear() + self._waiting.clear()
         self._tally.drop(Reason.STOPPED, lost)
-        self._sender.drop_what_comes_back()
+        self._sender.drop_failed_batch()
         with self._changed:
             self._changed.wait_for(lambda: not self.counts().waiting, max(0.0, stop_by - time.monotonic()))
         counts = self.counts()
         self._meter.note(self.counts)
         if counts.waiting or counts.dropped.get(Reason.STOPPED.value):
             logger.warning(
-                "%d mirrored calls could not be sent before the process ended and are lost; %d more were on their way.",
+                "%d mirrored calls could not be sent before the process ended and are lost; %d more were in flight.",
                 counts.dropped.get(Reason.STOPPED.value, 0),
                 counts.waiting,
             )
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         self._submissions = itertools.count()
         self._tally = Tally()
         self._intake = Intake(self._max_waiting_calls)
@@ -194,15 +194,15 @@ class Exporter:
         self._sender_thread = Worker("agent-gateway-exporter", self._sender.run, self._log_no_thread)
 
     def _is_done(self) -> bool:
-        return not self.counts().waiting and self._sender.is_tended
+        return not self.counts().waiting and self._sender.is_idle
 
     def _start_threads(self) -> None:
         self._reader.start()
         self._sender_thread.start()
 
     def _log_no_thread(self, error: RuntimeError) -> None:
-        # Calls wait, and the next one tries again.
-        self._log.waiting(f"no thread can be started to send them ({error})", self.counts())
+        # Calls stay queued, and the next one tries again.
+        self._log.waiting(f"the sending thread cannot be started ({error})", self.counts())
 
     def _read_for_ever(self) -> None:
         while True:
@@ -210,28 +210,28 @@ class Exporter:
             self._arrived.clear()
             begun = time.monotonic()
             while (ended := self._intake.pop()) is not None:
-                self._take_in(*ended)
+                self._read_and_queue(*ended)
                 del ended
             self._sender_thread.start()
             with self._changed:
                 self._changed.notify_all()
             self._meter.note(self.counts)
-            self._sender.rest_after(begun)
+            self._sender.wait_for_next_batch(begun)
 
-    def _take_in(self, call: GatewayCall, finish: Finish | None) -> None:
+    def _read_and_queue(self, call: GatewayCall, finish: Finish | None) -> None:
         read_facts(call, finish)
         try:
             call.compact()
             given_up = self._waiting.add(call, time.monotonic())
         except Exception:
-            logger.debug("A gateway call holds what it must not", exc_info=True)
+            logger.debug("A gateway call has a field with an invalid value", exc_info=True)
             self._tally.drop(Reason.INVALID, 1)
         else:
             self._tally.drop(Reason.QUEUE_FULL, len(given_up))
 
 
 def _taken_from(numbers: "itertools.count[int]") -> int:
-    """Return how many numbers were taken. Taking one is atomic, and asking takes none."""
+    """Return how many numbers were taken, without taking one. ``next()`` is atomic, so there is no lock."""
     return int(repr(numbers)[len("count(") : -1])
 
 
@@ -245,11 +245,10 @@ def _shutdown_all() -> None:
 
 
 def _after_fork() -> None:
-    # The parent's threads do not live in the child, its locks may be held by them, and what waits is the parent's to
-    # send.
+    # The child has none of the parent's threads, which may have held locks. The parent sends what it has queued.
     for exporter in list(_exporters):
         exporter.destination.after_fork()
-        exporter._start_afresh()
+        exporter._reset()
 
 
 atexit.register(_shutdown_all)

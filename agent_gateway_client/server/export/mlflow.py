@@ -1,8 +1,8 @@
-"""MLflow as a destination: mirrors are stored in the experiment that the caller's trace is in, and nowhere else.
+"""MLflow as a destination: stores mirrors in the experiment of the caller's trace, and nowhere else.
 
-From 3.18.0 on MLflow refuses spans, and the trace itself, where a trace is already stored in another experiment. A
-mirror that came first would cost its caller the whole trace. So each trace is looked up before anything is stored for
-it, and one that MLflow does not know yet is left alone.
+From 3.18.0 on MLflow refuses spans, and the trace itself, if the trace is already stored in another experiment. A
+mirror that arrived first would cost the caller its trace. So each trace is looked up first, and nothing is stored for a
+trace that MLflow does not know yet.
 """
 
 import time
@@ -24,69 +24,69 @@ from agent_gateway_client.server.export.destination import (
     TraceKey,
     Unavailable,
 )
-from agent_gateway_client.server.export.totals import Totals
+from agent_gateway_client.server.export.totals import Totals, TraceTotals
 from agent_gateway_client.server.mirror import Convention
 
 MAX_KNOWN = 20_000
-"""Traces whose places are remembered."""
+"""Traces whose places are cached."""
 
 _UNAVAILABLE = {408, 425, 429, 502, 503, 504}
 _NOT_LET_IN = {401, 403}
 
 
 class MlflowPlace(NamedTuple):
-    """An experiment, in a workspace where MLflow has workspaces."""
+    """An experiment, and its workspace if MLflow has workspaces."""
 
     experiment_id: str
     workspace: str | None = None
 
 
 class Store(Protocol):
-    """What is asked of MLflow's tracking store, in process or over HTTP. Raises what MLflow raises.
+    """MLflow's tracking store, in process or over HTTP. The methods raise MLflow's exceptions.
 
     Attributes:
-        known_seconds: How long the place of a trace is remembered. A mirror that is sent to a trace that was deleted
-            meanwhile would begin the trace anew.
+        known_seconds: How long the place of a trace is cached. A mirror for a trace that was deleted in that time
+            creates the trace again.
     """
 
     known_seconds: float
 
     @property
     def description(self) -> str:
-        """Which store it is, without credentials."""
+        """The kind and address of the store, without credentials."""
 
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
-        """Return a context in which the store reads and writes in a workspace."""
+        """Return a context manager in which the store reads and writes in a workspace."""
 
     def experiments_of(self, trace_ids: Collection[str]) -> Mapping[str, str]:
-        """Return the ids of the experiments that traces are in; unknown traces are left out."""
+        """Return the experiment ids of traces; unknown traces are left out."""
 
     def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
-        """Store spans of traces that are in an experiment."""
+        """Store spans of traces in an experiment."""
 
-    def ended(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Sequence[Any]:
-        """Return MLflow's ``TraceInfo`` of those traces whose callers have ended them."""
+    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
+        """Return the totals of the traces that their callers have ended."""
 
-    def spans_of(self, trace_ids: Collection[str]) -> Mapping[str, Sequence[Any]]:
-        """Return MLflow's spans of traces."""
-
-    def set_metadata(self, info: Any, metadata: Mapping[str, str]) -> None:
-        """Set metadata of an ended trace, and leave the rest of it as it is."""
+    def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
+        """Set metadata of an ended trace and leave the rest unchanged."""
 
     def workspaces(self) -> Iterable[str]:
-        """Return the names of the workspaces; none where MLflow runs without workspaces."""
+        """Return the names of the workspaces; empty if MLflow runs without workspaces."""
 
 
 class MlflowDestination(Destination):
     """MLflow's tracking store.
 
     Args:
-        store: How it is reached.
-        may_write: Tells by a user's name and an experiment's id whether the user's calls may be written there; by
-            default all may, also those of nobody known.
+        store: The store.
+        may_write: Returns whether a user, by name, may write to an experiment, by id. By default all calls may be
+            written, also those without a user.
     """
 
     convention = Convention.MLFLOW
+    max_batch = 50
+    """A write locks SQLite's database, or the rows of its traces, and MLflow's other writes wait for it. A larger batch
+    saves hardly any time per call."""
 
     def __init__(self, store: Store, may_write: Callable[[str, str], bool] | None = None) -> None:
         self._store = store
@@ -101,7 +101,7 @@ class MlflowDestination(Destination):
 
     def warm_up(self) -> None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
-        # A trace that is not there.
+        # Look up a trace that does not exist.
         self.locate([TraceKey(0, next(iter(self._store.workspaces()), None))])
 
     def locate(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, Place]:
@@ -142,7 +142,7 @@ class MlflowDestination(Destination):
             with self._store.in_workspace(place.workspace):
                 self._store.log_spans(place.experiment_id, [Span(span) for span in spans])
         except Exception as error:
-            # Also where a trace is not, or no longer, where it was found.
+            # The trace may have moved or been deleted.
             for key in {key for key, (known, _) in self._known.items() if known == place}:
                 del self._known[key]
             raise as_export_error(error) from error
@@ -152,11 +152,11 @@ class MlflowDestination(Destination):
         places = ((key, place) for key, place in traces.items() if isinstance(place, MlflowPlace))
         self._totals.add({key: place.experiment_id for key, place in places})
 
-    def tend(self, *, everything: bool = False) -> float | None:
+    def maintain(self, *, everything: bool = False) -> float | None:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
-        return self._totals.tend(everything=everything)
+        return self._totals.maintain(everything=everything)
 
-    def elsewhere(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
+    def find_in_other_workspaces(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
         """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
         found: dict[TraceKey, str] = {}
         for workspace in self._store.workspaces():
@@ -180,18 +180,18 @@ class MlflowDestination(Destination):
 
 
 def as_export_error(error: Exception, *, asked: bool = False) -> Exception:
-    """Return what an exception of MLflow means for the exporter; the exception itself where nothing is known of it.
+    """Return the exporter's error for an exception of MLflow, or the exception itself if its meaning is unknown.
 
     Args:
-        error: What was raised.
-        asked: Whether MLflow was asked where traces are, and not given spans.
+        error: The exception.
+        asked: Whether traces were looked up, as opposed to spans written.
     """
     if isinstance(error, Unavailable | Refused):
         return error
     status, retry_after = status_of(error), getattr(error, "retry_after", None)
     if isinstance(error, NotImplementedError) or status == 501:
         answered = f"HTTP {status}: " if status else ""
-        return Unavailable(f"{answered}this MLflow store keeps no spans; MLflow needs a database as its backend store")
+        return Unavailable(f"{answered}this MLflow store keeps no spans; use a database as MLflow's backend store")
     if status in _NOT_LET_IN:
         what = "does not let traces be read" if asked else "does not let spans be written to the trace's experiment"
         return Unavailable(f"HTTP {status}: MLflow {what}", retry_after=retry_after, one_place=not asked)
@@ -204,12 +204,12 @@ def as_export_error(error: Exception, *, asked: bool = False) -> Exception:
         return TraceGone(f"MLflow answered {code}")
     if status is not None and 400 <= status < 500 and status != 404:
         return Refused(f"MLflow answered {code or status}")
-    # MLflow fails, of these spans or of all.
+    # MLflow fails, perhaps only for these spans.
     return error if status is None else ExportError(f"HTTP {status}")
 
 
 def status_of(error: Exception) -> int | None:
-    """Return the HTTP status that an exception of MLflow or of ours stands for."""
+    """Return the HTTP status of an exception of MLflow's or ours."""
     status = getattr(error, "status", None)
     if status is None and not _is_out_of_reach(error) and hasattr(error, "get_http_status_code"):
         status = error.get_http_status_code()
@@ -217,7 +217,7 @@ def status_of(error: Exception) -> int | None:
 
 
 def _is_out_of_reach(error: Exception) -> bool:
-    # MLflow's client raises an exception of its own where it cannot connect.
+    # MLflow's client wraps connection errors in its own exception.
     return isinstance(error, OSError) or isinstance(_cause_of(error), OSError)
 
 

@@ -1,11 +1,11 @@
-"""An MLflow tracking server, asked over HTTP, by requests that succeed or fail soon.
+"""An MLflow tracking server over HTTP, with requests that succeed or fail quickly.
 
-MLflow's own client is made for programs that wait: it tries a server that is away for minutes, and where the server is
-away when it asks for its version, it takes it for one without tracing for as long as the process lives. The requests
-here are the same, with MLflow's authentication and without its retries.
+MLflow's own client retries for minutes. If the server is away when the client asks for its version, the client assumes
+for the life of the process that the server does not support tracing. The requests here are the same, with MLflow's
+authentication and without its retries.
 
-Traces are looked up by a search in the experiments that we may read. MLflow before 3.18 refuses to look a list of
-traces up by their ids if one of them does not exist yet, or is not ours to read.
+Traces are looked up by a search in the experiments that we may read: MLflow before 3.18 refuses a look-up by ids if one
+of the traces does not exist yet or may not be read.
 """
 
 import json
@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mlflow.entities import Trace, TraceInfo
-from mlflow.protos.service_pb2 import BatchGetTraces, SearchTracesV3, StartTraceV3
+from mlflow.protos.service_pb2 import BatchGetTraces, GetTraceInfoV3, SearchTracesV3, StartTraceV3
 from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracing.utils.otlp import MLFLOW_EXPERIMENT_ID_HEADER, OTLP_TRACES_PATH, resource_to_otel_proto
 from mlflow.utils.proto_json_utils import message_to_json, parse_dict
@@ -27,12 +27,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from agent_gateway_client._log import logger
 from agent_gateway_client.server.export.destination import address_of
 from agent_gateway_client.server.export.mlflow_store import ended_filter, ids_filter, with_metadata
+from agent_gateway_client.server.export.totals import TraceTotals, totals_from
 
 TIMEOUT_SECONDS = 30
-"""Of one request; a server that takes longer is asked again with the same spans, which does no harm."""
+"""Timeout of a request. After it the same spans are sent again, which is idempotent."""
 
 _EXPERIMENTS_SECONDS = 1.0
-"""How old the list of experiments may be when a trace is in none of them."""
+"""Maximum age of the list of experiments when a trace is in none of them."""
 
 _EXPERIMENTS_AT_ONCE = 200
 _TRACES = "/api/3.0/mlflow/traces"
@@ -41,13 +42,13 @@ _WORKSPACES = "/api/3.0/mlflow/workspaces"
 _PAGE = 1_000
 
 
-class ServerAnswered(ConnectionError):
-    """The server did not do what it was asked to.
+class ServerResponseError(ConnectionError):
+    """The server responded with an error.
 
     Attributes:
         status: The HTTP status.
-        error_code: MLflow's code, where the answer has one.
-        retry_after: The seconds after which the server asks to be tried again, where it says so.
+        error_code: MLflow's error code, if the response has one.
+        retry_after: The server's ``Retry-After`` in seconds, if it sent one.
     """
 
     def __init__(self, response: Any) -> None:
@@ -65,11 +66,11 @@ class HttpStore:
     """A tracking server.
 
     Args:
-        store: MLflow's own client of it, which knows its address and credentials.
+        store: MLflow's client of the server, which has its address and credentials.
     """
 
     known_seconds = 5.0
-    """To ask costs the server a fifteenth of a write."""
+    """A look-up costs the server a fifteenth of a write."""
 
     def __init__(self, store: RestStore) -> None:
         self._rest = store
@@ -85,7 +86,7 @@ class HttpStore:
     def in_workspace(self, workspace: str | None) -> AbstractContextManager[object]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         if workspace is None:
-            # That of MLFLOW_WORKSPACE.
+            # The workspace is that of MLFLOW_WORKSPACE.
             return nullcontext()
         from mlflow.utils.workspace_context import ServerWorkspaceContext
 
@@ -106,31 +107,34 @@ class HttpStore:
         resource_spans.resource.CopyFrom(resource_to_otel_proto(spans[0]._span.resource))
         resource_spans.scope_spans.add().spans.extend(span.to_otel_proto() for span in spans)
         headers = {"Content-Type": "application/x-protobuf", MLFLOW_EXPERIMENT_ID_HEADER: experiment_id}
-        self._ask("POST", OTLP_TRACES_PATH, data=request.SerializeToString(), extra_headers=headers)
+        self._request("POST", OTLP_TRACES_PATH, data=request.SerializeToString(), extra_headers=headers)
 
-    def ended(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Sequence[Any]:
+    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        return self._search_infos(ended_filter(trace_ids), list(experiment_ids), len(trace_ids))
-
-    def spans_of(self, trace_ids: Collection[str]) -> Mapping[str, Sequence[Any]]:
-        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        infos = self._search_infos(ended_filter(trace_ids), list(experiment_ids), len(trace_ids))
+        by_id = {info.trace_id: info for info in infos}
+        if not by_id:
+            return {}
         answer = BatchGetTraces.Response()
-        _parse(self._ask("GET", f"{_TRACES}/batchGet", params={"trace_ids": list(trace_ids)}), answer)
-        traces = [Trace.from_proto(trace) for trace in answer.traces]
-        return {trace.info.trace_id: trace.data.spans for trace in traces}
+        _parse(self._request("GET", f"{_TRACES}/batchGet", params={"trace_ids": list(by_id)}), answer)
+        traces = map(Trace.from_proto, answer.traces)
+        return {trace.info.trace_id: totals_from(by_id[trace.info.trace_id], trace.data.spans) for trace in traces}
 
-    def set_metadata(self, info: Any, metadata: Mapping[str, str]) -> None:
+    def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
+        answer = GetTraceInfoV3.Response()
+        _parse(self._request("GET", f"{_TRACES}/{trace_id}"), answer)
+        info = TraceInfo.from_proto(answer.trace.trace_info)
         request = StartTraceV3()
         request.trace.trace_info.CopyFrom(with_metadata(info, metadata).to_proto())
-        self._ask("POST", _TRACES, json=_as_json(request))
+        self._request("POST", _TRACES, json=_as_json(request))
 
     def workspaces(self) -> Iterable[str]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         try:
-            answer = self._ask("GET", _WORKSPACES)
-        except ServerAnswered:
-            logger.debug("The MLflow server has no workspaces, or does not let them be listed", exc_info=True)
+            answer = self._request("GET", _WORKSPACES)
+        except ServerResponseError:
+            logger.debug("The MLflow server has no workspaces, or they may not be listed", exc_info=True)
             return []
         return [workspace["name"] for workspace in answer.get("workspaces", ())]
 
@@ -147,11 +151,11 @@ class HttpStore:
         for experiment_id in experiment_ids:
             request.locations.add().mlflow_experiment.experiment_id = experiment_id
         answer = SearchTracesV3.Response()
-        _parse(self._ask("POST", f"{_TRACES}/search", json=_as_json(request)), answer)
+        _parse(self._request("POST", f"{_TRACES}/search", json=_as_json(request)), answer)
         return [TraceInfo.from_proto(info) for info in answer.traces]
 
     def _new_experiments(self) -> list[str]:
-        """Return the experiments that were made, or that we may read, since the last time."""
+        """Return the experiments that have become readable since the last call."""
         now, workspace = time.monotonic(), get_request_workspace()
         if now < self._read_at.get(workspace, -math.inf) + _EXPERIMENTS_SECONDS:
             return []
@@ -159,7 +163,7 @@ class HttpStore:
         experiments: list[str] = []
         while True:
             request = {"max_results": _PAGE, "view_type": "ACTIVE_ONLY", "page_token": page_token}
-            answer = self._ask("POST", _EXPERIMENTS, json=request)
+            answer = self._request("POST", _EXPERIMENTS, json=request)
             experiments += [experiment["experiment_id"] for experiment in answer.get("experiments", ())]
             page_token = answer.get("next_page_token", "")
             if not page_token:
@@ -167,7 +171,7 @@ class HttpStore:
         self._experiments[workspace], self._read_at[workspace] = experiments, now
         return [experiment_id for experiment_id in experiments if experiment_id not in known]
 
-    def _ask(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    def _request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         response = http_request(  # type: ignore[no-untyped-call]
             host_creds=self._rest.get_host_creds(),
             endpoint=path,
@@ -178,7 +182,7 @@ class HttpStore:
             **arguments,
         )
         if response.status_code != 200:
-            raise ServerAnswered(response)
+            raise ServerResponseError(response)
         if not response.headers.get("Content-Type", "").startswith("application/json"):
             return {}
         answer: dict[str, Any] = response.json()

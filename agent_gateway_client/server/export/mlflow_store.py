@@ -1,25 +1,28 @@
-"""MLflow's SQL store in the same process: inside an MLflow server, or where the tracking URI is a database."""
+"""MLflow's SQL store in the same process: inside an MLflow server, or with a database as the tracking URI."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.server.export.destination import Unavailable
+from agent_gateway_client.server.export.totals import FINALIZED, TraceTotals, totals_from
 
-FINALIZED = "mlflow.trace.infoFinalized"
-"""Trace metadata that MLflow sets when the caller has ended the trace."""
+_GIVE_WAY_SECONDS = 5.0
+"""Maximum time that a write waits for other users of the connection pool."""
+_GIVE_WAY_STEP_SECONDS = 0.02
 
 
 class SqlStore:
-    """A store that is reached in process.
+    """An in-process store.
 
     Args:
         get_store: Returns MLflow's tracking store.
     """
 
     known_seconds = 0.0
-    """To ask costs less than a hundredth of a write."""
+    """A look-up costs less than a hundredth of a write."""
 
     def __init__(self, get_store: Callable[[], Any]) -> None:
         self._get_store = get_store
@@ -40,44 +43,47 @@ class SqlStore:
 
     def experiments_of(self, trace_ids: Collection[str]) -> Mapping[str, str]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        store = self._get_store()
-        if self._knows_columns:
+        columns = self._columns()
+        if columns is not None:
             try:
-                return _experiments_by_columns(store, trace_ids)
+                experiments: Mapping[str, str] = columns.experiments_of(self._get_store(), trace_ids)
+                return experiments
             except Exception as error:
-                if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":
-                    raise
-                logger.debug("Could not look traces up by their columns", exc_info=True)
-        # What fails here too is the store's trouble, and raised.
-        found = {info.trace_id: info.experiment_id for info in store.batch_get_trace_infos(list(trace_ids))}
-        self._knows_columns = False
-        warn_once(
-            "export.columns",
-            "mlflow %s does not let traces be looked up in the way that this version of agent-gateway-client knows; "
-            "each mirror costs more time. Upgrade agent-gateway-client.",
-            version_of("mlflow"),
-        )
-        return found
+                _raise_if_busy(error)
+        # If this fails too, the store has a problem, which is raised.
+        infos = self._get_store().batch_get_trace_infos(list(trace_ids))
+        self._do_without_columns()
+        return {info.trace_id: info.experiment_id for info in infos}
 
     def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        return self._get_store().log_spans(experiment_id, spans)
+        store = self._get_store()
+        _give_way(store)
+        return store.log_spans(experiment_id, spans)
 
-    def ended(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Sequence[Any]:
+    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        found, _ = self._get_store().search_traces(
+        columns, store = self._columns(), self._get_store()
+        if columns is not None:
+            try:
+                totals: Mapping[str, TraceTotals] = columns.totals_of(store, trace_ids)
+                return totals
+            except Exception as error:
+                _raise_if_busy(error)
+        found, _ = store.search_traces(
             locations=list(experiment_ids), filter_string=ended_filter(trace_ids), max_results=len(trace_ids)
         )
-        return list(found)
+        infos = {info.trace_id: info for info in found}
+        traces = store.batch_get_traces(list(infos)) if infos else []
+        self._do_without_columns()
+        return {trace.info.trace_id: totals_from(infos[trace.info.trace_id], trace.data.spans) for trace in traces}
 
-    def spans_of(self, trace_ids: Collection[str]) -> Mapping[str, Sequence[Any]]:
+    def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        traces = self._get_store().batch_get_traces(list(trace_ids))
-        return {trace.info.trace_id: trace.data.spans for trace in traces}
-
-    def set_metadata(self, info: Any, metadata: Mapping[str, str]) -> None:
-        """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
-        self._get_store().start_trace(with_metadata(info, metadata))
+        store = self._get_store()
+        _give_way(store)
+        for info in store.batch_get_trace_infos([trace_id]):
+            store.start_trace(with_metadata(info, metadata))
 
     def workspaces(self) -> Iterable[str]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
@@ -89,20 +95,61 @@ class SqlStore:
 
         return [workspace.name for workspace in _get_workspace_store().list_workspaces()]
 
+    def _columns(self) -> Any:
+        """Return the module that reads the store's tables; ``None`` if they have changed."""
+        if self._knows_columns:
+            try:
+                from agent_gateway_client.server.export import mlflow_columns
+            except ImportError:
+                self._do_without_columns()
+            else:
+                return mlflow_columns
+        return None
+
+    def _do_without_columns(self) -> None:
+        self._knows_columns = False
+        warn_once(
+            "export.columns",
+            "mlflow %s has changed its tables of traces; the slower look-up through its API is used. Upgrade "
+            "agent-gateway-client.",
+            version_of("mlflow"),
+        )
+
+
+def _give_way(store: Any) -> None:
+    """Wait while so many connections are in use that another write could make MLflow's own writes fail.
+
+    ``log_spans()`` and ``start_trace()`` check out a second connection while they hold one. If fifteen of them hold
+    all connections of a pool (the default maximum), each waits for a second one until a write times out after 30 s.
+    """
+    pool: Any = getattr(getattr(store, "engine", None), "pool", None)
+    if not hasattr(pool, "checkedout"):
+        # SQLAlchemy does not pool connections, or does not count them.
+        return
+    deadline = time.monotonic() + _GIVE_WAY_SECONDS
+    while 0 < pool.size() <= pool.checkedout() and time.monotonic() < deadline:
+        time.sleep(_GIVE_WAY_STEP_SECONDS)
+
+
+def _raise_if_busy(error: Exception) -> None:
+    if getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":
+        raise error
+    logger.debug("Could not read the columns of traces", exc_info=True)
+
 
 def ended_filter(trace_ids: Iterable[str]) -> str:
-    """Return the filter of a search for those of the traces that their callers have ended."""
+    """Return a search filter for those of the traces that their callers have ended."""
     return f"{ids_filter(trace_ids)} AND metadata.`{FINALIZED}` = 'true'"
 
 
 def ids_filter(trace_ids: Iterable[str]) -> str:
-    """Return the filter of a search for traces by their ids."""
+    """Return a search filter for traces by their ids."""
     wanted = ",".join(f"'{trace_id}'" for trace_id in trace_ids)
     return f"request_id IN ({wanted})"
 
 
 def with_metadata(info: Any, metadata: Mapping[str, str]) -> Any:
-    """Return what ``start_trace`` has to be given to set metadata of a trace and to leave all else as it is."""
+    """Return the argument of ``start_trace`` that sets metadata of a trace and changes nothing else."""
     from mlflow.entities import TraceInfo
 
     return TraceInfo(
@@ -116,27 +163,14 @@ def with_metadata(info: Any, metadata: Mapping[str, str]) -> Any:
     )
 
 
-def _experiments_by_columns(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
-    """Read two columns. ``batch_get_trace_infos()`` reads all of a trace but its spans, in a hundred times the time."""
-    from mlflow.store.tracking.dbmodels import models
-
-    table: Any = models.SqlTraceInfo
-    found: dict[str, str] = {}
-    with store.ManagedSessionMaker() as session:
-        query = store._trace_query(session).with_entities(table.request_id, table.experiment_id)
-        wanted = query.filter(table.request_id.in_(trace_ids))
-        found.update((trace_id, str(experiment_id)) for trace_id, experiment_id in wanted)
-    return found
-
-
 def server_store() -> Any:
-    """Return the tracking store of the MLflow server that this runs in.
+    """Return the tracking store of the MLflow server in this process.
 
     Raises:
         Unavailable: MLflow has moved it.
     """
     try:
-        # What MLflow's own OTLP endpoint uses; the public clients would open a second connection pool.
+        # MLflow's own OTLP endpoint uses it too; the public clients would open a second connection pool.
         from mlflow.server.handlers import _get_tracking_store
     except ImportError as error:
         raise Unavailable(

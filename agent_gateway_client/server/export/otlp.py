@@ -1,7 +1,7 @@
 """Any OpenTelemetry collector or back end as a destination, over OTLP/HTTP.
 
-OpenTelemetry's own variables say where and how (``OTEL_EXPORTER_OTLP_*``), and what the resource is
-(``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``).
+It is configured by OpenTelemetry's variables: ``OTEL_EXPORTER_OTLP_*``, and ``OTEL_SERVICE_NAME`` and
+``OTEL_RESOURCE_ATTRIBUTES`` for the resource.
 """
 
 import logging
@@ -30,7 +30,7 @@ from agent_gateway_client.server.export.destination import (
 from agent_gateway_client.server.mirror import Convention
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-"""OpenTelemetry's own variables that say where spans go; they are read when the destination is made."""
+"""OpenTelemetry's variables for the endpoint; read when the destination is created."""
 
 _DEFAULT_ENDPOINT = "http://localhost:4318"
 
@@ -44,14 +44,14 @@ _FILE_VARIABLES = (
 )
 
 _UNAVAILABLE = {401, 403, 404, 408, 409, 425, 429, 502, 503, 504}
-"""What an operator or time can mend. 401, 403 and 404 are about the endpoint and the credentials, and not the spans."""
+"""Statuses to retry. 401, 403 and 404 are about the endpoint and the credentials, not about the spans."""
 
 
 class OtlpDestination(Destination):
-    """A collector or back end that takes the spans of any trace.
+    """A collector or back end, which accepts spans of any trace.
 
     Raises:
-        ConfigurationError: A variable has a value that cannot work.
+        ConfigurationError: A variable has an invalid value.
         MissingDependencyError: OpenTelemetry's exporter is not installed.
     """
 
@@ -82,14 +82,14 @@ class OtlpDestination(Destination):
     def _connect(self) -> None:
         from requests import Response, Session
 
-        # The exporter itself does not tell why it failed, nor what was taken.
+        # The exporter itself reports neither the failure nor a partial success.
         self._answer: Any = None
 
         def note_answer(response: Response, *_: Any, **__: Any) -> None:
             self._answer = response
 
         class CertificateFirst(Session):
-            """A session whose own certificate goes before REQUESTS_CA_BUNDLE, unlike those of requests."""
+            """A session whose own certificate takes precedence over REQUESTS_CA_BUNDLE, unlike in requests."""
 
             def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
                 own = self.verify if verify is None else verify
@@ -123,29 +123,29 @@ class OtlpDestination(Destination):
             raise Unavailable(f"HTTP {status}", retry_after=float(after) if after.isdecimal() else None)
         if 400 <= status < 500:
             raise Refused(f"the OTLP endpoint answered {status}")
-        # The endpoint fails, of these spans or of all.
+        # The endpoint fails, perhaps only for these spans.
         raise ExportError(f"HTTP {status}")
 
     def after_fork(self) -> None:
-        """Connect anew: two processes must not write to one connection."""
+        """Open new connections: two processes must not share one."""
         self._connect()
 
 
 def _rejected_spans(answer: Any) -> int:
-    """Return how many spans the endpoint rejected of a request that it took (OTLP, partial success); warn of them."""
+    """Return the number of rejected spans of an accepted request (OTLP, partial success), and warn once."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
     try:
         rejected = int(ExportTraceServiceResponse.FromString(answer.content).partial_success.rejected_spans)
     except DecodeError:
-        # Some answer in JSON, or with nothing at all.
+        # Some endpoints answer in JSON, or with an empty body.
         return 0
     if rejected:
-        logger.debug("The OTLP endpoint rejected %d spans of a request that it took", rejected)
+        logger.debug("The OTLP endpoint rejected %d spans of a request that it accepted", rejected)
         warn_once(
             "otlp.partial_success",
-            "The OTLP endpoint took a request and rejected %d of its spans; look at its log. This is said once.",
+            "The OTLP endpoint accepted a request and rejected %d of its spans; check its log. Logged once.",
             rejected,
         )
     return max(0, rejected)
@@ -161,12 +161,12 @@ def _check_endpoint(variable: str) -> None:
 def _check_file(variable: str) -> None:
     path = os.environ.get(variable, "")
     if path and not Path(path).is_file():
-        raise ConfigurationError(f"{variable} is {path!r}, and there is no such file; give the path of a PEM file.")
+        raise ConfigurationError(f"{variable} is {path!r}, which does not exist; give the path of a PEM file.")
 
 
 _sending: ContextVar[bool] = ContextVar("agent_gateway_client.sending", default=False)
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:
-    """Keep OpenTelemetry from logging each try of ours: many, while an endpoint is away. We log a summary."""
+    """Suppress OpenTelemetry's log line for each of our failed requests; we log a summary."""
     return not _sending.get()

@@ -1,4 +1,4 @@
-"""The exporter's second thread: sends the calls that are due, in batches, and keeps those that cannot be sent yet."""
+"""The exporter's sending thread: sends due calls in batches, and queues those again that cannot be sent yet."""
 
 import random
 import threading
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger
 from agent_gateway_client.server.export.counts import Counts, Reason, Tally, TroubleLog
 from agent_gateway_client.server.export.delivery import Outcome, deliver
@@ -13,45 +14,46 @@ from agent_gateway_client.server.export.destination import Destination
 from agent_gateway_client.server.export.waiting import (
     FIRST_PAUSE_SECONDS,
     LAST_PAUSE_SECONDS,
-    Held,
+    QueuedCall,
     WaitingCalls,
     pause_after,
 )
 from agent_gateway_client.server.observed.metrics import ExporterMeter
 
-MAX_BATCH = 200
-"""Calls that are sent together."""
-
 BATCH_SECONDS = 0.5
-"""From the begin of a batch to the next at least: of twenty calls together, each costs MLflow a quarter."""
+"""Minimum time between the starts of two batches: in a batch of twenty, a call costs MLflow a quarter."""
+
+MAX_REST_SECONDS = 5.0
+"""Maximum pause after a slow batch. The pause is as long as the batch took: a destination that is slow is also slow for
+its other users, and they come first."""
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 15.0
 
 _LOOKUP_SHARE = 0.02
-"""Of the time, what looking for traces that do not come may take; all around the look-ups takes as much again."""
+"""Maximum share of the time for look-ups of unknown traces; the work around them takes as much again."""
 
-_ELSEWHERE_SECONDS = 30.0
-"""How long a trace is unknown before it is looked for in other workspaces."""
+_OTHER_WORKSPACES_SECONDS = 30.0
+"""How long a trace is unknown before it is looked up in other workspaces."""
 
 
 class Sender:
-    """Sends what waits.
+    """Sends the queued calls.
 
     Args:
-        destination: Where to.
-        waiting: The calls that wait.
-        tally: Where what becomes of them is counted.
-        changed: Notified when something has changed for those who wait.
-        log: Where trouble is logged.
+        destination: Where to send them.
+        waiting: The queue.
+        tally: Counts the outcomes.
+        changed: Notified after each batch.
+        log: Logs problems.
         wait_seconds: How long a call waits for its trace.
-        counts: Returns what became of all calls so far.
+        counts: Returns the outcomes of all calls so far.
         meter: Records the metrics.
 
     Attributes:
-        problem: Why the last calls were not taken; ``None`` if they were.
-        last_problem: The last such reason, and when that was, in seconds since the epoch.
-        is_tended: Whether the last batch is done with, and the destination has done all it can after it.
+        problem: Why the last calls were not accepted; ``None`` if they were.
+        last_problem: The last such reason, and its time in seconds since the epoch.
+        is_idle: Whether the last batch is finished, including the destination's maintenance.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Sender:
         self.last_problem: tuple[str, float] | None = None
         self._meter = meter
         self._warm_up: list[Callable[[], object]] = []
-        self.is_tended = True
+        self.is_idle = True
         self._destination = destination
         self._waiting = waiting
         self._tally = tally
@@ -81,39 +83,39 @@ class Sender:
         self._is_stopped = False
         self._retry_at = 0.0
         self._retry_pause = FIRST_RETRY_SECONDS
-        self._tend_at: float | None = None
+        self._maintain_at: float | None = None
 
     def run(self) -> None:
-        """Send for ever."""
+        """Send until the process ends."""
         while self._warm_up:
-            _run_harmlessly(self._warm_up.pop(0))
+            _run_guarded(self._warm_up.pop(0))
         while True:
             self._wait_for_work()
             begun = time.monotonic()
-            batch = self._waiting.take(begun, MAX_BATCH)
+            batch = self._waiting.take(begun, self._destination.max_batch)
             if batch:
                 self._is_stopped = False
-                # Before anything is counted: who waits until nothing waits any more shall also see what is logged.
-                self.is_tended = False
+                # Before anything is counted, so that a flush also waits for what is logged.
+                self.is_idle = False
                 self._send(batch)
-            self._tend()
+            self._maintain()
             with self._changed:
                 self._changed.notify_all()
-            if len(batch) < MAX_BATCH:
-                self.rest_after(begun)
+            if len(batch) < self._destination.max_batch:
+                self.wait_for_next_batch(begun, at_least=min(time.monotonic() - begun, MAX_REST_SECONDS))
 
     def warm_up_with(self, functions: Iterable[Callable[[], object]]) -> None:
-        """Have functions called in the thread before it sends anything. Has no effect once it runs."""
+        """Call functions in the thread before it sends anything. Has no effect once it runs."""
         self._warm_up += functions
 
-    def rest_after(self, begun: float) -> None:
-        """Wait until it is time for another batch after one that began then, unless somebody waits for it."""
+    def wait_for_next_batch(self, begun: float, *, at_least: float = 0.0) -> None:
+        """Wait until ``BATCH_SECONDS`` after the start of the last batch; not during a flush."""
         with self._changed:
-            self._changed.wait_for(lambda: self._flushing, max(0.0, begun + BATCH_SECONDS - time.monotonic()))
+            self._changed.wait_for(lambda: self._flushing, max(at_least, begun + BATCH_SECONDS - time.monotonic()))
 
     @contextmanager
     def flushing(self) -> Iterator[None]:
-        """Let what waits be due now, and pauses be short, for as long as the context lasts."""
+        """Make all queued calls due and shorten pauses while the context lasts."""
         with self._changed:
             self._flushing += 1
             self._retry_at = 0.0
@@ -125,29 +127,29 @@ class Sender:
             with self._changed:
                 self._flushing -= 1
 
-    def drop_what_comes_back(self) -> None:
-        """Drop the calls of the batch that is being sent if it fails: the process stops."""
+    def drop_failed_batch(self) -> None:
+        """Drop the calls of the current batch, and do not queue them again, if it fails: the process stops."""
         self._is_stopped = True
 
     def _wait_for_work(self) -> None:
         with self._changed:
             while True:
                 now = time.monotonic()
-                if self._flushing and not self.is_tended:
+                if self._flushing and not self.is_idle:
                     return
                 due = self._waiting.next_due()
-                times = [self._tend_at] if due is None else [max(due, self._retry_at), self._tend_at]
+                times = [self._maintain_at] if due is None else [max(due, self._retry_at), self._maintain_at]
                 known = [at for at in times if at is not None]
                 if known and min(known) <= now:
                     return
                 self._changed.wait(min(known) - now if known else None)
 
-    def _send(self, batch: list[Held]) -> None:
+    def _send(self, batch: list[QueuedCall]) -> None:
         outcome = Outcome(again=batch, trouble="an unexpected error", is_away=True)
         try:
             outcome = deliver(batch, self._destination)
         finally:
-            # Also where the thread dies: the next one sends what this one has taken.
+            # Also if the thread dies: the next one sends the batch.
             self._settle(outcome)
 
     def _settle(self, outcome: Outcome) -> None:
@@ -165,11 +167,11 @@ class Sender:
         self._log.dropped(self._counts())
         now_ns = time.time_ns()
         self._meter.note(
-            self._counts, [max(0, now_ns - (held.call.end_time_ns or now_ns)) / 1e9 for held in outcome.sent]
+            self._counts, [max(0, now_ns - (queued.call.end_time_ns or now_ns)) / 1e9 for queued in outcome.sent]
         )
 
     def _put_back(self, outcome: Outcome) -> int:
-        """Let calls wait on. Returns how many were given up for them."""
+        """Queue calls again. Returns how many were dropped for them."""
         now = time.monotonic()
         if self._is_stopped:
             self._tally.drop(Reason.STOPPED, len(outcome.again) + len(outcome.unknown))
@@ -182,53 +184,53 @@ class Sender:
             self._retry_pause = FIRST_RETRY_SECONDS
         given_up = self._waiting.put(outcome.again, now if outcome.is_away else now + self._pause_of_a_place(outcome))
         least = self._least_pause(outcome)
-        for held in self._still_unknown(outcome.unknown, now):
-            pause = FIRST_PAUSE_SECONDS if self._flushing else max(least, pause_after(now - held.since))
-            given_up += self._waiting.put([held], now + pause)
+        for queued in self._still_unknown(outcome.unknown, now):
+            pause = FIRST_PAUSE_SECONDS if self._flushing else max(least, pause_after(now - queued.since))
+            given_up += self._waiting.put([queued], now + pause)
         return len(given_up)
 
     def _least_pause(self, outcome: Outcome) -> float:
-        """Return the pause after which look-ups take no more than their share of the time, where many calls wait."""
-        beyond_one_batch = max(0, len(self._waiting) - MAX_BATCH)
-        seconds = outcome.looked_up_in * beyond_one_batch / MAX_BATCH
+        """Return the pause that limits look-ups to their share of the time when many calls are queued."""
+        batch = self._destination.max_batch
+        seconds = outcome.looked_up_in * max(0, len(self._waiting) - batch) / batch
         return min(seconds / _LOOKUP_SHARE, LAST_PAUSE_SECONDS)
 
     def _pause_of_a_place(self, outcome: Outcome) -> float:
         return FIRST_PAUSE_SECONDS if self._flushing else outcome.retry_after or LAST_RETRY_SECONDS
 
-    def _still_unknown(self, unknown: list[Held], now: float) -> list[Held]:
-        """Drop the calls that have waited too long for their trace, or whose trace is in another workspace."""
+    def _still_unknown(self, unknown: list[QueuedCall], now: float) -> list[QueuedCall]:
+        """Drop calls that have waited too long for their trace, or whose trace is in another workspace."""
         left = []
         seek = []
-        for held in unknown:
-            if now - held.since > self._wait_seconds:
+        for queued in unknown:
+            if now - queued.since > self._wait_seconds:
                 self._tally.drop(Reason.UNKNOWN_TRACE, 1)
             else:
-                left.append(held)
-                if not held.sought_elsewhere and now - held.since > _ELSEWHERE_SECONDS:
-                    held.sought_elsewhere = True
-                    seek.append(held)
+                left.append(queued)
+                if not queued.searched_other_workspaces and now - queued.since > _OTHER_WORKSPACES_SECONDS:
+                    queued.searched_other_workspaces = True
+                    seek.append(queued)
         if not seek:
             return left
         try:
-            elsewhere = self._destination.elsewhere(dict.fromkeys(held.key for held in seek))
+            found = self._destination.find_in_other_workspaces(dict.fromkeys(queued.key for queued in seek))
         except Exception:
-            logger.debug("Could not look for traces in other workspaces", exc_info=True)
+            logger.debug("Could not look up traces in other workspaces", exc_info=True)
             return left
-        self._tally.drop(Reason.OTHER_WORKSPACE, sum(held.key in elsewhere for held in left))
-        return [held for held in left if held.key not in elsewhere]
+        self._tally.drop(Reason.OTHER_WORKSPACE, sum(queued.key in found for queued in left))
+        return [queued for queued in left if queued.key not in found]
 
-    def _tend(self) -> None:
+    def _maintain(self) -> None:
         everything = bool(self._flushing)
-        pause = self._destination.tend(everything=everything)
-        self._tend_at = None if pause is None else time.monotonic() + pause
+        pause = self._destination.maintain(everything=everything)
+        self._maintain_at = None if pause is None else time.monotonic() + pause
         if everything:
-            self.is_tended = True
+            self.is_idle = True
 
 
-def _run_harmlessly(function: Callable[[], object]) -> None:
-    try:
+def _run_guarded(function: Callable[[], object]) -> None:
+    with _warm_up_guard:
         function()
-    except Exception as error:
-        logger.debug("Could not warm up", exc_info=True)
-        logger.warning("Could not warm up (%s); the first call does what is missing.", type(error).__name__)
+
+
+_warm_up_guard = Guard("Could not warm up; the first call does it")

@@ -1,12 +1,12 @@
 """Keeps the tokens and the cost of a trace complete in MLflow.
 
-While a trace is open, MLflow adds up what its spans report. When the caller ends it, MLflow takes what the caller says
-of the whole trace, and what has been added up so far for what the caller does not say; what comes later is not added
-(``log_spans`` of MLflow's SQL store). Mirrors, and the caller's own last spans, do come later. On SQLite before MLflow
-3.18 two writes to one trace can lose each other's sums as well.
+While a trace is open, MLflow adds up what its spans report. When the caller ends the trace, MLflow records the caller's
+totals, or its own sums so far if the caller sends none; later spans are not added (``log_spans`` of MLflow's SQL
+store). Mirrors and the caller's last spans do come later. On SQLite before MLflow 3.18, concurrent writes to a trace
+can also lose sums.
 
-So each trace that got mirrors is looked at a moment after the last of them, once it has ended, and again some seconds
-later: where MLflow's own sum over the stored spans is more than what is recorded, it is recorded.
+So each trace with mirrors is checked shortly after its last mirror, once it has ended, and again some seconds later. If
+MLflow's own sum over the stored spans is greater than the recorded total, the sum is recorded.
 """
 
 import json
@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.names import mlflow_trace_id
@@ -24,22 +24,46 @@ if TYPE_CHECKING:
     from agent_gateway_client.server.export.mlflow import Store
 
 MAX_TRACES = 10_000
-"""Traces that are looked at later; beyond it the oldest are given up."""
+"""Maximum number of traces to check; the oldest are dropped."""
 
 FIRST_LOOK_SECONDS = 1.0
 SECOND_LOOK_SECONDS = 8.0
-"""MLflow's client sends the last of its own spans some 5 s after they have ended."""
+"""MLflow's client sends its last spans some 5 s after they end."""
 
 OPEN_SECONDS = 3_600.0
-"""How long a trace is waited for to end."""
+"""How long to wait for a trace to end."""
 
 _LAST_PAUSE_SECONDS = 30.0
 _PAUSE_SHARE = 0.2
 _MOST_AT_ONCE = 20
-"""Traces whose spans are read in one go; they hold the caller's payload until they are added up."""
+"""Traces whose spans are read at once; they contain the caller's payload."""
 
-_USAGE = "mlflow.trace.tokenUsage"
-_COST = "mlflow.trace.cost"
+FINALIZED = "mlflow.trace.infoFinalized"
+USAGE = "mlflow.trace.tokenUsage"
+COST = "mlflow.trace.cost"
+"""Keys of MLflow trace metadata: whether the caller has ended the trace, and the totals of its spans."""
+
+_TOTAL = {USAGE: "total_tokens", COST: "total_cost"}
+
+
+class TraceTotals(NamedTuple):
+    """Totals of an ended trace, by the metadata key ``USAGE`` (tokens) or ``COST`` (USD).
+
+    Attributes:
+        recorded: The totals that MLflow has recorded.
+        sums: MLflow's aggregates of the stored spans; ``None`` if no span reports any.
+    """
+
+    recorded: Mapping[str, float]
+    sums: Mapping[str, Mapping[str, float] | None]
+
+    def missing(self) -> dict[str, str]:
+        """Return the sums that exceed the recorded totals, as MLflow trace metadata."""
+        return {
+            name: json.dumps(total)
+            for name, total in self.sums.items()
+            if total and total[_TOTAL[name]] > self.recorded.get(name, 0) * (1 + 1e-9)
+        }
 
 
 @dataclass(slots=True)
@@ -51,7 +75,7 @@ class _Trace:
 
 
 class Totals:
-    """The traces whose totals are looked at later. Used in the exporter's thread only.
+    """The traces whose totals are to be checked. Used in the exporter's thread only.
 
     Args:
         store: MLflow's tracking store.
@@ -62,7 +86,11 @@ class Totals:
         self._traces: dict[TraceKey, _Trace] = {}
 
     def add(self, traces: Mapping[TraceKey, str]) -> None:
-        """Note traces that mirrors were stored in just now, with their experiments."""
+        """Schedule checks of traces that just got mirrors.
+
+        Args:
+            traces: The ids of the traces' experiments.
+        """
         now = time.monotonic()
         for key, experiment_id in traces.items():
             self._traces.pop(key, None)
@@ -70,14 +98,14 @@ class Totals:
         while len(self._traces) > MAX_TRACES:
             del self._traces[next(iter(self._traces))]
 
-    def tend(self, *, everything: bool = False) -> float | None:
-        """Look at the traces that are due. Never raises.
+    def maintain(self, *, everything: bool = False) -> float | None:
+        """Check the traces that are due. Never raises.
 
         Args:
-            everything: Whether all are.
+            everything: Whether to check all traces.
 
         Returns:
-            The seconds until the next one is due; ``None`` where there is none.
+            Seconds until the next check is due; ``None`` if there is none.
         """
         now = time.monotonic()
         due: defaultdict[str | None, list[TraceKey]] = defaultdict(list)
@@ -85,7 +113,7 @@ class Totals:
             if everything or trace.due <= now:
                 due[key.workspace].append(key)
         for workspace, keys in due.items():
-            # The more are due, the longer the calls that wait meanwhile would wait.
+            # In groups, which bounds the payload in memory.
             for start in range(0, len(keys), _MOST_AT_ONCE):
                 self._look_at(keys[start : start + _MOST_AT_ONCE], workspace, now)
         if not self._traces:
@@ -97,22 +125,22 @@ class Totals:
         try:
             with self._store.in_workspace(workspace):
                 experiments = {self._traces[key].experiment_id for key in keys}
-                infos = {info.trace_id: info for info in self._store.ended(by_id, experiments)}
-                changed = self._complete(infos)
+                ended = self._store.totals_of(by_id, experiments)
+                changed = self._complete(ended)
         except Exception as error:
             _warn(error)
-            infos, changed = {}, set()
+            ended, changed = {}, set()
         for trace_id, key in by_id.items():
-            self._schedule(key, now, is_ended=trace_id in infos, is_changed=trace_id in changed)
+            self._schedule(key, now, is_ended=trace_id in ended, is_changed=trace_id in changed)
 
-    def _complete(self, infos: Mapping[str, Any]) -> set[str]:
-        """Record the totals of ended traces that are not recorded. Returns the traces that were changed."""
+    def _complete(self, ended: Mapping[str, TraceTotals]) -> set[str]:
+        """Record missing totals of ended traces. Returns the ids of the changed traces."""
         changed = set()
-        for trace_id, spans in (self._store.spans_of(list(infos)) if infos else {}).items():
+        for trace_id, totals in ended.items():
             try:
-                metadata = missing_totals(infos[trace_id], spans)
+                metadata = totals.missing()
                 if metadata:
-                    self._store.set_metadata(infos[trace_id], metadata)
+                    self._store.set_metadata(trace_id, metadata)
                     changed.add(trace_id)
             except Exception as error:
                 _warn(error)
@@ -132,32 +160,25 @@ class Totals:
             trace.due = now + min(max(pause, FIRST_LOOK_SECONDS), _LAST_PAUSE_SECONDS)
 
 
-def missing_totals(info: Any, spans: Sequence[Any]) -> dict[str, str]:
-    """Return the totals of a trace that are more than what is recorded, as MLflow's trace metadata.
+def totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:
+    """Return the totals of an ended trace.
 
     Args:
         info: MLflow's ``TraceInfo``.
-        spans: All spans of the trace that are stored.
+        spans: All stored spans of the trace.
     """
     from mlflow.tracing.utils import aggregate_cost_from_spans, aggregate_usage_from_spans
 
-    sums = {
-        _USAGE: (aggregate_usage_from_spans(list(spans)), "total_tokens"),
-        _COST: (aggregate_cost_from_spans(list(spans)), "total_cost"),
-    }
-    missing = {}
-    for name, (total, key) in sums.items():
-        recorded = json.loads(info.trace_metadata.get(name) or "{}")
-        if total and total[key] > recorded.get(key, 0) * (1 + 1e-9):
-            missing[name] = json.dumps(total)
-    return missing
+    recorded = {name: json.loads(info.trace_metadata.get(name) or "{}").get(key, 0.0) for name, key in _TOTAL.items()}
+    sums = {USAGE: aggregate_usage_from_spans(list(spans)), COST: aggregate_cost_from_spans(list(spans))}
+    return TraceTotals(recorded, sums)
 
 
 def _warn(error: Exception) -> None:
     logger.debug("Could not complete the totals of a trace", exc_info=True)
     warn_once(
         "totals",
-        "MLflow did not let the totals of traces be completed (%s); tokens and cost of a trace may lack those of "
-        "its last calls. Its spans are complete. Details are logged at level DEBUG.",
+        "Could not complete the totals of a trace in MLflow (%s); its tokens and cost may lack those of its last "
+        "calls. Its spans are complete. Details are logged at level DEBUG.",
         type(error).__name__,
     )

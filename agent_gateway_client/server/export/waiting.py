@@ -1,7 +1,7 @@
-"""The calls that wait to be sent: bounded in number and in bytes, and due at times of their own.
+"""The queue of calls to send, bounded in calls and bytes.
 
-A call is due at once when it comes in. If the destination does not know its trace yet, all calls of that trace are due
-again after a pause that grows with the time they have waited.
+A call is due immediately. If the destination does not know its trace yet, all calls of that trace are due again after a
+pause that grows with the time they have waited.
 """
 
 import heapq
@@ -17,25 +17,25 @@ from agent_gateway_client.server.export.destination import TraceKey
 FIRST_PAUSE_SECONDS = 0.5
 LAST_PAUSE_SECONDS = 30.0
 _PAUSE_SHARE = 0.1
-"""Pause in terms of the time a trace has been looked for, so that a mirror is late by a tenth of that at most."""
+"""Pause as a share of the time that a trace has been unknown, so that a mirror is late by at most a tenth of it."""
 
 _CALL_BYTES = 1_200
 _ATTEMPT_BYTES = 500
-"""Of a call and of an attempt without their texts, with what the objects around them take. Measured on CPython 3.11."""
+"""Sizes of a call and of an attempt without texts, including the surrounding objects. Measured on CPython 3.11."""
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """A call that waits.
+class QueuedCall:
+    """A queued call.
 
     Attributes:
-        call: The call; its facts are complete.
-        key: The trace that it belongs to.
-        number: Grows with each call that comes in.
-        since: When it came in, in seconds of the monotonic clock.
-        size: Bytes, estimated.
+        call: The call, with all its facts.
+        key: Its trace.
+        number: Increases with each call.
+        since: When it was added, in seconds of the monotonic clock.
+        size: Estimated bytes.
         failures: How often the destination refused it when it was sent alone.
-        sought_elsewhere: Whether its trace was looked for in other workspaces.
+        searched_other_workspaces: Whether its trace was looked up in other workspaces.
     """
 
     call: GatewayCall
@@ -44,22 +44,22 @@ class Held:
     since: float
     size: int
     failures: int = 0
-    sought_elsewhere: bool = False
+    searched_other_workspaces: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class _Trace:
     due: float
     since: float
-    calls: dict[int, Held] = field(default_factory=dict)
+    calls: dict[int, QueuedCall] = field(default_factory=dict)
 
 
 class WaitingCalls:
-    """The calls of one exporter that wait. Safe to use from several threads.
+    """The queue of one exporter; thread-safe.
 
     Args:
-        max_calls: Calls that may wait; beyond it the oldest are given up.
-        max_bytes: Bytes that they may take; beyond it the oldest are given up.
+        max_calls: Maximum number of calls; the oldest are dropped.
+        max_bytes: Maximum size of all calls; the oldest are dropped.
     """
 
     def __init__(self, max_calls: int, max_bytes: int) -> None:
@@ -67,7 +67,7 @@ class WaitingCalls:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._traces: dict[TraceKey, _Trace] = {}
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, QueuedCall] = {}
         self._by_age: list[int] = []
         self._by_due: list[tuple[float, int, TraceKey]] = []
         self._bytes = 0
@@ -77,33 +77,33 @@ class WaitingCalls:
     def __len__(self) -> int:
         return len(self._held)
 
-    def add(self, call: GatewayCall, now: float) -> list[Held]:
-        """Add a call that is due now. Returns the calls that were given up for it."""
+    def add(self, call: GatewayCall, now: float) -> list[QueuedCall]:
+        """Add a call that is due now. Returns the calls that were dropped for it."""
         key = TraceKey(call.parent.trace_id, call.workspace)
-        held = Held(call, key, next(self._numbers), now, size_of(call))
-        return self.put([held], now)
+        queued = QueuedCall(call, key, next(self._numbers), now, size_of(call))
+        return self.put([queued], now)
 
-    def put(self, calls: Iterable[Held], due: float) -> list[Held]:
-        """Put calls back, which are due at the given time. Returns the calls that were given up for them."""
+    def put(self, calls: Iterable[QueuedCall], due: float) -> list[QueuedCall]:
+        """Put calls back, due at the given time. Returns the calls that were dropped for them."""
         with self._lock:
-            for held in calls:
-                self._held[held.number] = held
-                self._bytes += held.size
-                heapq.heappush(self._by_age, held.number)
-                trace = self._traces.get(held.key)
+            for queued in calls:
+                self._held[queued.number] = queued
+                self._bytes += queued.size
+                heapq.heappush(self._by_age, queued.number)
+                trace = self._traces.get(queued.key)
                 if trace is None:
-                    trace = self._traces[held.key] = _Trace(due, held.since)
-                    self._schedule(held.key, due)
+                    trace = self._traces[queued.key] = _Trace(due, queued.since)
+                    self._schedule(queued.key, due)
                 elif due < trace.due:
                     trace.due = due
-                    self._schedule(held.key, due)
-                trace.since = min(trace.since, held.since)
-                trace.calls[held.number] = held
+                    self._schedule(queued.key, due)
+                trace.since = min(trace.since, queued.since)
+                trace.calls[queued.number] = queued
             return self._overflow()
 
-    def take(self, now: float, most: int) -> list[Held]:
-        """Take calls that are due, the oldest of each trace first, at most so many. They no longer count as waiting."""
-        taken: list[Held] = []
+    def take(self, now: float, most: int) -> list[QueuedCall]:
+        """Remove and return at most ``most`` due calls, the oldest of each trace first."""
+        taken: list[QueuedCall] = []
         with self._lock:
             while self._by_due and self._by_due[0][0] <= now and len(taken) < most:
                 due, _, key = heapq.heappop(self._by_due)
@@ -114,10 +114,10 @@ class WaitingCalls:
                     taken.append(self._remove(number))
                 if key in self._traces:
                     self._schedule(key, due)
-        return sorted(taken, key=lambda held: (held.failures, held.number))
+        return sorted(taken, key=lambda queued: (queued.failures, queued.number))
 
     def next_due(self) -> float | None:
-        """Return when the next call is due; ``None`` where none waits."""
+        """Return when the next call is due; ``None`` if the queue is empty."""
         with self._lock:
             while self._by_due:
                 due, _, key = self._by_due[0]
@@ -128,7 +128,7 @@ class WaitingCalls:
             return None
 
     def make_due(self, due: float) -> None:
-        """Let all that wait longer be due at the given time."""
+        """Make all calls that are due later due at the given time."""
         with self._lock:
             for key, trace in self._traces.items():
                 if due < trace.due:
@@ -136,7 +136,7 @@ class WaitingCalls:
                     self._schedule(key, due)
 
     def clear(self) -> int:
-        """Give all up. Returns how many they were."""
+        """Drop all calls. Returns how many there were."""
         with self._lock:
             count = len(self._held)
             self._traces.clear()
@@ -149,23 +149,23 @@ class WaitingCalls:
     def _schedule(self, key: TraceKey, due: float) -> None:
         heapq.heappush(self._by_due, (due, next(self._pushes), key))
 
-    def _remove(self, number: int) -> Held:
-        held = self._held.pop(number)
-        self._bytes -= held.size
-        trace = self._traces[held.key]
+    def _remove(self, number: int) -> QueuedCall:
+        queued = self._held.pop(number)
+        self._bytes -= queued.size
+        trace = self._traces[queued.key]
         del trace.calls[number]
         if not trace.calls:
-            del self._traces[held.key]
-        return held
+            del self._traces[queued.key]
+        return queued
 
-    def _overflow(self) -> list[Held]:
-        given_up: list[Held] = []
+    def _overflow(self) -> list[QueuedCall]:
+        given_up: list[QueuedCall] = []
         while self._held and (len(self._held) > self._max_calls or self._bytes > self._max_bytes):
             number = heapq.heappop(self._by_age)
             if number in self._held:
                 given_up.append(self._remove(number))
         if len(self._by_age) > 4 * len(self._held) + 1000:
-            # Numbers of calls that were sent long ago.
+            # Drop the numbers of calls that were sent long ago.
             self._by_age = sorted(self._held)
         if len(self._by_due) > 4 * len(self._traces) + 1000:
             self._by_due = [(trace.due, next(self._pushes), key) for key, trace in self._traces.items()]
@@ -174,12 +174,12 @@ class WaitingCalls:
 
 
 def pause_after(seconds: float) -> float:
-    """Return how long to wait before a trace is looked for again that has been looked for so many seconds."""
+    """Return the pause in seconds before the next look-up of a trace that has been unknown for ``seconds``."""
     return min(max(seconds * _PAUSE_SHARE, FIRST_PAUSE_SECONDS), LAST_PAUSE_SECONDS)
 
 
 def size_of(call: GatewayCall) -> int:
-    """Estimate the bytes that a call takes while it waits."""
+    """Estimate the size of a queued call in bytes."""
     texts = (call.endpoint, call.endpoint_id, call.request_type, call.server_address, call.error_type)
     size = _CALL_BYTES + _bytes_of((*texts, call.workspace, call.user))
     for attempt in call.attempts:

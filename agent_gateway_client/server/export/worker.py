@@ -1,4 +1,4 @@
-"""A daemon thread that is started when there is work, and again when it has died."""
+"""A daemon thread that is started on demand, and restarted if it has died."""
 
 import threading
 from collections.abc import Callable
@@ -9,8 +9,8 @@ class Worker:
 
     Args:
         name: The thread's name.
-        run: What it does.
-        on_failure: Called where the thread cannot be started: the system has no thread left, or the interpreter ends.
+        run: The thread's function.
+        on_failure: Called if the thread cannot be started: the system has no threads left, or the interpreter exits.
     """
 
     def __init__(self, name: str, run: Callable[[], None], on_failure: Callable[[RuntimeError], None]) -> None:
@@ -21,7 +21,7 @@ class Worker:
         self.is_running = False
 
     def start(self) -> None:
-        """Start the thread unless it runs."""
+        """Start the thread unless it is running."""
         with self._lock:
             if self.is_running:
                 return

@@ -1,14 +1,19 @@
 """The LiteLLM Proxy: ``litellm_settings: {callbacks: agent_gateway_client.server.litellm_proxy.mirror}``.
 
-LiteLLM calls a callback's methods at each step of a request, with its headers at hand: before a provider is asked, when
-a deployment has failed or answered, when the response is ready or has streamed by, and at last with tokens and cost,
-from a queue. A mirror is handed on when the request has ended and its tokens are known.
+LiteLLM calls a callback's methods at each step of a request: before a provider is called, when a deployment has failed
+or answered, when the response is ready or a stream has ended, and finally, from a queue, with tokens and cost. A mirror
+is submitted when the request has ended and its tokens are known.
 
-The hooks ``async_pre_call_hook`` and ``async_pre_call_deployment_hook`` are left alone on purpose: LiteLLM takes a
-callback that has them for one that changes requests, and then switches its cache-aware routing off.
+This package uses one word for each of LiteLLM's dictionaries:
 
-With its own headers LiteLLM reads only one line of each name, so a request with two ``traceparent`` lines is taken for
-one with the last of them.
+* ``event``: the argument of a callback's method, whatever LiteLLM calls it (``kwargs``, ``data``, ``request_data``);
+* ``request``: the event's ``proxy_server_request``, the HTTP request of the caller;
+* ``payload``: the event's ``standard_logging_object``, a ``StandardLoggingPayload``.
+
+The hooks ``async_pre_call_hook`` and ``async_pre_call_deployment_hook`` are not used: LiteLLM assumes that a callback
+with these hooks changes requests, and disables its cache-aware routing.
+
+LiteLLM keeps one line per header name, so of a request with two ``traceparent`` lines the last one is used.
 """
 
 from typing import Any
@@ -29,7 +34,7 @@ from agent_gateway_client.server.litellm_proxy._process import mirror_from_envir
 __all__ = ["LiteLLMProxyMirror"]
 
 mirror: LiteLLMProxyMirror
-"""What the proxy's configuration names. It is made at the first use, as the environment says."""
+"""The callback for the proxy's configuration. Created from the environment at the first use."""
 
 
 def __getattr__(name: str) -> Any:

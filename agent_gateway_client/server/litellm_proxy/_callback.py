@@ -1,4 +1,4 @@
-"""What LiteLLM calls at each step of a request, and what becomes of the request's call."""
+"""The callback that LiteLLM calls at each step of a request."""
 
 import asyncio
 import time
@@ -10,28 +10,30 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._guard import Guard
+from agent_gateway_client._log import version_of, warn_once
 from agent_gateway_client.active_span import model_call
+from agent_gateway_client.server.authorization import MAX_SECONDS, MayJoin, authorize, timeouts
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
 from agent_gateway_client.server.export import Exporter
-from agent_gateway_client.server.joining import MAX_SECONDS, MayJoin, joins, unanswered
 from agent_gateway_client.server.litellm_proxy._calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
-from agent_gateway_client.server.litellm_proxy._facts import Facts, ends_stream
+from agent_gateway_client.server.litellm_proxy._facts import Event, ends_stream
 from agent_gateway_client.server.observed.companion import Companion
 from agent_gateway_client.server.probe import answer, scan_headers
-from agent_gateway_client.server.upstreams import UpstreamRequests, reached_gateways, span_id_of_attempt_under_way
+from agent_gateway_client.server.upstreams import UpstreamRequests, instrument_upstreams, span_id_of_attempt_under_way
 
 
 class LiteLLMProxyMirror(CustomLogger):
     """Mirrors the requests of a LiteLLM Proxy into their callers' traces.
 
     Args:
-        exporter: Where the calls are sent to.
-        may_join: Which requests may join the trace that they name. It gets ``path`` and ``headers`` of the ASGI scope,
-            and as ``user`` LiteLLM's ``UserAPIKeyAuth``, which is ``None`` on routes that tell no hook (pass-through).
+        exporter: Sends the calls.
+        may_join: Returns whether a request may join the trace of its ``traceparent``. It gets ``path`` and ``headers``
+            of the ASGI scope, and as ``user`` LiteLLM's ``UserAPIKeyAuth``, which is ``None`` on routes without hooks
+            (pass-through).
 
     Raises:
-        ConfigurationError: ``AGENT_GATEWAY_URLS``, the providers that are gateways too, holds what is no URL.
+        ConfigurationError: ``AGENT_GATEWAY_URLS``, the upstream gateways, has a value that is not a URL.
     """
 
     def __init__(self, exporter: Exporter, may_join: MayJoin | None = None) -> None:
@@ -39,21 +41,21 @@ class LiteLLMProxyMirror(CustomLogger):
         self._may_join = may_join
         self._deciding: set[asyncio.Task[None]] = set()
         self._is_stopping = False
-        self._given_up = False
-        self._upstream_gateways = reached_gateways()
+        self._stopped_waiting = False
+        self._upstream_gateways = instrument_upstreams()
         self.exporter = exporter
         self.companion = Companion(exporter, may_join, self._upstream_gateways)
         if not hasattr(CustomLogger, "async_post_call_failure_deployment_hook"):
             warn_once(
                 "litellm_proxy.failures",
-                "litellm %s does not tell why an attempt has failed if another one follows it: mirrors say "
-                "CancelledError there. Upgrade to litellm 1.100 or newer.",
+                "litellm %s does not report why an attempt has failed if another one follows; its error in mirrors is "
+                "CancelledError. Upgrade to litellm 1.100 or newer.",
                 version_of("litellm"),
             )
-        self._calls = OpenCalls(self._hand_on)
+        self._calls = OpenCalls(self._submit)
 
     def shutdown(self) -> None:
-        """Send what is known of all requests that have ended."""
+        """Send the calls of all requests that have ended."""
         self._is_stopping = True
         self._calls.close_ended()
         self.exporter.shutdown()
@@ -63,97 +65,97 @@ class LiteLLMProxyMirror(CustomLogger):
         model: str,
         healthy_deployments: list[Any],
         messages: Any,
-        request_kwargs: Facts | None = None,
+        request_kwargs: Event | None = None,
         parent_otel_span: Any = None,
     ) -> list[Any]:
-        """A deployment is about to be chosen, in the task that will ask its provider; any of them will do."""
-        with _harmless:
+        """A deployment is about to be chosen, in the task that will call its provider. Filters nothing."""
+        with _guard:
             if self._upstream_gateways and (open_call := self._calls.find(request_kwargs or {})):
                 span_id = partial(_attempt_span_id, open_call)
                 model_call.set(UpstreamRequests(open_call.call, self._upstream_gateways, span_id))
         return healthy_deployments
 
-    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Facts) -> None:
-        """A provider is about to be asked, or the proxy's own refusal of a request is being logged."""
-        with _harmless:
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Event) -> None:
+        """A provider is about to be called, or the proxy logs that it rejected a request."""
+        with _guard:
             if open_call := self._calls.find(kwargs):
-                open_call.read_request(kwargs)
-                if _NO_PROVIDER_IS_ASKED not in kwargs:
+                open_call.read_event(kwargs)
+                if _NO_PROVIDER_IS_CALLED not in kwargs:
                     open_call.begin_attempt(kwargs)
 
-    async def async_post_call_success_deployment_hook(self, request_data: Facts, response: Any, call_type: Any) -> None:
-        """A deployment has answered, and its answer is no stream."""
-        with _harmless:
+    async def async_post_call_success_deployment_hook(self, request_data: Event, response: Any, call_type: Any) -> None:
+        """A deployment has answered without a stream."""
+        with _guard:
             if open_call := self._calls.find(request_data, begin=False):
                 open_call.end_attempt(request_data)
 
     async def async_post_call_failure_deployment_hook(
-        self, request_data: Facts, exception: Exception, call_type: Any, fallback_depth: int | None = None
+        self, request_data: Event, exception: Exception, call_type: Any, fallback_depth: int | None = None
     ) -> None:
         """A deployment has failed; another may follow."""
-        with _harmless:
+        with _guard:
             if open_call := self._calls.find(request_data):
                 open_call.end_attempt(request_data, exception)
 
-    async def async_post_call_success_hook(self, data: Facts, user_api_key_dict: Any, response: Any) -> None:
-        """The response is ready, and is no stream."""
-        with _harmless:
+    async def async_post_call_success_hook(self, data: Event, user_api_key_dict: Any, response: Any) -> None:
+        """The response is ready and not a stream."""
+        with _guard:
             if open_call := self._calls.find(data):
                 open_call.user = user_api_key_dict
-                open_call.read_request(data)
+                open_call.read_event(data)
                 open_call.call.streaming = False
                 self._end(open_call)
 
     async def async_post_call_failure_hook(
-        self, request_data: Facts, original_exception: Exception, user_api_key_dict: Any, traceback_str: Any = None
+        self, request_data: Event, original_exception: Exception, user_api_key_dict: Any, traceback_str: Any = None
     ) -> None:
-        """The client is being told of an error."""
-        with _harmless:
+        """The client gets an error."""
+        with _guard:
             if open_call := self._calls.find(request_data):
                 open_call.user = user_api_key_dict
                 open_call.failed(request_data, original_exception)
                 self._calls.close(open_call)
 
     async def async_post_call_streaming_iterator_hook(
-        self, user_api_key_dict: Any, response: AsyncIterable[Any], request_data: Facts
+        self, user_api_key_dict: Any, response: AsyncIterable[Any], request_data: Event
     ) -> AsyncGenerator[Any, None]:
-        """The response is a stream, which is passed on as it is."""
+        """The response is a stream, which is passed on unchanged."""
         open_call = None
-        with _harmless:
+        with _guard:
             if open_call := self._calls.find(request_data):
                 open_call.user = user_api_key_dict
-                open_call.read_request(request_data)
+                open_call.read_event(request_data)
                 open_call.iterating = True
         now_ns: int | None = None
         last_chunks: deque[Any] = deque(maxlen=2)
         try:
             async for chunk in response:
                 if open_call is not None:
-                    # Before it is sent: the client cannot have it earlier, so its span contains the mirror.
+                    # Taken before the chunk is sent, so that the client's span contains the mirror.
                     is_first, now_ns = now_ns is None, time.time_ns()
                     if is_first:
                         open_call.saw_first_chunk(now_ns)
                     last_chunks.append(chunk)
                 yield chunk
         except (asyncio.CancelledError, GeneratorExit):
-            with _harmless:
-                # Many clients hang up as soon as they have the last event.
+            with _guard:
+                # Many clients disconnect as soon as they have the last event.
                 is_complete = any(map(ends_stream, last_chunks))
                 self._end(open_call, None if is_complete else CLIENT_DISCONNECT, now_ns if is_complete else None)
             raise
         except Exception as error:
-            with _harmless:
+            with _guard:
                 if open_call is not None:
-                    # On most routes, the failure hook comes next and knows the HTTP status.
+                    # On most routes the failure hook follows, with the HTTP status.
                     open_call.suspect_failure(error)
                     self._calls.close_after(NO_HOOK_SECONDS, open_call)
             raise
-        with _harmless:
+        with _guard:
             self._end(open_call, end_time_ns=now_ns)
 
-    async def async_log_success_event(self, kwargs: Facts, response_obj: Any, start_time: Any, end_time: Any) -> None:
+    async def async_log_success_event(self, kwargs: Event, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """The request's tokens and cost are known."""
-        with _harmless:
+        with _guard:
             if open_call := self._calls.find(kwargs, begin=False):
                 open_call.succeeded(kwargs, response_obj)
                 if open_call.end_time_ns is not None:
@@ -161,9 +163,9 @@ class LiteLLMProxyMirror(CustomLogger):
                 elif not open_call.iterating:
                     self._calls.close_after(NO_HOOK_SECONDS, open_call)
 
-    async def async_log_failure_event(self, kwargs: Facts, response_obj: Any, start_time: Any, end_time: Any) -> None:
-        """The request's first failure; of use where LiteLLM puts an error into a stream and calls no other hook."""
-        with _harmless:
+    async def async_log_failure_event(self, kwargs: Event, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """The request's first failure. Needed if LiteLLM puts an error into a stream and calls no other hook."""
+        with _guard:
             open_call = self._calls.find(kwargs, begin=False)
             if open_call is not None and open_call.iterating:
                 open_call.suspect_failure(kwargs.get("exception"))
@@ -172,14 +174,14 @@ class LiteLLMProxyMirror(CustomLogger):
 
     async def async_post_call_response_headers_hook(
         self,
-        data: Facts,
+        data: Event,
         user_api_key_dict: Any,
         response: Any,
         request_headers: Mapping[str, str] | None = None,
         litellm_call_info: Any = None,
     ) -> dict[str, str] | None:
-        """Answer a caller whom the proxy has let in, and who asks whether the companion is there."""
-        with _harmless:
+        """Answer the probe of a caller that the proxy has authenticated."""
+        with _guard:
             lines = [(name.encode(), value.encode()) for name, value in (request_headers or {}).items()]
             _, is_probe = scan_headers(lines)
             if is_probe:
@@ -187,41 +189,41 @@ class LiteLLMProxyMirror(CustomLogger):
                 return {name.decode(): value.decode()}
         return None
 
-    def _hand_on(self, open_call: OpenCall) -> None:
+    def _submit(self, open_call: OpenCall) -> None:
         call = open_call.close()
         if self._may_join is None:
             self.exporter.submit(call)
             return
-        before = unanswered()
+        before = timeouts()
         deciding = self._submit_if_it_joins(call, self._may_join, open_call.scope())
         try:
             loop = None if self._is_stopping else asyncio.get_running_loop()
         except RuntimeError:
             loop = None
         if loop is None:
-            # No loop has the time for it any more, or this is no loop's thread.
-            if self._given_up:
+            # The loop is stopping, or this thread has no loop.
+            if self._stopped_waiting:
                 deciding.close()
                 return
-            thread = Thread(target=asyncio.run, args=(deciding,), name="agent-gateway-joining", daemon=True)
+            thread = Thread(target=asyncio.run, args=(deciding,), name="agent-gateway-authorize", daemon=True)
             thread.start()
             thread.join(MAX_SECONDS + 1.0)
-            # A stop must not wait as long for each of its calls.
-            self._given_up = thread.is_alive() or unanswered() > before
+            # After a timeout, do not wait again for each further call at a stop.
+            self._stopped_waiting = thread.is_alive() or timeouts() > before
         else:
             task = loop.create_task(deciding)
             self._deciding.add(task)
             task.add_done_callback(self._deciding.discard)
 
     async def _submit_if_it_joins(self, call: GatewayCall, may_join: MayJoin, scope: dict[str, Any]) -> None:
-        if await joins(may_join, scope):
+        if await authorize(may_join, scope):
             self.exporter.submit(call)
 
     def _end(self, open_call: OpenCall | None, error: str | None = None, end_time_ns: int | None = None) -> None:
         if open_call is None:
             return
         open_call.end(error, end_time_ns)
-        # What LiteLLM logs of a broken off stream are estimates, and sometimes nothing.
+        # After a broken stream LiteLLM's event has estimates, or does not come.
         if open_call.settled or error is not None:
             self._calls.close(open_call)
         else:
@@ -230,33 +232,12 @@ class LiteLLMProxyMirror(CustomLogger):
 
 def _attempt_span_id(open_call: OpenCall, call: GatewayCall) -> int:
     if call.attempt_under_way() is None:
-        # Not every provider's part of LiteLLM tells when it asks the provider.
+        # Not every provider in LiteLLM sends an event before its call.
         open_call.begin_attempt({})
     return span_id_of_attempt_under_way(call)
 
 
-_NO_PROVIDER_IS_ASKED = "litellm_no_upstream_llm_call"
-"""The key that LiteLLM puts into the details of a request that the proxy itself has refused."""
+_NO_PROVIDER_IS_CALLED = "litellm_no_upstream_llm_call"
+"""LiteLLM sets this key in the event of a request that the proxy itself has rejected."""
 
-
-class _Harmless:
-    """What goes wrong in here costs a mirror, and not the request."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        logger.debug("A callback of LiteLLM could not be understood", exc_info=error)
-        warn_once(
-            "litellm_proxy.callback",
-            "litellm %s tells of its requests in a way that this version of agent-gateway-client does not understand "
-            "(%s); mirrors may be missing or incomplete. Upgrade agent-gateway-client.",
-            version_of("litellm"),
-            type(error).__name__,
-        )
-        return True
-
-
-_harmless = _Harmless()
+_guard = Guard("Could not read an event of LiteLLM; mirrors may be missing or incomplete", "litellm")

@@ -1,4 +1,4 @@
-"""The companion's own pages in the proxy, open to those who have a key of it."""
+"""The companion's pages in the proxy, for callers with one of its keys."""
 
 import sys
 from typing import Any
@@ -9,15 +9,15 @@ from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.observed.companion import Companion
 from agent_gateway_client.server.observed.pages import PATHS, closed, read_page
 
-_harmless = Guard("The proxy has no page /agent-gateway/status", "litellm")
+_guard = Guard("The proxy has no page /agent-gateway/status", "litellm")
 
 
 def add_pages(companion: Companion, token: str | None) -> None:
-    """Add the pages to the proxy that runs in this process, if one does. Never raises.
+    """Add the pages to the proxy in this process, if there is one. Never raises.
 
     Args:
-        companion: What they are about.
-        token: What opens them; without it, the proxy's keys do.
+        companion: The companion.
+        token: The token that callers must send; without it, one of the proxy's keys.
     """
     server: Any = sys.modules.get("litellm.proxy.proxy_server")
     if server is None:
@@ -26,12 +26,12 @@ def add_pages(companion: Companion, token: str | None) -> None:
     if app is None or key_auth is None:
         warn_once(
             "litellm_proxy.pages",
-            "litellm %s has its application where this version of agent-gateway-client does not find it; the proxy has "
-            "no page /agent-gateway/status. Upgrade agent-gateway-client.",
+            "litellm %s has moved its application; the proxy has no page /agent-gateway/status. Upgrade "
+            "agent-gateway-client.",
             version_of("litellm"),
         )
         return
-    with _harmless:
+    with _guard:
         from fastapi import Depends, Request, Response
 
         def serve(request: Request) -> Response:

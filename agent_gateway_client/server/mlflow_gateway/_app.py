@@ -1,4 +1,4 @@
-"""The application that MLflow's server runs: MLflow's own, and around it what mirrors the gateway's calls."""
+"""The application that MLflow's server runs: MLflow's own, wrapped by the companion."""
 
 import os
 import re
@@ -17,19 +17,19 @@ from mlflow.tracing.constant import SpanAttributeKey
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import Span, SpanProcessor
 
-from agent_gateway_client._log import logger, version_of, warn_once
+from agent_gateway_client._guard import Guard
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.names import mlflow_trace_id
 from agent_gateway_client.server.asgi import GatewayTracingMiddleware
 from agent_gateway_client.server.asgi.exchange import ASGIApp, Scope
+from agent_gateway_client.server.authorization import MAY_JOIN_VARIABLE, MayJoin, may_join_from_environment
 from agent_gateway_client.server.call import MAX_ATTEMPTS, Attempt, GatewayCall, Operation
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.export.environment import exporter_from_environment
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore, server_store
 from agent_gateway_client.server.export.otlp import ENDPOINT_VARIABLES, OtlpDestination
-from agent_gateway_client.server.joining import MAY_JOIN_VARIABLE, MayJoin, may_join_from_environment
 from agent_gateway_client.server.mlflow_gateway._permissions import may_write
 from agent_gateway_client.server.mlflow_gateway._spans import attribute, read_spans
 from agent_gateway_client.server.observed.pages import token_from_environment
@@ -38,11 +38,11 @@ from agent_gateway_client.server.reading.details import is_success
 from agent_gateway_client.server.upstreams import span_id_of_new_attempt
 
 APP_VARIABLE = "AGENT_GATEWAY_MLFLOW_APP"
-"""Names the MLflow app to wrap, like ``basic-auth``; unset, MLflow's plain one."""
+"""The MLflow app to wrap, like ``basic-auth``; by default MLflow without authentication."""
 
 CALLER_TRACE_ID = "agent_gateway.caller.traceId"
 CALLER_SPAN_ID = "agent_gateway.caller.spanId"
-"""Metadata of the gateway's own trace that point back at the caller."""
+"""Metadata of the gateway's own trace that refer to the caller's span."""
 
 _ROUTES: tuple[tuple[str, str, Operation], ...] = (
     (r"/mlflow/v1/chat/completions$", "unified/chat", "chat"),
@@ -55,7 +55,7 @@ _ROUTES: tuple[tuple[str, str, Operation], ...] = (
     (r"/typesafe/v1/systemone$", "passthrough/model/typesafe-systemone", "other"),
     (r"/proxy/[^/]+/", "proxy/raw", "other"),
 )
-"""The gateway's routes below its prefix, MLflow's own names for them, and what they do."""
+"""The gateway's routes below its prefix, MLflow's request types, and the operations."""
 
 _WORKSPACE_HEADER = b"x-mlflow-workspace"
 
@@ -63,7 +63,7 @@ _MAX_SPANS = MAX_ATTEMPTS * 4
 
 
 class _GatewaySpans:
-    """The gateway's own spans of one request, in the order in which they began."""
+    """The gateway's own spans of one request, in the order of their start."""
 
     __slots__ = ("spans",)
 
@@ -82,10 +82,10 @@ class _SpanObserver(SpanProcessor):
 
 
 class MlflowGateway(GatewayTracingMiddleware):
-    """MLflow's ASGI application with the calls of its AI Gateway mirrored."""
+    """MLflow's ASGI application with mirrors of the calls of its AI Gateway."""
 
     def __init__(self, app: ASGIApp, exporter: Exporter, may_join: MayJoin | None = None) -> None:
-        # MLflow's spans and its request's state name the endpoint, and the request's body need not.
+        # The endpoint comes from MLflow's spans or its request state, not from the request's body.
         super().__init__(app, exporter, endpoint=lambda scope: None, strip_trace_context=True, may_join=may_join)
         self._prefix = os.environ.get("_MLFLOW_STATIC_PREFIX", "").rstrip("/") + "/gateway"
         self._observer = _SpanObserver()
@@ -94,28 +94,28 @@ class MlflowGateway(GatewayTracingMiddleware):
     app_guards_pages = True
 
     def warm_up(self) -> Iterable[Callable[[], object]]:
-        """Return the import of LiteLLM, for which the first call of a worker would wait."""
+        """Return the import of LiteLLM, which would delay a worker's first call."""
         return [partial(import_module, "litellm")] if find_spec("litellm") else []
 
     def is_call(self, scope: Scope) -> bool:
-        """Tell whether a request goes to one of the gateway's routes."""
+        """Return whether a request is for one of the gateway's routes."""
         return bool(scope["method"] == "POST" and scope["path"].startswith(self._prefix + "/"))
 
     def application_scope(self, scope: Scope) -> Scope:
-        """Take the caller's trace context off the request: see the module's docstring."""
-        # MLflow notes in the request's state which endpoint it chose, which is all there is without usage tracking.
+        """Remove the caller's trace context from the request; see the package's docstring."""
+        # MLflow sets the chosen endpoint in the request's state, the only source without usage tracking.
         return {**super().application_scope(scope), "state": {**scope.get("state", {})}}
 
     def is_refused(self, call: GatewayCall, scope: Scope) -> bool:
-        """Tell whether MLflow turned the caller away: before it chose an endpoint, and not because a provider did.
+        """Return whether MLflow rejected the caller: a 401 or 403 before it chose an endpoint, not from a provider.
 
-        MLflow's authentication runs before its routes, so any other status comes after it.
+        MLflow's authentication runs before its routes, so any other status comes from an authenticated request.
         """
         return call.http_status in (401, 403) and not call.attempts and "endpoint_id" not in scope["state"]
 
     def observe(self, call: GatewayCall, scope: Scope) -> tuple[AbstractContextManager[Any], Finish | None]:
-        """Watch the gateway's own spans of this request, and let its trace point back at the caller's."""
-        self._keep_observing()
+        """Collect the gateway's own spans of this request, and set the caller's ids in its trace."""
+        self._attach_observer()
         path = scope["path"][len(self._prefix) :]
         for pattern, request_type, operation in _ROUTES:
             if re.match(pattern, path):
@@ -137,32 +137,27 @@ class MlflowGateway(GatewayTracingMiddleware):
         return _Observation(call, observed), finish
 
     def attempt_span_id(self, call: GatewayCall) -> int:
-        """Return the id of MLflow's span for the attempt under way; on its passthrough routes it has none yet."""
+        """Return the id of MLflow's span for the current attempt; on passthrough routes MLflow has none yet."""
         observed = _gateway_spans.get()
         for span in reversed(observed.spans if observed is not None else ()):
             if span.end_time is None and attribute(span, SpanAttributeKey.MODEL_PROVIDER) is not None:
                 return span.get_span_context().span_id
         return span_id_of_new_attempt(call)
 
-    def _keep_observing(self) -> None:
-        """Put the observer on MLflow's tracer provider, which MLflow replaces whenever its configuration changes."""
-        try:
+    def _attach_observer(self) -> None:
+        """Add the observer to MLflow's tracer provider, which MLflow replaces when its configuration changes."""
+        with _observer_guard:
             provider = mlflow.tracing.get_bridged_tracer_provider()
             if provider is not self._observed_provider and hasattr(provider, "add_span_processor"):
                 provider.add_span_processor(self._observer)
                 self._observed_provider = provider
-        except Exception:
-            logger.debug("MLflow's tracer provider cannot be observed", exc_info=True)
-            warn_once(
-                "mlflow_gateway.provider",
-                "mlflow %s does not let its spans be observed; mirrors have no provider attempts. "
-                "Upgrade agent-gateway-client.",
-                version_of("mlflow"),
-            )
+
+
+_observer_guard = Guard("Could not observe the spans of MLflow's gateway; mirrors have no provider attempts", "mlflow")
 
 
 class _Observation(AbstractContextManager[None]):
-    """The context that a request is served in."""
+    """The context in which a request is served."""
 
     def __init__(self, call: GatewayCall, observed: _GatewaySpans) -> None:
         self._observed = observed
@@ -183,9 +178,9 @@ class _Observation(AbstractContextManager[None]):
 
 
 def _workspace(path: str, header: bytes | None) -> str | None:
-    """Return the workspace that MLflow serves a request in; ``None`` where it has no workspaces.
+    """Return the workspace in which MLflow serves a request; ``None`` without workspaces.
 
-    Only a request that MLflow let pass gets here, so its workspace exists.
+    The workspace exists: this is called only for requests that MLflow accepted.
     """
     if not MLFLOW_ENABLE_WORKSPACES.get():  # type: ignore[no-untyped-call]
         return None
@@ -196,7 +191,7 @@ def _workspace(path: str, header: bytes | None) -> str | None:
 
 
 def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
-    """Add what MLflow notes of a request whose endpoint has usage tracking off, and so no spans."""
+    """Add the facts in MLflow's request state, for an endpoint without usage tracking and so without spans."""
     endpoint_id = state.get("endpoint_id")
     if isinstance(endpoint_id, str):
         with SqlStore(server_store).in_workspace(call.workspace):
@@ -204,17 +199,17 @@ def _read_state(call: GatewayCall, state: Mapping[str, Any]) -> None:
         call.endpoint_id, call.endpoint = endpoint_id, endpoint.name
         providers = {mapping.model_definition.provider for mapping in endpoint.model_mappings}
         if is_success(call) and not call.attempts and len(providers) == 1:
-            # The response tells the rest of the attempt that succeeded.
+            # The other facts of the successful attempt come from the response.
             call.add(Attempt(start_time_ns=call.start_time_ns, end_time_ns=call.end_time_ns))
         for attempt in call.attempts:
             attempt.provider = attempt.provider or (next(iter(providers)) if len(providers) == 1 else None)
 
 
 def create_app() -> ASGIApp:
-    """Make MLflow's application with the companion around it; what ``mlflow server --app-name agent-gateway`` runs.
+    """Return MLflow's application wrapped by the companion, for ``mlflow server --app-name agent-gateway``.
 
     Raises:
-        ConfigurationError: MLflow runs under another server than uvicorn, or a variable has a value that cannot work.
+        ConfigurationError: MLflow does not run under uvicorn, or a variable has an invalid value.
     """
     server = os.environ.get("_MLFLOW_SGI_NAME", "uvicorn")
     if server != "uvicorn":
@@ -226,12 +221,12 @@ def create_app() -> ASGIApp:
 
 
 def _exporter() -> Exporter:
-    """Return what sends the mirrors, and nothing else, where the environment says.
+    """Return the exporter, and keep its OTLP settings from MLflow.
 
-    MLflow reads the same variables: it would send its own traces there too, prompts and answers and all, and keep none
-    of them. Whoever wants that says so, by ``MLFLOW_ENABLE_OTLP_EXPORTER=true``.
+    MLflow reads the same variables: it would send its own traces, with prompts and answers, to the endpoint and no
+    longer store them. ``MLFLOW_ENABLE_OTLP_EXPORTER=true`` allows that.
     """
-    # The store is looked up at the first use: MLflow opens it when the first request comes.
+    # The store is looked up at the first use: MLflow opens it at the first request.
     exporter = exporter_from_environment(_own_store)
     if isinstance(exporter.destination, OtlpDestination) and "MLFLOW_ENABLE_OTLP_EXPORTER" not in os.environ:
         for variable in ENDPOINT_VARIABLES:
@@ -242,8 +237,8 @@ def _exporter() -> Exporter:
 def _own_store() -> MlflowDestination:
     """Return the server's own store as the destination.
 
-    With MLflow's users, a mirror is written only to an experiment that its caller may write to, unless the operator
-    says otherwise who may join.
+    With MLflow's authentication, a mirror is written only to an experiment that its caller may write to, unless the
+    operator has set ``AGENT_GATEWAY_MAY_JOIN``.
     """
     wrapped = _mlflow_apps().get(os.environ.get(APP_VARIABLE, ""))
     has_users = wrapped is not None and wrapped.module == "mlflow.server.auth"
@@ -252,18 +247,18 @@ def _own_store() -> MlflowDestination:
 
 
 def check_environment() -> None:
-    """Raise what a variable of the environment with a value that cannot work would raise later."""
+    """Raise now the errors that invalid environment variables would cause later."""
     _wrapped_app()
     exporter_from_environment(_own_store)
     may_join_from_environment()
     token_from_environment()
-    # Before MLflow is imported: it creates its own Prometheus metrics then.
+    # Before MLflow is imported, which creates its Prometheus metrics.
     make_directory()
     Gateways.from_environment()
 
 
 def _wrapped_app() -> Callable[[], ASGIApp]:
-    """Return what makes the MLflow application to wrap."""
+    """Return the factory of the MLflow application to wrap."""
     name = os.environ.get(APP_VARIABLE)
     if not name:
 
@@ -276,12 +271,13 @@ def _wrapped_app() -> Callable[[], ASGIApp]:
     apps = _mlflow_apps()
     if name not in apps:
         raise ConfigurationError(
-            f"{APP_VARIABLE} is {name!r}, and no such MLflow app is installed; there are: {', '.join(sorted(apps))}."
+            f"{APP_VARIABLE} is {name!r}, which is not installed; the installed MLflow apps are: "
+            f"{', '.join(sorted(apps))}."
         )
     factory: Callable[[], ASGIApp] = apps[name].load()
     return factory
 
 
 def _mlflow_apps() -> dict[str, EntryPoint]:
-    """Return the MLflow apps that can be wrapped, by name."""
+    """Return the installed MLflow apps by name, without ours."""
     return {point.name: point for point in entry_points(group="mlflow.app") if point.name != "agent-gateway"}

@@ -1,6 +1,6 @@
-"""Whose calls MLflow's ``basic-auth`` lets write to an experiment, asked of MLflow itself when a mirror is written.
+"""Checks with MLflow's ``basic-auth`` whether a user may write to an experiment, when a mirror is written.
 
-The question is the one that MLflow answers for spans that a user sends over OTLP.
+It is the check that MLflow makes for spans that a user sends over OTLP.
 """
 
 import asyncio
@@ -14,37 +14,37 @@ from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger
 from agent_gateway_client.server.export.destination import Unavailable
 
-_asks_mlflow = Guard(
-    "Could not ask MLflow's basic-auth which experiments a user may write to; calls are served and not mirrored. "
-    "AGENT_GATEWAY_MAY_JOIN can say who may join",
+_guard = Guard(
+    "Could not check with MLflow's basic-auth whether a user may write to an experiment; calls are served and not "
+    "mirrored. Set AGENT_GATEWAY_MAY_JOIN to decide it yourself",
     "mlflow",
 )
 
 
 def may_write(username: str, experiment_id: str) -> bool:
-    """Tell whether a user may send spans to an experiment; no, where MLflow cannot be asked.
+    """Return whether a user may send spans to an experiment; false if the check fails.
 
     Args:
         username: The user's name in MLflow.
         experiment_id: The experiment, in the workspace of the current context.
 
     Raises:
-        Unavailable: MLflow's database of users cannot answer now.
+        Unavailable: MLflow's database of users is not available now.
     """
     is_busy = False
-    with _asks_mlflow:
+    with _guard:
         try:
-            return _ask(username, experiment_id)
+            return _check_with_mlflow(username, experiment_id)
         except MlflowException as error:
-            # Else the user or the experiment is gone.
+            # Otherwise the user or the experiment was deleted.
             is_busy = error.error_code == "TEMPORARILY_UNAVAILABLE"
-            logger.debug("MLflow did not say whether a user may write to an experiment", exc_info=True)
+            logger.debug("MLflow's check of a user's permission failed", exc_info=True)
     if is_busy:
         raise Unavailable("MLflow's users cannot be looked up")
     return False
 
 
-def _ask(username: str, experiment_id: str) -> bool:
+def _check_with_mlflow(username: str, experiment_id: str) -> bool:
     from mlflow.server import auth
 
     if auth.store.get_user(username).is_admin:

@@ -1,6 +1,6 @@
-"""What the MLflow AI Gateway's own spans of a request know: endpoint, provider attempts, tokens, cost, failures.
+"""Reads endpoint, provider attempts, tokens, cost and errors from the MLflow AI Gateway's own spans of a request.
 
-They are read after the call, in the exporter's thread. Inputs and outputs are in them too, and are not looked at.
+They are read after the call, in the exporter's thread. Their inputs and outputs are not read.
 """
 
 import json
@@ -18,14 +18,14 @@ from agent_gateway_client.w3c import TraceContext
 
 
 def read_spans(call: GatewayCall, spans: list[Span]) -> None:
-    """Add to a call what the gateway's own spans of it know."""
+    """Add the facts of the gateway's own spans to a call."""
     left_open = [span for span in spans if span.end_time is None]
     if left_open:
         _end(left_open, call)
     abandoned = {id(span) for span in left_open} if call.error_type == CLIENT_DISCONNECT else set()
     begun_for_gateways, call.attempts = call.attempts, []
     latest = call.start_time_ns
-    # Without usage tracking MLflow makes no span for the gateway, yet on some routes one for the provider.
+    # Without usage tracking MLflow makes no gateway span, but on some routes a provider span.
     root = next((span for span in spans if span.name.startswith(GATEWAY_SPAN_PREFIX)), None)
     if root is not None:
         _read_gateway_span(call, root)
@@ -34,7 +34,7 @@ def read_spans(call: GatewayCall, spans: list[Span]) -> None:
         provider = attribute(span, SpanAttributeKey.MODEL_PROVIDER)
         if provider is None:
             continue
-        # On its passthrough routes MLflow begins the provider's span only when the provider has answered.
+        # On passthrough routes MLflow starts the provider's span after the provider has answered.
         is_late = bool(attribute(span, "action") or attribute(span, "proxy_path"))
         attempt = Attempt(
             provider=provider,
@@ -47,7 +47,7 @@ def read_spans(call: GatewayCall, spans: list[Span]) -> None:
             span_id=span.get_span_context().span_id,
         )
         latest = span.end_time or latest
-        # What another gateway was told of it, before MLflow had a span for it.
+        # The attempt whose id an upstream gateway got, before MLflow had a span for it.
         begun = next((one for one in begun_for_gateways if attempt.start_time_ns <= one.start_time_ns < latest), None)
         if begun is not None:
             begun_for_gateways.remove(begun)
@@ -69,9 +69,9 @@ def _read_gateway_span(call: GatewayCall, span: Span) -> None:
 
 
 def _end(spans: list[Span], call: GatewayCall) -> None:
-    """End the spans that MLflow leaves open: it would never store their trace.
+    """End the spans that MLflow leaves open, whose trace it would never store.
 
-    It does so when a client hangs up mid-stream, and for its raw proxy when the answer is no stream.
+    MLflow does that when a client disconnects from a stream, and on its raw proxy if the response is not a stream.
     """
     client = MlflowClient()
     for span in reversed(spans):
@@ -85,16 +85,16 @@ def _end(spans: list[Span], call: GatewayCall) -> None:
 
 
 def attribute(span: ReadableSpan, key: str) -> Any:
-    """Return an attribute of an MLflow span, which keeps its values as JSON; ``None`` where there is none."""
+    """Return an attribute of an MLflow span, decoded from JSON; ``None`` if it is not set."""
     value = (span.attributes or {}).get(key)
     return json.loads(value) if isinstance(value, str) else value
 
 
 def _error_type(span: ReadableSpan) -> str | None:
-    """Return what a failed span failed of: the HTTP status where its exception has one, else the exception's class.
+    """Return a failed span's error: the HTTP status if its exception has one, else the exception's class.
 
-    An exception's message may hold a prompt. Of FastAPI's ``HTTPException`` and MLflow's own it begins with the status,
-    and only that number is read.
+    An exception's message may contain a prompt. Messages of FastAPI's ``HTTPException`` and MLflow's exception start
+    with the status, and only that number is read.
     """
     if span.status.status_code is not StatusCode.ERROR:
         return None

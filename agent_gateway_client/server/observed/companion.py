@@ -1,4 +1,4 @@
-"""The companion in one worker of a gateway: its first line in the log, and its status."""
+"""The companion in one worker of a gateway: its log line at start, and its status."""
 
 import logging
 import os
@@ -9,27 +9,27 @@ from typing import Any
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger
 from agent_gateway_client._version import __version__
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.export import Exporter, Reason
 from agent_gateway_client.server.export.destination import address_of
 from agent_gateway_client.server.observed import metrics
 
 WARM_UP_VARIABLE = "AGENT_GATEWAY_WARM_UP"
-"""``1`` has each worker import at its start what its first call needs."""
+"""With ``1``, each worker imports what its first call needs when it starts."""
 
 _HOSTS_LOGGERS = ("uvicorn.error", "gunicorn.error", "hypercorn.error")
-"""Where servers log that a worker has started; most programs give our own logger no handler for such a line."""
+"""Servers log the start of a worker here. Most programs configure no handler for our own logger at level INFO."""
 
-_harmless = Guard("The companion could not announce itself")
+_guard = Guard("The companion could not announce itself")
 
 
 class Companion:
-    """What an operator may know of the companion in this worker.
+    """The status of the companion in this worker, for operators.
 
     Args:
-        exporter: What sends the mirrors.
-        may_join: The predicate of who may join a trace; ``None`` where all may.
-        upstreams: The URLs of the gateways behind this one.
-        warm_up: What the first call needs beside the mirrors' destination.
+        exporter: The exporter.
+        may_join: The predicate of who may join a trace; ``None`` if all may.
+        upstreams: The URLs of the upstream gateways.
+        warm_up: Slow work of the first call, besides that of the destination.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class Companion:
         self._started_in: int | None = None
 
     def start(self) -> None:
-        """Log one line, and begin to count; warm up if the environment says so. Once per process, and never raises."""
+        """Log one line, start the metrics, and warm up if configured. Once per process; never raises."""
         if self._started_in == os.getpid():
             return
         self._started_in = os.getpid()
-        with _harmless:
-            metrics.start()
+        with _guard:
+            metrics.start(reason.value for reason in Reason)
             _hosts_logger().info(
                 "agent-gateway-client %s: calls are mirrored to %s; may join a trace: %s; gateways behind this one: %s "
                 "[%d]",
@@ -65,7 +65,7 @@ class Companion:
             self.exporter.warm_up(self.exporter.destination.warm_up, *self._warm_up)
 
     def status(self) -> Mapping[str, Any]:
-        """Return what the companion does, in values of JSON. It is this worker's: each counts for itself."""
+        """Return the status of this worker as a JSON object."""
         exporter = self.exporter
         counts = exporter.counts()
         last = exporter.last_problem
@@ -95,7 +95,7 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 def _hosts_logger() -> logging.Logger:
-    """Return the logger whose lines the operator sees: ours if it has a handler, else the server's own."""
+    """Return a logger whose lines the operator sees: ours if it has a handler, else the server's."""
     for candidate in (logger, *map(logging.getLogger, _HOSTS_LOGGERS)):
         if candidate.isEnabledFor(logging.INFO) and candidate.hasHandlers():
             return candidate

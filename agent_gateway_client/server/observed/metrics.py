@@ -1,9 +1,9 @@
 """The exporter's counts as metrics, through OpenTelemetry's metrics API.
 
 The names follow those of OpenTelemetry's SDK (``otel.sdk.exporter.span.exported``,
-``otel.sdk.processor.span.queue.size``) with ``call`` for ``span``: a mirrored call has as many spans as attempts, and
-one more. As there, what failed is counted with its reason as ``error.type``. Calls that were submitted are exported or
-in the queue, so the three add up.
+``otel.sdk.processor.span.queue.size``) with ``call`` for ``span``: a mirrored call has one span, and one more per
+attempt. As there, failures are counted with their reason as ``error.type``. Exported calls and the queue's size add up
+to the submitted calls.
 """
 
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ERROR_TYPE = "error.type"
 _FORK_SECONDS = 1.0
-"""How long a fork waits for a thread that counts."""
+"""How long a fork waits for another thread's update."""
 
 DELAY_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
@@ -30,10 +30,10 @@ class Metric(NamedTuple):
     """A metric.
 
     Attributes:
-        name: Its name in OpenTelemetry; Prometheus's has underscores, and the ends ``_total`` or ``_seconds``.
-        kind: How its values are taken together.
-        unit: As OpenTelemetry writes it.
-        description: What it counts.
+        name: The name in OpenTelemetry; Prometheus's has underscores, and the suffix ``_total`` or ``_seconds``.
+        kind: The kind of instrument.
+        unit: OpenTelemetry's unit.
+        description: The description.
     """
 
     name: str
@@ -43,31 +43,31 @@ class Metric(NamedTuple):
 
 
 SUBMITTED = Metric(
-    "agent_gateway.exporter.call.submitted", "counter", "{call}", "Calls that ended and are to be mirrored."
+    "agent_gateway.exporter.call.submitted", "counter", "{call}", "Ended calls that were submitted to be mirrored."
 )
 EXPORTED = Metric(
     "agent_gateway.exporter.call.exported",
     "counter",
     "{call}",
-    "Calls that are done with: mirrored, or dropped for the reason that error.type gives.",
+    "Calls that were mirrored, or dropped for the reason in error.type.",
 )
 QUEUE_SIZE = Metric(
     "agent_gateway.exporter.call.queue.size",
     "gauge",
     "{call}",
-    "Calls whose mirrors wait to be sent, or are being sent.",
+    "Calls that are queued or being sent.",
 )
 QUEUE_CAPACITY = Metric(
     "agent_gateway.exporter.call.queue.capacity",
     "gauge",
     "{call}",
-    "Calls that may wait; beyond it the oldest are dropped.",
+    "Maximum number of queued calls; the oldest are dropped.",
 )
 REJECTED_SPANS = Metric(
     "agent_gateway.exporter.span.rejected",
     "counter",
     "{span}",
-    "Spans that an OTLP endpoint rejected of requests that it took.",
+    "Spans that an OTLP endpoint rejected in requests that it accepted.",
 )
 DELAY = Metric(
     "agent_gateway.exporter.call.delay", "histogram", "s", "Time from the end of a call until its mirror was stored."
@@ -75,16 +75,16 @@ DELAY = Metric(
 METRICS = (SUBMITTED, EXPORTED, QUEUE_SIZE, QUEUE_CAPACITY, REJECTED_SPANS, DELAY)
 
 Key = tuple[Metric, str | None]
-"""A metric, and the reason where it counts what was dropped."""
+"""A metric, and the reason if it counts dropped calls."""
 
-_harmless = Guard("Metrics of mirrored calls are incomplete", "opentelemetry-api", "prometheus_client")
+_guard = Guard("Metrics of mirrored calls are incomplete", "opentelemetry-api", "prometheus_client")
 
 
 class ExporterMeter:
-    """Adds what becomes of one exporter's calls to the process's metrics. Only the exporter's threads use it.
+    """Adds the outcomes of one exporter's calls to the process's metrics. Used in the exporter's threads only.
 
     Args:
-        capacity: Calls that may wait.
+        capacity: Maximum number of queued calls.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -93,13 +93,13 @@ class ExporterMeter:
         self._noted: Counter[Key] = Counter()
 
     def note(self, read_counts: "Callable[[], Counts]", delays: Sequence[float] = ()) -> None:
-        """Bring the metrics up to the counts. Never raises.
+        """Update the metrics to the counts. Never raises.
 
         Args:
-            read_counts: Returns what became of the calls so far.
-            delays: Of the calls that were just sent, the seconds from their end until now.
+            read_counts: Returns the outcomes of the calls so far.
+            delays: For each call that was just sent, the seconds since it ended.
         """
-        with _harmless, self._lock:
+        with _guard, self._lock:
             counts = read_counts()
             now: Counter[Key] = Counter()
             now[SUBMITTED, None] = counts.submitted
@@ -125,11 +125,6 @@ class _Process:
         self._is_started = False
         self._is_held = False
 
-    def start(self) -> None:
-        """Make the instruments, the first time."""
-        with self._lock:
-            self._start()
-
     def _start(self) -> None:
         if not self._is_started:
             self._is_started = True
@@ -137,8 +132,8 @@ class _Process:
             self._prometheus = find_prometheus(METRICS, DELAY_BUCKETS)
 
     def add(self, changes: dict[Key, int], delays: Iterable[float]) -> None:
-        """Add to the values, here and at Prometheus; record the delays."""
-        # The lock is held all the time, so that no fork leaves a lock of the two packages behind.
+        """Add to the values, here and in Prometheus; record the delays."""
+        # The lock is held throughout, so that a fork cannot happen while a lock of the two packages is held.
         with self._lock:
             self._start()
             self._values.update(changes)
@@ -146,8 +141,7 @@ class _Process:
                 self._delay.record(seconds)
             if self._prometheus is not None:
                 for (metric, reason), change in changes.items():
-                    if change:
-                        self._prometheus.add(metric.name, reason, change)
+                    self._prometheus.add(metric.name, reason, change)
                 for seconds in delays:
                     self._prometheus.observe(DELAY.name, seconds)
 
@@ -158,28 +152,35 @@ class _Process:
         return [(value, {} if reason is None else {ERROR_TYPE: reason}) for reason, value in values]
 
     def before_fork(self) -> None:
-        """Let nobody be amid a change."""
+        """Wait until no thread is updating the metrics."""
         self._is_held = self._lock.acquire(timeout=_FORK_SECONDS)
 
     def after_fork_in_parent(self) -> None:
-        """Go on."""
+        """Allow updates again."""
         if self._is_held:
             self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin anew: what the parent counted is the parent's to tell."""
+        """Start from zero: the parent reports its own counts."""
         self._lock = threading.Lock()
         self._values.clear()
 
 
-def start() -> None:
-    """Make the instruments, so that they are there before the first call. Never raises."""
-    with _harmless:
-        _process.start()
+def start(reasons: Iterable[str]) -> None:
+    """Create the instruments before the first call, and count no dropped calls for each reason. Never raises.
+
+    Without the zeros, Prometheus sees no increase when the first call is dropped for a reason: to ``increase()``, a
+    series begins at its first value.
+
+    Args:
+        reasons: Why calls are dropped.
+    """
+    with _guard:
+        _process.add({(EXPORTED, reason): 0 for reason in reasons}, ())
 
 
 def _make_instruments(process: _Process) -> Any:
-    """Make OpenTelemetry's instruments, which are nothing as long as nobody asks for them. Returns the histogram."""
+    """Create OpenTelemetry's instruments, which are no-ops without a meter provider. Returns the histogram."""
     from opentelemetry.metrics import Observation, get_meter
 
     meter = get_meter("agent-gateway-client", __version__)

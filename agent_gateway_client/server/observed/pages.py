@@ -1,8 +1,7 @@
 """``GET /agent-gateway/status`` and ``GET /agent-gateway/metrics``, and who may read them.
 
-With ``AGENT_GATEWAY_STATUS_TOKEN`` the pages are open to whoever sends ``Authorization: Bearer`` and the token, and to
-nobody else. Without it, they are open to those whom the gateway itself lets in, where it can be asked (MLflow's and
-LiteLLM's); other gateways do not have these pages.
+If ``AGENT_GATEWAY_STATUS_TOKEN`` is set, the pages require ``Authorization: Bearer`` with that token. Otherwise
+MLflow's and LiteLLM's gateways serve them to authenticated callers, and other gateways do not have these pages.
 """
 
 import json
@@ -20,12 +19,12 @@ TOKEN_VARIABLE = "AGENT_GATEWAY_STATUS_TOKEN"
 
 
 class Page(NamedTuple):
-    """An answer.
+    """A response.
 
     Attributes:
-        status: HTTP's.
-        media_type: Of the body.
-        body: The text.
+        status: The HTTP status.
+        media_type: The body's media type.
+        body: The body.
     """
 
     status: int
@@ -45,26 +44,26 @@ class Page(NamedTuple):
 
 
 def token_from_environment() -> str | None:
-    """Return the token that opens the pages; ``None`` where there is none.
+    """Return the token for the pages; ``None`` if none is set.
 
     Raises:
-        ConfigurationError: It is too short, or cannot be in a header.
+        ConfigurationError: It is too short, or not valid in a header.
     """
     return token_in(TOKEN_VARIABLE)
 
 
 def read_page(path: str, companion: Companion) -> Page:
-    """Return the page at a path that ends with one of ``PATHS``, for a caller who may read it."""
+    """Return the page at a path that ends with one of ``PATHS``, for an authorized caller."""
     if path.endswith(STATUS_PATH):
         return _as_json(200, companion.status())
     text = prometheus.page()
     if text is None:
-        return _as_json(404, {"detail": "prometheus_client is not installed here: pip install prometheus_client"})
+        return _as_json(404, {"detail": "prometheus_client is not installed: pip install prometheus_client"})
     return Page(200, *text)
 
 
 def closed() -> Page:
-    """Return the answer for a caller without the token."""
+    """Return the response for a caller without the token."""
     return _as_json(401, {"detail": f"Send Authorization: Bearer with the value of {TOKEN_VARIABLE}."})
 
 

@@ -1,7 +1,7 @@
-"""The metrics for Prometheus, where ``prometheus_client`` is installed.
+"""The metrics for Prometheus, if ``prometheus_client`` is installed.
 
-They are in its default registry, so they are also on the page that the gateway serves with that package itself. With
-``PROMETHEUS_MULTIPROC_DIR``, its own way to add up the workers of a gateway, any worker answers for all.
+They are in its default registry, so a gateway that serves that registry serves them too. With
+``PROMETHEUS_MULTIPROC_DIR``, the package's way to aggregate workers, any worker reports for all.
 """
 
 import os
@@ -26,7 +26,7 @@ class Prometheus:
     Args:
         client: The package.
         metrics: The metrics.
-        buckets: Of the histogram.
+        buckets: The histogram's buckets.
     """
 
     def __init__(self, client: Any, metrics: "Iterable[Metric]", buckets: Sequence[float]) -> None:
@@ -53,7 +53,7 @@ class Prometheus:
 
 
 def find_prometheus(metrics: "Iterable[Metric]", buckets: Sequence[float]) -> Prometheus | None:
-    """Return the metrics for Prometheus; ``None`` where ``prometheus_client`` is not installed."""
+    """Return the metrics for Prometheus; ``None`` if ``prometheus_client`` is not installed."""
     if not is_installed():
         return None
     make_directory()
@@ -61,20 +61,20 @@ def find_prometheus(metrics: "Iterable[Metric]", buckets: Sequence[float]) -> Pr
 
 
 def make_directory() -> None:
-    """Make the directory that the workers share; without it, the first metric of anybody's fails."""
+    """Create the directory that the workers share; without it, creating a metric fails."""
     if directory := os.environ.get(DIRECTORY_VARIABLE):
         Path(directory).mkdir(parents=True, exist_ok=True)
 
 
 def is_installed() -> bool:
-    """Tell whether ``prometheus_client`` is there."""
+    """Return whether ``prometheus_client`` is installed."""
     return find_spec("prometheus_client") is not None
 
 
 def page() -> tuple[str, bytes] | None:
-    """Return the media type and the text of our metrics; ``None`` where ``prometheus_client`` is not installed.
+    """Return the media type and the text of our metrics; ``None`` if ``prometheus_client`` is not installed.
 
-    With ``PROMETHEUS_MULTIPROC_DIR`` they are those of all workers, else those of this one.
+    With ``PROMETHEUS_MULTIPROC_DIR`` the metrics of all workers, else those of this one.
     """
     if not is_installed():
         return None
@@ -84,7 +84,7 @@ def page() -> tuple[str, bytes] | None:
     if directory:
         multiprocess = import_module("prometheus_client.multiprocess")
         for pid in _dead_workers(Path(directory)):
-            # Another worker may be at it, too.
+            # Another worker may do the same at the same time.
             with suppress(FileNotFoundError):
                 multiprocess.mark_process_dead(pid, directory)
         registry = client.CollectorRegistry()
@@ -93,7 +93,7 @@ def page() -> tuple[str, bytes] | None:
 
 
 class _Ours:
-    """The part of a registry that is ours; the rest is for the page of whoever has put it there."""
+    """A registry restricted to our metrics; others are for the pages of their owners."""
 
     def __init__(self, registry: Any) -> None:
         self._registry = registry
@@ -103,7 +103,7 @@ class _Ours:
 
 
 def _dead_workers(directory: Path) -> set[int]:
-    """Return the workers that have ended and whose gauges are still there: nothing waits in them any more."""
+    """Return the workers that have exited but still have gauges; nothing is queued in them."""
     pids = {int(path.stem.rpartition("_")[2]) for path in directory.glob("gauge_live*_*.db") if path.stem[-1].isdigit()}
     return {pid for pid in pids if not _is_alive(pid)}
 

@@ -1,1 +1,1 @@
-"""What the bodies and the routes of requests and responses say of a call. No text of a model or a user is kept."""
+"""Reads the facts of a call from the bodies of its request and response. No text of a model or a user is kept."""

@@ -1,4 +1,4 @@
-"""The beginning and the end of a body, kept by reference while it passes, in bounded memory."""
+"""Keeps references to the start and the end of a body while it is passed on, in bounded memory."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,22 +10,22 @@ from io import BytesIO
 from typing import Any
 
 HEAD_BYTES = 16 * 1024
-"""Kept of a body's beginning. The model's name and Anthropic's ``message_start`` are there."""
+"""Size of the kept start of a body, which has the model's name and Anthropic's ``message_start``."""
 
 TAIL_BYTES = 32 * 1024
-"""Kept of a body's end, at least. Token usage is there."""
+"""Minimum size of the kept end of a body, which has the token usage."""
 
 _TRIM_BYTES = 2 * TAIL_BYTES
-"""The end is cut back to its size when it has grown to this, so that most chunks of a stream cost one comparison."""
+"""The end is trimmed when it reaches this size, so that most chunks of a stream cost one comparison."""
 
 MAX_COMPRESSED_BYTES = 1024 * 1024
-"""Kept of a compressed body, whose end cannot be read without its beginning; what is longer is not read."""
+"""Maximum size of a compressed body that is read; its end cannot be read without its start."""
 
 MAX_EXPANDED_BYTES = 64 * 1024 * 1024
-"""Bytes that a compressed body may grow to; what grows further is taken for an attack and not read."""
+"""Maximum expanded size of a compressed body; larger ones are treated as an attack and not read."""
 
 _CHUNK_OVERHEAD = 64
-"""Bytes that a chunk takes beside its content, roughly; without it, a stream of tiny chunks would have no bound."""
+"""Approximate memory of a chunk beside its content; without it, tiny chunks would be unbounded."""
 
 _EXPANSION_STEP = 64 * 1024
 
@@ -43,7 +43,7 @@ class KeptBody:
         self._tail_size = 0
 
     def add(self, chunk: Any) -> None:
-        """Take the next chunk: ``bytes``, or anything that ``bytes()`` takes."""
+        """Add a chunk: ``bytes``, or anything that ``bytes()`` accepts."""
         if type(chunk) is not bytes:
             chunk = bytes(chunk)
         size = len(chunk)
@@ -59,7 +59,7 @@ class KeptBody:
         if size > TAIL_BYTES:
             chunk = chunk[-TAIL_BYTES:]
             size = TAIL_BYTES
-            # What came before does not go on here.
+            # The earlier chunks are no longer adjacent.
             self._tail, self._tail_size = [], 0
             self.cut = True
         self._tail.append(chunk)
@@ -79,7 +79,7 @@ class KeptBody:
         self.cut = self.cut or count > 0
 
     def ends(self) -> tuple[bytes, bytes]:
-        """Return the first and the last bytes. Together they are the body, unless it was ``cut`` between them."""
+        """Return the first and the last bytes. Together they are the whole body unless it was ``cut``."""
         return b"".join(self._head), b"".join(self._tail)
 
     def last_chunks(self, count: int) -> bytes:
@@ -87,7 +87,7 @@ class KeptBody:
         return b"".join((self._tail if self.cut else self._head + self._tail)[-count:])
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop the content."""
         # New objects: another thread may be reading the old ones.
         self._head, self._tail = [], []
 
@@ -96,7 +96,7 @@ class CompressedBody:
     """The bytes of a compressed body, up to ``MAX_COMPRESSED_BYTES``.
 
     Args:
-        encoding: What :func:`can_be_expanded` takes.
+        encoding: A content encoding for which :func:`can_be_expanded` returns true.
     """
 
     __slots__ = ("_chunks", "_encoding", "_size")
@@ -107,7 +107,7 @@ class CompressedBody:
         self._encoding = encoding
 
     def add(self, chunk: Any) -> None:
-        """Take the next chunk: ``bytes``, or anything that ``bytes()`` takes."""
+        """Add a chunk: ``bytes``, or anything that ``bytes()`` accepts."""
         if self._size > MAX_COMPRESSED_BYTES:
             return
         if type(chunk) is not bytes:
@@ -119,7 +119,7 @@ class CompressedBody:
             self._chunks.append(chunk)
 
     def expanded(self) -> KeptBody:
-        """Return the beginning and the end of what was compressed, as far as it can be read."""
+        """Return the start and the end of the expanded body, as far as it can be expanded."""
         kept = KeptBody()
         room = MAX_EXPANDED_BYTES
         try:
@@ -129,21 +129,21 @@ class CompressedBody:
                     return KeptBody()
                 kept.add(piece)
         except Exception:
-            # Each library raises its own errors for a truncated or invalid stream; what could be read is kept.
+            # Each library raises its own errors for a truncated or invalid body; the part before is kept.
             return kept
         return kept
 
     def last_chunks(self, count: int) -> bytes:
-        """Return nothing: what a compressed body ends with cannot be told from its last bytes."""
+        """Return nothing: the last bytes of a compressed body cannot be expanded alone."""
         return b""
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop the content."""
         self._chunks = []
 
 
 def can_be_expanded(encoding: bytes) -> bool:
-    """Tell whether bodies of a ``Content-Encoding`` can be read: brotli and zstd only where their packages are."""
+    """Return whether a ``Content-Encoding`` can be expanded; brotli and zstd need their packages."""
     return encoding in _EXPAND and (encoding not in _PACKAGES or _package_of(encoding) is not None)
 
 
@@ -154,7 +154,7 @@ def _inflated(data: bytes) -> Iterator[bytes]:
     inflate = zlib.decompressobj(_window_bits(data[:2]))
     while data:
         if inflate.eof:
-            # gzip may have several members (RFC 1952, 2.2); what else follows is passed over.
+            # gzip may have several members (RFC 1952, 2.2); other trailing data is ignored.
             if not data.startswith(_GZIP):
                 break
             inflate = zlib.decompressobj(_window_bits(_GZIP))
@@ -164,7 +164,7 @@ def _inflated(data: bytes) -> Iterator[bytes]:
 
 
 def _window_bits(start: bytes) -> int:
-    """Tell gzip, zlib and raw deflate apart; servers send both of the latter as ``deflate`` (RFC 9110, 8.4.1.2)."""
+    """Detect gzip, zlib or raw deflate; servers send both of the latter as ``deflate`` (RFC 9110, 8.4.1.2)."""
     if start == _GZIP:
         return zlib.MAX_WBITS | 16
     if len(start) == 2 and start[0] & 0x0F == 8 and int.from_bytes(start, "big") % 31 == 0:
@@ -174,7 +174,7 @@ def _window_bits(start: bytes) -> int:
 
 def _from_brotli(data: bytes) -> Iterator[bytes]:
     expander = import_module(_package_of(b"br") or "brotli").Decompressor()
-    # Pieces so small that none can grow large: before brotli 1.2 a limit of the output cannot be set.
+    # In small pieces, to bound the output: brotli before 1.2 cannot limit it.
     for at in range(0, len(data), _BROTLI_STEP):
         yield expander.process(data[at : at + _BROTLI_STEP])
 

@@ -1,4 +1,4 @@
-"""What the bodies of a call add to it, read after the call and outside of the request."""
+"""Adds facts from the bodies to a call, after the call and off the request path."""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from agent_gateway_client.server.routes import model_in_path, route_of
 
 
 class Details:
-    """The bodies of a call that has ended, and what is made of them. It is the call's ``Finish``.
+    """The bodies of an ended call; reads their facts as the call's ``Finish``.
 
     Args:
-        finish: What adds to the call first; what it says goes before what the bodies say.
-        scope: The request's ASGI scope after it was served; only its path and its route's are kept.
-        request: The request's body, or ``None`` where the endpoint is not to be named after the model that it asks for.
-        response: The response's body, or ``None`` where it cannot be read.
-        provider: The provider's name for an attempt of which only the response tells.
+        finish: Adds facts first; they take precedence over those of the bodies.
+        scope: The request's ASGI scope after it was served; only the paths of request and route are kept.
+        request: The request's body; ``None`` if the endpoint is not named after the requested model.
+        response: The response's body; ``None`` if it cannot be read.
+        provider: The provider of an attempt that is known only from the response.
     """
 
     __slots__ = ("_finish", "_path", "_provider", "_request", "_response", "_route")
@@ -35,14 +35,14 @@ class Details:
     ) -> None:
         self._finish = finish
         self._path: str = scope["path"]
-        # What FastAPI's router found, like "/v1/{model}/chat": the application's own words.
+        # The path template of FastAPI's router, like "/v1/{model}/chat".
         self._route: str | None = getattr(scope.get("route"), "path", None)
         self._request = request
         self._response = response
         self._provider = provider
 
     def __call__(self, call: GatewayCall) -> None:
-        """Add to the call what can be read; see :data:`~agent_gateway_client.server.export.Finish`."""
+        """Add the facts to the call; see :data:`~agent_gateway_client.server.export.Finish`."""
         try:
             if self._finish is not None:
                 self._finish(call)
@@ -65,8 +65,8 @@ class Details:
             body = self._response.expanded() if isinstance(self._response, CompressedBody) else self._response
             add_facts(call, read_response(body, streaming=bool(call.streaming)), self._provider)
         if self._request is not None and call.endpoint is None:
-            # The caller chose this name. Of a successful call it is that of an endpoint which exists; otherwise it
-            # could be anything, so the call is named after its route.
+            # The caller chose this name. If the call succeeded, the endpoint exists; otherwise the name could be any
+            # text, so the call is named after its route.
             asked = self._requested_model(self._request) if is_success(call) else None
             call.endpoint = asked or call.request_type or (self._route.strip("/") if self._route else None)
 
@@ -75,21 +75,21 @@ class Details:
 
 
 def is_success(call: GatewayCall) -> bool:
-    """Tell whether the response's status is a 2xx."""
+    """Return whether the response's status is a 2xx."""
     return 200 <= (call.http_status or 0) < 300
 
 
 _RAW_PROXY = "proxy/raw"
-"""MLflow's route that sends the caller's own model on, which a provider may repeat, whatever it is."""
+"""MLflow's route that forwards the caller's text as the model, which a provider may repeat."""
 
 
 def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = None) -> None:
-    """Add what a response says to a call that has ended: to the attempt that it came from, as far as that is not known.
+    """Add a response's facts to an ended call: to the attempt that it answered, without replacing known facts.
 
     Args:
-        call: The call. If it has no attempts, it gets one that took as long as the call.
-        facts: What the response says.
-        provider: The provider's name for that attempt, where the gateway does not say it.
+        call: The call. If it has no attempts, one is created that lasts as long as the call.
+        facts: The response's facts.
+        provider: The provider of that attempt, if the gateway does not know it.
     """
     if not facts:
         return
@@ -110,14 +110,14 @@ def add_facts(call: GatewayCall, facts: ResponseFacts, provider: str | None = No
 
 
 def _attempt_that_answered(call: GatewayCall, facts: ResponseFacts) -> Attempt | None:
-    """Return the attempt whose response the caller got; ``None`` where all failed before there was one."""
+    """Return the attempt whose response the caller received; ``None`` if all failed without one."""
     answered = [one for one in call.attempts if one.error_type in (None, call.error_type, CLIENT_DISCONNECT)]
     if call.error_type is None and any(one.error_type is None for one in answered):
         answered = [one for one in answered if one.error_type is None]
     of_model = [one for one in answered if facts.model is not None and facts.model in (one.model, one.response_model)]
     last = None
     for attempt in of_model or answered:
-        # Of attempts that run side by side, the first to end is the one that was taken.
+        # Of concurrent attempts, the gateway used the first to end.
         if last is None or attempt.start_time_ns >= _end_ns(last) or _end_ns(attempt) < _end_ns(last):
             last = attempt
     return last

@@ -1,7 +1,7 @@
-"""Amazon's binary event streams (``application/vnd.amazon.eventstream``), in which Bedrock streams.
+"""Amazon's binary event streams (``application/vnd.amazon.eventstream``), which Bedrock sends.
 
-A message is its length, the length of its headers and a checksum of both (4 bytes each), the headers, the payload, and
-a checksum of all of it.
+A message has its length, the length of its headers, a checksum of both (4 bytes each), the headers, the payload, and a
+checksum of the whole message.
 """
 
 import base64
@@ -29,16 +29,16 @@ class Message(NamedTuple):
 
 
 def begins(head: bytes) -> bool:
-    """Tell whether a body that begins like this is such a stream."""
+    """Return whether a body with this start is an event stream."""
     return _length_at(head, 0) is not None
 
 
 def messages(head: bytes, tail: bytes | None) -> Iterator[Message]:
-    """Yield the messages that can be read.
+    """Yield the complete messages.
 
     Args:
-        head: The beginning of the body, or all of it.
-        tail: The end of the body, where it was cut between the two; it may begin within a message.
+        head: The start of the body, or all of it.
+        tail: The end of the body if it was cut; it may start within a message.
     """
     yield from _messages(head, 0)
     if tail is not None:
@@ -47,7 +47,7 @@ def messages(head: bytes, tail: bytes | None) -> Iterator[Message]:
 
 
 def chunk_of(payload: object) -> bytes | None:
-    """Return what Bedrock's InvokeModel wraps: the model's own event, in base64."""
+    """Return the model's event, which Bedrock's InvokeModel wraps in base64."""
     wrapped = payload.get("bytes") if isinstance(payload, dict) else None
     if not isinstance(wrapped, str):
         return None
@@ -70,7 +70,7 @@ def _messages(data: bytes, at: int) -> Iterator[Message]:
 
 
 def _length_at(data: bytes, at: int) -> int | None:
-    """Return the length of the message that begins there; ``None`` where none does."""
+    """Return the length of the message that starts at a position; ``None`` if none does."""
     if len(data) < at + _PRELUDE.size:
         return None
     length, headers_length, checksum = _PRELUDE.unpack_from(data, at)

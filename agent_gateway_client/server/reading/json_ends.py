@@ -1,8 +1,7 @@
-"""The members of a JSON value of which only the beginning or the end is at hand.
+"""Finds members of a JSON value of which only the start or the end is available.
 
-Within a JSON text, a quote that no backslash escapes begins or ends a string, and brackets outside of strings are
-structure. So from either end the nesting of everything that can be seen is known, and a prompt that contains JSON is
-not mistaken for the response around it.
+In a JSON text, an unescaped quote starts or ends a string, and brackets outside of strings are structure. So the depth
+of each member can be computed from either end, and JSON inside a prompt is not mistaken for the response around it.
 """
 
 import json
@@ -17,25 +16,26 @@ _ESCAPE = re.compile(r"\\.", re.DOTALL)
 _DECODER = json.JSONDecoder()
 
 _MAX_FAILURES = 16
-"""Values that cannot be decoded; each may have been read to the end of the text. A real body has one, at its cut."""
+"""Maximum number of values that fail to decode, each of which may cost a scan to the end of the text. A real body has
+one, at its cut."""
 
 
 def first_members(text: str, wanted: Container[str]) -> list[tuple[int, str, Any]]:
-    """Find members in the beginning of a JSON value.
+    """Find members in the start of a JSON value.
 
     Args:
-        text: What there is of it.
+        text: The start.
         wanted: The members' names.
 
     Returns:
-        Depth (1 for the members of the outermost object; arrays count too), name and value of each that is complete.
+        Depth (1 for members of the outermost object; arrays count too), name and value of each complete member.
     """
     return _members(text.lstrip(), wanted)[1]
 
 
 def last_members(text: str, wanted: Container[str]) -> list[tuple[int, str, Any]]:
     """Find members in the end of a JSON value; see :func:`first_members`."""
-    # The cut may have gone through an escape; from the first other character on, all escapes are whole.
+    # The cut may split an escape. From the first other character on, all escapes are complete.
     text = text.rstrip().lstrip('"\\')
     if not text.endswith(("}", "]")):
         return []
@@ -47,7 +47,7 @@ def last_members(text: str, wanted: Container[str]) -> list[tuple[int, str, Any]
 
 
 def _members(text: str, wanted: Container[str]) -> tuple[int, list[tuple[int, str, Any]]]:
-    """Return the depth at the end of the text, and the members, both relative to its beginning."""
+    """Return the depth at the end of the text and the members, both relative to its start."""
     depth = failures = 0
     members = []
     for token in _TOKEN.finditer(text):
@@ -60,7 +60,7 @@ def _members(text: str, wanted: Container[str]) -> tuple[int, list[tuple[int, st
             except (ValueError, RecursionError):
                 failures += 1
                 continue
-            # A number at the very end may go on behind the cut.
+            # A number at the very end may continue after the cut.
             if end < len(text):
                 members.append((depth, name, value))
     return depth, members

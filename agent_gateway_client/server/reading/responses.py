@@ -1,8 +1,8 @@
-"""What a response says of the call that it answers: model, tokens, finish reason, failure. Never its text.
+"""Reads model, tokens, finish reason and error from a response, never its text.
 
-Read are the APIs in the table of docs/providers.md, as JSON, as server-sent events, as one JSON object per line, and as
-Amazon's binary event stream. Which of them a response is shows
-in its objects, so a gateway may serve any of them anywhere. Only counts, and names of a strict form, leave this module.
+Supports the APIs in the table of docs/providers.md, as JSON, server-sent events, one JSON object per line, and Amazon's
+binary event stream. The API is recognized by the objects of the response, so a gateway may serve any API at any route.
+This module returns only counts and names of a strict form.
 """
 
 import json
@@ -22,34 +22,34 @@ _FINISH_REASON = re.compile(r"[A-Za-z_]{1,40}\Z")
 _ERROR = re.compile(
     r"[45]\d\d\Z|(?:[a-z]{1,20}_){1,4}(?:error|exceeded|filter|quota)\Z|[A-Z][A-Za-z]{0,40}(?:Error|Exception|Timeout)\Z"
 )
-"""An HTTP status, the way OpenAI and Anthropic name errors, and an exception's class, as MLflow's gateway sends it."""
+"""An HTTP status, an error name of OpenAI or Anthropic, or an exception's class, which MLflow's gateway sends."""
 
 _ENDED = frozenset({"completed", "incomplete", "failed", "cancelled"})
-"""The states of OpenAI's Responses API that are final."""
+"""The final states of OpenAI's Responses API."""
 
 _MODEL_NAMES = ("model", "modelVersion")
 _FINISH_NAMES = ("stop_reason", "stopReason", "finish_reason", "finishReason", "done_reason")
 _OWN_FINISH_NAMES = ("stop_reason", "stopReason", "finish_reason", "done_reason")
-"""The finish reasons that are members of the response itself, or of the object with its counts."""
+"""Finish reasons that are members of the response itself, or of its usage object."""
 
 _WANTED = frozenset((*USAGE_NAMES, *TOP_LEVEL_COUNTS, *_MODEL_NAMES, *_FINISH_NAMES))
 
-_TELLING = re.compile(
+_EVENTS_WITH_FACTS = re.compile(
     rf'"(?:{"|".join((*USAGE_NAMES, *_FINISH_NAMES))}|error)"\s*:(?!\s*null)|"type"\s*:\s*"(?:error|response\.failed)"'
 )
-"""Matches the few events of a stream that say more than a piece of the answer."""
+"""Matches the few events of a stream that have more than a piece of the answer."""
 
 
 @dataclass(slots=True)
 class ResponseFacts:
-    """What a response says of its call; ``None`` for what it does not say.
+    """The facts in a response; ``None`` for those that it does not report.
 
     Attributes:
         model: The model that answered.
-        usage: The tokens; ``input_tokens`` contains the cached ones whatever the provider's own way of counting.
-        finish_reason: In the provider's own words.
-        error_type: What failed although the HTTP status says success, as of a stream that breaks off.
-        cost: What the provider itself says that it charges.
+        usage: The tokens; ``input_tokens`` includes cached tokens even if the provider counts them separately.
+        finish_reason: The provider's value.
+        error_type: An error after a successful HTTP status, as in a stream that breaks off.
+        cost: The cost that the provider reports.
     """
 
     model: str | None = None
@@ -63,7 +63,7 @@ class ResponseFacts:
 
 
 LAST_CHUNKS = 4
-"""Chunks of a stream that are looked at to tell whether it is complete: a server may split its last event."""
+"""Chunks to search for a stream's last event, which a server may split."""
 
 _LAST_EVENT = re.compile(
     rb"(?:\A|\n)data: ?\[DONE\]"
@@ -73,12 +73,12 @@ _LAST_EVENT = re.compile(
     rb'|(?<!\\)"done"\s*:\s*true'
     rb"|:event-type\x07\x00\x08metadata"
 )
-"""How streams end: OpenAI's chat, Anthropic and OpenAI's responses, Gemini, Cohere, Ollama, Bedrock. An answer that
-speaks of these events is within a JSON string, where quotes are escaped and lines do not begin."""
+"""The last events of OpenAI's chat, of Anthropic and OpenAI's responses, Gemini, Cohere, Ollama, and Bedrock. The text
+of an answer is a JSON string with escaped quotes and no line breaks, so it does not match."""
 
 
 def has_last_event(content: bytes) -> bool:
-    """Tell whether a stream's last event is in there, after which its client wants no more."""
+    """Return whether the content has a stream's last event, after which clients may disconnect."""
     return _LAST_EVENT.search(content) is not None
 
 
@@ -86,8 +86,8 @@ def read_response(body: KeptBody, *, streaming: bool) -> ResponseFacts:
     """Read a successful response.
 
     Args:
-        body: What was kept of it. Bytes that make no sense are passed over.
-        streaming: Whether it is a stream of events, and no JSON document.
+        body: The kept parts of the body. Invalid content is skipped.
+        streaming: Whether it is a stream of events rather than a JSON document.
     """
     reading = _Reading()
     if event_stream.begins(body.ends()[0]):
@@ -106,7 +106,7 @@ def read_response(body: KeptBody, *, streaming: bool) -> ResponseFacts:
 
 
 def read_requested_model(body: KeptBody) -> str | None:
-    """Return the model that a JSON request asks for; ``None`` where there is none or it does not look like a name."""
+    """Return the requested model of a JSON request; ``None`` if there is none or it does not look like a name."""
     head, tail = (part.decode("utf-8", "replace") for part in body.ends())
     if body.cut:
         members = first_members(head, _MODEL_NAMES) + last_members(tail, _MODEL_NAMES)
@@ -117,7 +117,7 @@ def read_requested_model(body: KeptBody) -> str | None:
 
 
 def model_name(value: Any) -> str | None:
-    """Return a value if it has the form of a model's name, which no sentence has."""
+    """Return a value if it has the form of a model's name, which excludes sentences."""
     return value if isinstance(value, str) and _MODEL.match(value) else None
 
 
@@ -130,15 +130,15 @@ def _read_stream(reading: "_Reading", head: str, tail: str | None) -> None:
     lines = _lines(head)
     if tail is None:
         for number, event in enumerate(_events(lines)):
-            if number == 0 or _TELLING.search(event):
+            if number == 0 or _EVENTS_WITH_FACTS.search(event):
                 reading.see(_parsed(event))
         return
     _read_stream(reading, head[: head.rfind("\n") + 1], None)
-    # The tail may begin within an event, perhaps the large one at the end of OpenAI's responses.
+    # The tail may start within an event, such as the large last event of OpenAI's responses.
     first, *lines = _lines(tail)
     reading.see_members(last_members(first, _WANTED), in_event=True)
     for event in _events(lines):
-        if _TELLING.search(event):
+        if _EVENTS_WITH_FACTS.search(event):
             reading.see(_parsed(event))
 
 
@@ -154,12 +154,12 @@ def _read_event_stream(reading: "_Reading", body: KeptBody) -> None:
 
 
 def _lines(text: str) -> list[str]:
-    # Not splitlines(), for which other characters end a line too.
+    # Not splitlines(), which splits at other characters too.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def _events(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the data of server-sent events, and lines that are JSON objects by themselves."""
+    """Yield the data of server-sent events, and lines that are JSON objects."""
     data: list[str] = []
     for line in lines:
         if line.startswith("data:"):
@@ -174,7 +174,7 @@ def _events(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _int(digits: str) -> int | None:
-    # int() refuses more than 4,300 digits, and one such number must not cost all the others.
+    # int() raises for more than 4,300 digits, which must not fail the whole document.
     return int(digits) if len(digits) <= 20 else None
 
 
@@ -183,14 +183,14 @@ _DECODER = json.JSONDecoder(parse_int=_int)
 
 def _parsed(text: str) -> Any:
     try:
-        # A byte order mark is allowed before a JSON text by some (RFC 8259, 8.1).
+        # Some producers send a byte order mark (RFC 8259, 8.1).
         return _DECODER.decode(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):
         return None
 
 
 class _Reading:
-    """Collects what the objects of a response say."""
+    """Collects the facts in the objects of a response."""
 
     def __init__(self) -> None:
         self._model: str | None = None
@@ -203,7 +203,7 @@ class _Reading:
         return ResponseFacts(self._model, usage, self._finish_reason, self._error_type, cost)
 
     def see_document(self, document: Any) -> None:
-        # Gemini streams a JSON array to those who do not ask for events.
+        # Gemini streams a JSON array unless events were requested.
         for value in document if isinstance(document, list) else [document]:
             self.see(value)
 
@@ -216,7 +216,7 @@ class _Reading:
         if isinstance(response := value.get("response"), dict):
             self._see_part(response)
         if isinstance(message := value.get("message"), dict):
-            # Anthropic's message_start has a first count of the output, which is of no use unless a final one follows.
+            # Anthropic's message_start has a preliminary output count, which is not a total.
             usage = message.get("usage")
             begun = {k: v for k, v in usage.items() if k != "output_tokens"} if isinstance(usage, dict) else None
             self._see_part({**message, "usage": begun} if kind == "message_start" else message)
@@ -237,7 +237,7 @@ class _Reading:
     def see_members(
         self, members: list[tuple[int, str, Any]], *, in_array: bool = False, in_event: bool = False
     ) -> None:
-        """Read what is left of an object that was cut."""
+        """Read the members of an object that was cut."""
         for depth, name, value in members:
             level = depth - in_array
             if level == 3 and name in ("finish_reason", "finishReason"):
@@ -270,15 +270,15 @@ class _Reading:
     def _see_usage(self, usage: dict[str, Any]) -> None:
         self._usage.update((key, count) for key, count in usage.items() if count is not None)
         reason = usage.get("finish_reason", usage.get("stop_reason"))
-        # SGLang says more of it.
+        # SGLang has an object here.
         self._see_finish_reason(reason.get("type") if isinstance(reason, dict) else reason)
 
     def _see_finish_reason(self, value: Any) -> None:
         self._finish_reason = reason_name(value) or self._finish_reason
 
     def _see_error(self, error: Any) -> None:
-        said = [error.get(key) for key in ("code", "status", "type")] if isinstance(error, dict) else []
-        names = [str(name) for name in said if isinstance(name, (str, int))]
+        values = [error.get(key) for key in ("code", "status", "type")] if isinstance(error, dict) else []
+        names = [str(name) for name in values if isinstance(name, (str, int))]
         self._error_type = self._error_type or next((name for name in names if _ERROR.match(name)), "error")
 
 

@@ -1,4 +1,4 @@
-"""The tokens and the cost that a provider reports, under whatever names; docs/providers.md says what is read where."""
+"""Reads the tokens and the cost that a provider reports; docs/providers.md lists the names by provider."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,28 +7,28 @@ from typing import Any
 from agent_gateway_client.server.call import Cost, TokenUsage
 
 MAX_TOKENS = 2**53
-"""Larger counts are ignored. It is the largest integer that every reader of JSON and OTLP takes."""
+"""Larger counts are ignored. It is the largest integer that every reader of JSON and OTLP accepts."""
 
 MAX_COST = 1e9
-"""USD beyond this are no cost of a call."""
+"""Larger costs, in USD, are ignored."""
 
 USAGE_NAMES = ("usage", "usageMetadata", "meta", "meta_info", "details", "amazon-bedrock-invocationMetrics")
-"""The members of a response that hold counts. Of what else is in them nothing is read."""
+"""The members of a response that have counts. Their other members are ignored."""
 
 TOP_LEVEL_COUNTS = ("prompt_eval_count", "prompt_eval_cached_count", "eval_count")
 """Ollama's counts, which are members of the response itself."""
 
 _TICKS_OF_A_DOLLAR = 10**10
-"""xAI reports what it charges in these."""
+"""The unit of the cost that xAI reports."""
 
 Usage = Mapping[str, Any]
 
 
 def token_usage(usage: Usage) -> TokenUsage | None:
-    """Return the tokens that a provider reports; ``None`` where it reports none.
+    """Return the tokens that a provider reports; ``None`` if it reports none.
 
     Args:
-        usage: What the provider says, of all events of a stream the latest of each name.
+        usage: The provider's values; of a stream, the last value of each name.
     """
     if "promptTokenCount" in usage or "totalTokenCount" in usage:
         result = _gemini(usage)
@@ -48,7 +48,7 @@ def token_usage(usage: Usage) -> TokenUsage | None:
 
 
 def reported_cost(usage: Usage) -> Cost | None:
-    """Return the cost that a provider reports itself, in USD; ``None`` where it reports none."""
+    """Return the cost that a provider reports itself, in USD; ``None`` if it reports none."""
     cost = usage.get("cost")
     if isinstance(cost, dict):
         # Perplexity.
@@ -61,13 +61,13 @@ def reported_cost(usage: Usage) -> Cost | None:
     if (ticks := _count(usage, "cost_in_usd_ticks")) is not None:
         total = ticks / _TICKS_OF_A_DOLLAR
     elif total is not None and usage.get("is_byok") is True:
-        # OpenRouter's own fee; the model's provider charges its customer for the rest.
+        # This is OpenRouter's fee; the model's provider charges the rest.
         total += _amount(_object(usage, "cost_details"), "upstream_inference_cost") or 0.0
     return None if total is None else Cost(None, None, total)
 
 
 _SHARED_NAMES = {"prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens"}
-"""What OpenAI, Anthropic, and nearly all who speak the API of one of them call their counts."""
+"""The names of OpenAI, Anthropic, and nearly all providers with a compatible API."""
 
 
 def _openai_or_anthropic(usage: Usage) -> TokenUsage:
@@ -85,14 +85,14 @@ def _openai_or_anthropic(usage: Usage) -> TokenUsage:
         read = _count(details, "cached_tokens", "cache_read_input_tokens") if read is None else read
         created = _count(details, "cache_write_tokens", "cache_creation_input_tokens") if created is None else created
     elif "input_tokens" in usage and total is None:
-        # Anthropic's input_tokens leaves out what the cache read and wrote. OpenTelemetry's has it in, and so has
-        # what MLflow's own gateway makes of it (gateway/providers/anthropic.py).
+        # Anthropic's input_tokens excludes cache reads and writes. OpenTelemetry's includes them, and so do the counts
+        # of MLflow's own gateway (gateway/providers/anthropic.py).
         input_tokens = _sum(input_tokens, read, created)
     written = _object(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
     thoughts = _count(written, "reasoning_tokens", "thinking_tokens")
     thoughts = _count(usage, "reasoning_tokens") if thoughts is None else thoughts
     if thoughts and output_tokens is not None and _sum(input_tokens, output_tokens, thoughts) == total:
-        # xAI counts reasoning beside completion_tokens, OpenAI within; the total tells which.
+        # xAI's completion_tokens excludes reasoning, OpenAI's includes it; the total tells which.
         output_tokens += thoughts
     return TokenUsage(input_tokens, output_tokens, total, read, created, thoughts)
 
@@ -101,7 +101,7 @@ _LIFETIMES = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
 
 
 def _gemini(usage: Usage) -> TokenUsage:
-    # Gemini counts thoughts and the use of tools apart, and their sum is the total.
+    # Gemini counts thoughts and tool use separately; the total is the sum.
     thoughts = _count(usage, "thoughtsTokenCount")
     return TokenUsage(
         _sum(_count(usage, "promptTokenCount"), _count(usage, "toolUsePromptTokenCount")),
@@ -114,7 +114,7 @@ def _gemini(usage: Usage) -> TokenUsage:
 
 
 def _converse(usage: Usage) -> TokenUsage:
-    # Bedrock's inputTokens leaves out what the cache read and wrote.
+    # Bedrock's inputTokens excludes cache reads and writes.
     read, written = _count(usage, "cacheReadInputTokens"), _count(usage, "cacheWriteInputTokens")
     input_tokens = _sum(_count(usage, "inputTokens"), read, written)
     return TokenUsage(input_tokens, _count(usage, "outputTokens"), None, read, written)
@@ -127,7 +127,7 @@ def _bedrock_invocation(usage: Usage) -> TokenUsage:
 
 
 def _cohere(usage: Usage) -> TokenUsage:
-    # What is billed leaves out what Cohere adds to the prompt.
+    # The billed units exclude what Cohere adds to the prompt.
     counts = _object(usage, "tokens") or _object(usage, "billed_units")
     return TokenUsage(
         _count(counts, "input_tokens"), _count(counts, "output_tokens"), None, _count(usage, "cached_tokens")

@@ -307,6 +307,7 @@ NAMES = st.sampled_from([b"traceparent", b"TRACEPARENT", b"x-traceparent", b"tra
 NEARLY = st.from_regex(rb"0[01]-[0-9a-f]{32}-[0-9a-f]{15,17}-0[0-3](-x)?", fullmatch=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, NEARLY | st.binary(max_size=60)), max_size=4))
 def test_junk_headers(headers: list[tuple[bytes, bytes]]):

@@ -278,6 +278,7 @@ class _Broken(AbstractContextManager[None]):
             raise RuntimeError("our own mistake")
 
 
+@pytest.mark.usefixtures("guards_hold")
 @pytest.mark.parametrize("where", ["observe", "enter", "exit", "finish"])
 async def test_a_mistake_of_ours_does_not_fail_the_call(where: str, mirrors: Mirrors):
     """Whatever goes wrong in what observes a call, the request is served and mirrored with what HTTP tells."""

@@ -9,7 +9,7 @@ from agent_gateway_client.server.export import Destination, Refused, Unavailable
 from agent_gateway_client.server.export.counts import Reason
 from agent_gateway_client.server.export.delivery import Outcome, deliver
 from agent_gateway_client.server.export.destination import Misconfigured, Place, TraceGone, TraceKey
-from agent_gateway_client.server.export.waiting import Held
+from agent_gateway_client.server.export.waiting import QueuedCall
 from agent_gateway_client.server.mirror import Convention
 from tests.support.server import small_call
 
@@ -37,15 +37,15 @@ class Fussy(Destination):
         self.taken += names
 
 
-def held(*names: str) -> list[Held]:
+def queued(*names: str) -> list[QueuedCall]:
     found = []
     for number, name in enumerate(names):
         call = small_call(name)
-        found.append(Held(call, TraceKey(1, name[0]), number, 0.0, 1))
+        found.append(QueuedCall(call, TraceKey(1, name[0]), number, 0.0, 1))
     return found
 
 
-def names(calls: Sequence[Held]) -> list[str]:
+def names(calls: Sequence[QueuedCall]) -> list[str]:
     return [str(one.call.endpoint) for one in calls]
 
 
@@ -64,7 +64,7 @@ def test_one_call_at_fault(error: Exception, at: int):
     everyone = [f"a{number}" for number in range(200)]
     everyone[at] = "x"
     destination = Fussy(x=error)
-    calls = held(*everyone)
+    calls = queued(*everyone)
     for one in calls:
         one.key = TraceKey(1, "a")
     outcome = deliver(calls, destination)
@@ -77,7 +77,7 @@ def test_one_call_at_fault(error: Exception, at: int):
 def test_where_every_call_fails_alike_it_is_the_destination():
     """A destination that fails of everything is at fault: nothing is dropped, and it is not asked for each call."""
     destination = Fussy(a=RuntimeError("HTTP 500"))
-    outcome = deliver(held(*(f"a{number}" for number in range(200))), destination)
+    outcome = deliver(queued(*(f"a{number}" for number in range(200))), destination)
     assert (outcome.sent, outcome.dropped, len(outcome.again)) == ([], [], 200)
     assert outcome.is_away
     assert outcome.trouble == "RuntimeError"
@@ -87,7 +87,7 @@ def test_where_every_call_fails_alike_it_is_the_destination():
 def test_bad_calls_first():
     """Three bad calls at the front look like a destination at fault; sent last the next time, they are found out."""
     destination = Fussy(x=RuntimeError())
-    calls = held("x1", "x2", "x3", *(f"a{number}" for number in range(20)))
+    calls = queued("x1", "x2", "x3", *(f"a{number}" for number in range(20)))
     for one in calls:
         one.key = TraceKey(1, "a")
     first = deliver(calls, destination)
@@ -101,7 +101,7 @@ def test_bad_calls_first():
 def test_a_lone_call_is_given_time():
     """A call that comes alone may be bad, or the destination may be; it is dropped when it was refused five times."""
     destination = Fussy(x=Refused("400"))
-    calls = held("x")
+    calls = queued("x")
     for _ in range(4):
         assert deliver(calls, destination).again == calls
     assert fates(deliver(calls, destination))[1] == [("x", Reason.REFUSED)]
@@ -111,7 +111,7 @@ def test_a_lone_call_is_given_time():
 def test_a_destination_that_is_away_ends_the_batch(error: Exception):
     """What says that the destination is away stops all, at once, and nothing is narrowed down."""
     destination = Fussy(a=error)
-    outcome = deliver(held("a1", "a2", "b1"), destination)
+    outcome = deliver(queued("a1", "a2", "b1"), destination)
     assert fates(outcome) == ([], [], ["a1", "a2", "b1"])
     assert destination.sends == 1
     assert outcome.is_away
@@ -122,7 +122,7 @@ def test_a_destination_that_is_away_ends_the_batch(error: Exception):
 def test_one_place_that_is_not_ours_to_write_to():
     """An experiment that the gateway may not write to keeps its own calls waiting, and no others."""
     destination = Fussy(a=Unavailable("HTTP 403", one_place=True))
-    outcome = deliver(held("a1", "b1", "a2", "c1"), destination)
+    outcome = deliver(queued("a1", "b1", "a2", "c1"), destination)
     assert fates(outcome) == (["b1", "c1"], [], ["a1", "a2"])
     assert not outcome.is_away
     assert outcome.trouble == "HTTP 403"
@@ -130,10 +130,10 @@ def test_one_place_that_is_not_ours_to_write_to():
 
 def test_a_trace_that_is_gone():
     """A trace that was deleted is no reason to wait, also where it is the only one."""
-    assert fates(deliver(held("x"), Fussy(x=TraceGone("gone"))))[1] == [("x", Reason.TRACE_GONE)]
+    assert fates(deliver(queued("x"), Fussy(x=TraceGone("gone"))))[1] == [("x", Reason.TRACE_GONE)]
 
 
 def test_a_configuration_that_cannot_work():
     """Where there is no destination, calls are dropped, and do not fill the queue."""
-    outcome = deliver(held("a", "b"), Fussy(a=Misconfigured("ConfigurationError"), b=Misconfigured("x")))
+    outcome = deliver(queued("a", "b"), Fussy(a=Misconfigured("ConfigurationError"), b=Misconfigured("x")))
     assert [reason for _, reason in fates(outcome)[1]] + fates(outcome)[2] == [Reason.MISCONFIGURED] * 2

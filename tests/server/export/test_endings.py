@@ -66,6 +66,7 @@ def test_finish_adds_to_the_call_outside_the_request():
     assert destination.names == ["gateway/a", "provider/openai/gpt-4o-mini"]
 
 
+@pytest.mark.usefixtures("guards_hold")
 def test_a_finish_that_raises_costs_only_its_details(logged: pytest.LogCaptureFixture):
     """A call whose details cannot be read is mirrored without them; that is said once, without the error's message."""
     destination = MemoryDestination()

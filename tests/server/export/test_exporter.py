@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from agent_gateway_client.server.export import Exporter, Refused, counts, sender
-from agent_gateway_client.server.export.sender import MAX_BATCH
 from agent_gateway_client.server.mirror import Convention
 from tests.support.server import DEADLINE_S, MemoryDestination, Store, full_call, gateways, small_call, submit
 
@@ -35,13 +34,13 @@ def test_calls_that_come_together_are_sent_together():
     exporter = Exporter(destination)
     submit(exporter, "a")
     destination.wait_for_tries(1)
-    submit(exporter, "b" * (2 * MAX_BATCH + 50))
+    submit(exporter, "b" * (2 * destination.max_batch + 50))
     deadline = time.monotonic() + DEADLINE_S
-    while len(exporter._waiting) < 2 * MAX_BATCH + 50 and time.monotonic() < deadline:
+    while len(exporter._waiting) < 2 * destination.max_batch + 50 and time.monotonic() < deadline:
         time.sleep(0.01)
     store.open.set()
     assert exporter.flush(DEADLINE_S)
-    assert [len(batch) for batch in destination.batches] == [1, MAX_BATCH, MAX_BATCH, 50]
+    assert [len(batch) for batch in destination.batches] == [1, destination.max_batch, destination.max_batch, 50]
 
 
 def test_the_destinations_convention_is_used():

@@ -79,7 +79,7 @@ def test_a_machine_without_a_thread_left_fails_no_call(
         patch.setattr(threading.Thread, "start", start)
         submit(exporter, "ab")
         assert not exporter.flush(0.01)
-    assert "no thread can be started" in logged.text
+    assert "the sending thread cannot be started" in logged.text
     submit(exporter, "c")
     assert exporter.flush(DEADLINE_S)
     assert destination.names == gateways("abc")

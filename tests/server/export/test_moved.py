@@ -8,7 +8,8 @@ import pytest
 from mlflow.store.tracking.dbmodels import models
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server import export
+from agent_gateway_client.server.export import Exporter, mlflow_columns
 from agent_gateway_client.server.export.environment import store_of
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore, server_store
@@ -23,14 +24,18 @@ def store(tmp_path: Path) -> Iterator[SqlAlchemyStore]:
     store.engine.dispose()
 
 
-@pytest.mark.parametrize("name", ["_trace_query", "ManagedSessionMaker", "SqlTraceInfo"])
+@pytest.mark.parametrize("name", ["_trace_query", "ManagedSessionMaker", "SqlTraceInfo", "mlflow_columns"])
 def test_the_columns_of_traces(
     name: str, store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ):
     """Traces are then looked up by MLflow's public method, and one warning names the version."""
-    if name == "SqlTraceInfo":
+    stand_in: object = store
+    if name == "mlflow_columns":
+        # As where something that it imports has moved.
+        monkeypatch.setitem(sys.modules, mlflow_columns.__name__, None)
+        monkeypatch.delattr(export, name)
+    elif name == "SqlTraceInfo":
         monkeypatch.delattr(models, name)
-        stand_in: object = store
     else:
 
         class Moved:
@@ -45,7 +50,7 @@ def test_the_columns_of_traces(
         exporter.submit(full_call())
         assert exporter.flush(DEADLINE_S)
     assert (exporter.counts().sent, exporter.dropped) == (2, 0)
-    assert ["does not let traces be looked up" in message for message in logged.messages] == [True]
+    assert ["has changed its tables of traces" in message for message in logged.messages] == [True]
 
 
 def test_the_servers_tracking_store(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
@@ -66,4 +71,4 @@ def test_the_clients_requests(
     monkeypatch.setitem(sys.modules, "mlflow.utils.rest_utils", None)
     monkeypatch.delitem(sys.modules, "agent_gateway_client.server.export.mlflow_server", raising=False)
     assert isinstance(store_of(store), SqlStore)
-    assert ["sends requests in a way" in message for message in logged.messages] == [True]
+    assert ["has changed how it sends requests" in message for message in logged.messages] == [True]

@@ -246,7 +246,7 @@ def test_rejected_spans_are_counted(receiver: Receiver, rejected: int, sent: int
     counts = exporter.counts()
     assert (counts.rejected_spans, counts.sent, sum(counts.dropped.values())) == (rejected, sent, 1 - sent)
     assert len(receiver.requests) == 1
-    assert exporter.problem == f"the endpoint rejected {rejected} spans of a request that it took"
+    assert exporter.problem == f"the endpoint rejected {rejected} spans of a request that it accepted"
 
 
 def test_the_destination_is_named_without_credentials(monkeypatch: pytest.MonkeyPatch):

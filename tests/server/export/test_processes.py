@@ -170,7 +170,7 @@ else:
     assert shared.flush(DEADLINE_S)
     print(shared._exporter.counts().dropped, flush=True)
 """)
-    assert "before processes are forked" in lines[0]
+    assert "before forking" in lines[0]
     assert lines[-1] == "{'misconfigured': 1}"
 
 

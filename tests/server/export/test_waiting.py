@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.export import Exporter, delivery, sender
-from agent_gateway_client.server.export.destination import Place, TraceKey
+from agent_gateway_client.server.export.destination import Destination, Place, TraceKey
 from agent_gateway_client.server.export.waiting import LAST_PAUSE_SECONDS, WaitingCalls, pause_after, size_of
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import DEADLINE_S, MemoryDestination, full_call
@@ -34,7 +34,7 @@ class Knowing(MemoryDestination):
             self._looked.notify_all()
             return {key: "here" for key in traces if key.trace_id in self.known}
 
-    def elsewhere(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
+    def find_in_other_workspaces(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, str]:
         return {key: self.in_workspaces[key.trace_id] for key in traces if key.trace_id in self.in_workspaces}
 
     def wait_for_lookups(self, more: int) -> None:
@@ -69,12 +69,14 @@ def test_a_trace_that_never_comes(logged: pytest.LogCaptureFixture):
     assert exporter.flush(DEADLINE_S)
     assert destination.tries == []
     assert exporter.counts().dropped == {"unknown_trace": 1}
-    assert ["made the trace id up" in message for message in logged.messages if "dropped:" in message] == [True]
+    assert [
+        "sent a trace id that does not exist" in message for message in logged.messages if "dropped:" in message
+    ] == [True]
 
 
 def test_a_trace_in_another_workspace(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
     """A trace that lives in another workspace does not come; that is the reason which is counted and said."""
-    monkeypatch.setattr(sender, "_ELSEWHERE_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "_OTHER_WORKSPACES_SECONDS", 0.0)
     destination = Knowing(in_workspaces={1: "team-b"})
     exporter = Exporter(destination)
     exporter.submit(call_in(1))
@@ -258,11 +260,11 @@ def test_no_span_is_made_of_a_call_that_waits(monkeypatch: pytest.MonkeyPatch):
 def test_the_more_calls_wait_the_longer_are_the_pauses():
     """Look-ups of all that waits take a stated share of the time; those of one batch need no longer pause."""
     exporter = Exporter(Knowing())
-    for number in range(1, sender.MAX_BATCH + 1):
+    for number in range(1, Destination.max_batch + 1):
         exporter._waiting.add(call_in(number), now=0.0)
     outcome = delivery.Outcome(looked_up_in=0.01)
     assert exporter._sender._least_pause(outcome) == 0.0
-    for number in range(sender.MAX_BATCH + 1, 2 * sender.MAX_BATCH + 1):
+    for number in range(Destination.max_batch + 1, 2 * Destination.max_batch + 1):
         exporter._waiting.add(call_in(number), now=0.0)
     assert exporter._sender._least_pause(outcome) == pytest.approx(0.01 / sender._LOOKUP_SHARE)
     outcome.looked_up_in = 100.0

@@ -10,6 +10,7 @@ import sys
 import threading
 import types
 from collections.abc import AsyncIterator, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -591,6 +592,7 @@ async def test_what_never_ends_is_forgotten(
     assert len(mirror._calls._closed) == 10
 
 
+@pytest.mark.usefixtures("guards_hold")
 async def test_a_shape_that_is_not_known_is_no_matter_for_the_request(
     mirror: LiteLLMProxyMirror, destination: MemoryDestination, caplog: pytest.LogCaptureFixture
 ):
@@ -608,7 +610,8 @@ async def test_a_shape_that_is_not_known_is_no_matter_for_the_request(
     ask(mirror)
     await log(mirror, details(standard_logging_object={"total_tokens": "many", "metadata": 3}))
     (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "tells of its requests in a way that this version" in warning.message
+    assert "Could not read an event of LiteLLM" in warning.message
+    assert f"litellm {metadata.version('litellm')}" in warning.message
     assert CANARY not in warning.message
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -124,3 +125,16 @@ def test_a_value_that_cannot_work_fails_the_import(variables: dict[str, str], sa
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("agent_gateway_client.errors.ConfigurationError: ")
     assert said in last
+
+
+async def test_an_mlflow_without_its_tracer_provider(
+    mirrors: Mirrors, guards_hold: None, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+):
+    """Calls are served and mirrored without attempts; one warning has the version."""
+    monkeypatch.delattr("mlflow.tracing.get_bridged_tracer_provider")
+    for _ in range(2):
+        await serve(mirrors, http_scope(TRACED, path="/gateway/openai/v1/chat/completions"))
+        assert mirrors.spans
+    (warning,) = logged.messages
+    assert "Could not observe the spans of MLflow's gateway" in warning
+    assert f"mlflow {metadata.version('mlflow')}" in warning

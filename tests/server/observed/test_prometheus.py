@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agent_gateway_client.server.export import Reason
+
 prometheus_client = pytest.importorskip("prometheus_client")
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -78,6 +80,30 @@ def test_one_worker():
         "agent_gateway_exporter_call_queue_capacity": 10_000,
         "agent_gateway_exporter_call_delay_seconds_count": 3,
     }
+
+
+BEFORE_THE_FIRST_CALL = """
+from agent_gateway_client.server.export import Exporter
+from agent_gateway_client.server.observed import prometheus
+from agent_gateway_client.server.observed.companion import Companion
+from tests.support.server import MemoryDestination
+
+Companion(Exporter(MemoryDestination())).start()
+print(prometheus.page()[1].decode())
+"""
+
+
+def test_every_reason_is_there_before_the_first_call():
+    """With 0, so that ``increase()`` sees the first call that is dropped."""
+    root = Path(__file__).parents[3]
+    environment = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", BEFORE_THE_FIRST_CALL]
+    page = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
+    series = dict(
+        re.findall(r'^agent_gateway_exporter_call_exported_total\{error_type="(\w*)"\} (\S+)$', page, re.MULTILINE)
+    )
+    assert series == dict.fromkeys(("", *(reason.value for reason in Reason)), "0.0")
 
 
 def test_two_workers_add_up(tmp_path: Path):

@@ -70,6 +70,7 @@ def test_one_huge_chunk():
     assert (head, tail) == (b"a" * HEAD_BYTES, b"b" * TAIL_BYTES)
 
 
+@pytest.mark.slow
 def test_tiny_chunks_count_for_what_they_take():
     """A million chunks of two bytes are bounded in number, not just in content."""
     body = kept([b"%02d" % (number % 100) for number in range(1_000_000)])
@@ -208,6 +209,7 @@ def test_a_large_compressed_body_is_let_go():
     assert body.expanded().ends() == (b"", b"")
 
 
+@pytest.mark.slow
 def test_a_bomb():
     """A body that grows a thousandfold is given up at the bound."""
     body = CompressedBody()

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -43,6 +44,7 @@ def members_of(text: str) -> list[tuple[int, int, Member]]:
     return found
 
 
+@pytest.mark.slow
 @given(DOCUMENTS, st.booleans(), st.sampled_from([None, 1]), st.data())
 @example({"a": "\\", "usage": 1234}, True, None, None)
 def test_every_cut(document: Any, ascii_only: bool, indent: int | None, data: Any):
@@ -58,6 +60,7 @@ def test_every_cut(document: Any, ascii_only: bool, indent: int | None, data: An
         assert first_members(head, NAMES) == [member for _, end, member in expected if end < cut]
 
 
+@pytest.mark.slow
 @given(DOCUMENTS)
 def test_a_whole_document_from_its_beginning(document: Any):
     """Nothing is cut: everything is found."""

@@ -146,6 +146,7 @@ def test_a_large_last_event():
     assert (facts.model, facts.usage) == (MODEL, RESPONSE_FACTS.usage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 50, 5_000])
 def test_a_stream_of_ten_thousand_chunks(size: int):
     """However long a stream is, its first and last events are there."""

@@ -1,7 +1,7 @@
-"""Who may join a trace: a gateway of several tenants says which of its callers get mirrors.
+"""Which requests may join the trace of their ``traceparent``.
 
-A ``traceparent`` is a claim that anybody can make who knows a trace's id. Who may call a gateway may, by default, also
-add mirrors to any trace of the store; a predicate on the request narrows that down.
+A ``traceparent`` is not a proof: a caller only has to know a trace's id. By default every caller of a gateway can add
+mirrors to every trace of the store; a gateway with several tenants restricts that with a predicate on the request.
 """
 
 import asyncio
@@ -15,28 +15,28 @@ from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.errors import ConfigurationError
 
 MAY_JOIN_VARIABLE = "AGENT_GATEWAY_MAY_JOIN"
-"""Names the predicate of a gateway that is configured by its environment, like ``our_tenants:may_join``."""
+"""The predicate of a gateway that is configured by its environment, like ``our_tenants:may_join``."""
 
 MayJoin = Callable[[MutableMapping[str, Any]], bool | Awaitable[bool]]
-"""Tells by the ASGI scope of a request whether its caller may join the trace that it names; sync or async.
+"""A predicate that gets a request's ASGI scope and returns whether the request may join its trace; sync or async.
 
-It is asked when the request has been served, so the scope holds what the application's authentication has noted. It
-runs in the event loop: a sync one must not block. An async one that has not answered after ``MAX_SECONDS`` is given up.
+It is called after the request was served, so the scope has the results of the application's authentication. It runs in
+the event loop: a sync predicate must not block, and an async one is cancelled after ``MAX_SECONDS``.
 """
 
 
 MAX_SECONDS = 5.0
-"""How long an async predicate may take; who has got no answer by then may not join."""
+"""How long an async predicate may take. After that the request may not join."""
 
 
-async def joins(may_join: MayJoin, scope: MutableMapping[str, Any]) -> bool:
+async def authorize(may_join: MayJoin, scope: MutableMapping[str, Any]) -> bool:
     """Call the predicate. If it raises, or has not answered after ``MAX_SECONDS``, the request may not join."""
     try:
         answer = may_join(scope)
-        return bool(await _answer_in_time(answer) if isawaitable(answer) else answer)
+        return bool(await _with_timeout(answer) if isawaitable(answer) else answer)
     except TimeoutError:
         warn_once(
-            "joining.time",
+            "authorization.time",
             "may_join() did not answer within %.0f s; such requests are served and not mirrored.",
             MAX_SECONDS,
         )
@@ -44,44 +44,44 @@ async def joins(may_join: MayJoin, scope: MutableMapping[str, Any]) -> bool:
     except Exception as error:
         logger.debug("may_join() failed", exc_info=True)
         warn_once(
-            "joining",
+            "authorization",
             "may_join() raised %s; such requests are served and not mirrored. Details are logged at level DEBUG.",
             type(error).__name__,
         )
         return False
 
 
-def unanswered() -> int:
+def timeouts() -> int:
     """Return how many requests of this process were not mirrored because ``may_join`` did not answer in time."""
-    return _unanswered
+    return _timeouts
 
 
-_unanswered = 0
+_timeouts = 0
 
 
-async def _answer_in_time(answer: Awaitable[bool]) -> bool:
-    global _unanswered
+async def _with_timeout(answer: Awaitable[bool]) -> bool:
+    global _timeouts
     try:
         task = asyncio.ensure_future(answer)
     except RuntimeError:
-        # Another event loop than asyncio's, which has other ways to limit time.
+        # Not asyncio's event loop; other loops have other ways to limit time.
         return await answer
     try:
         await asyncio.wait({task}, timeout=MAX_SECONDS)
         if task.done():
             return task.result()
-        _unanswered += 1
+        _timeouts += 1
         raise TimeoutError
     finally:
-        # Not awaited: what ignores its cancellation must not keep the request, or the server, from ending.
+        # Not awaited: a task that ignores its cancellation must not block the request or the server's stop.
         task.cancel()
 
 
 def may_join_from_environment() -> MayJoin | None:
-    """Return the predicate that ``AGENT_GATEWAY_MAY_JOIN`` names, or ``None`` where it is unset: all may join.
+    """Return the predicate in ``AGENT_GATEWAY_MAY_JOIN``; ``None``, so that all may join, if it is unset.
 
     Raises:
-        ConfigurationError: There is no such function, or importing its module fails.
+        ConfigurationError: The function does not exist, or importing its module fails.
     """
     name = os.environ.get(MAY_JOIN_VARIABLE)
     if not name:
@@ -91,10 +91,10 @@ def may_join_from_environment() -> MayJoin | None:
         raise ConfigurationError(f"{hint}.")
     try:
         found = pkgutil.resolve_name(name)
-    except Exception as error:  # the module is the operator's own code, and may fail in any way
+    except Exception as error:  # the module is the operator's code and can raise anything
         raise ConfigurationError(
-            f"{hint} of an installed module, or of one in a directory on PYTHONPATH ({type(error).__name__}: {error})."
+            f"{hint} of an installed module, or of one on PYTHONPATH ({type(error).__name__}: {error})."
         ) from error
     if not callable(found):
-        raise ConfigurationError(f"{hint}, and not a {type(found).__name__}.")
+        raise ConfigurationError(f"{hint}, not a {type(found).__name__}.")
     return found  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""joining.py: who may join a trace."""
+"""authorization.py: who may join a trace."""
 
 import asyncio
 import contextlib
@@ -11,8 +11,8 @@ from starlette.authentication import AuthCredentials, AuthenticationBackend, Sim
 from starlette.middleware.authentication import AuthenticationMiddleware
 
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.server import GatewayTracingMiddleware, current_gateway_call, gateway_call, joining
-from agent_gateway_client.server.joining import may_join_from_environment
+from agent_gateway_client.server import GatewayTracingMiddleware, authorization, current_gateway_call, gateway_call
+from agent_gateway_client.server.authorization import may_join_from_environment
 from tests.support.asgi import TRACED as TRACED_LINES
 from tests.support.asgi import Client, Mirrors, answering, body, http_scope, start
 from tests.support.middleware import TRACED, answer, fastapi_app, post
@@ -119,7 +119,7 @@ async def test_a_predicate_that_never_answers(
     mirrors: Mirrors, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     """It is given up after a while, also when it ignores that it is cancelled; that is counted and said once."""
-    monkeypatch.setattr(joining, "MAX_SECONDS", 0.01)
+    monkeypatch.setattr(authorization, "MAX_SECONDS", 0.01)
     goes_on = asyncio.Event()
 
     async def never(scope: Any) -> bool:
@@ -128,14 +128,14 @@ async def test_a_predicate_that_never_answers(
                 await goes_on.wait()
         return True
 
-    before = joining.unanswered()
+    before = authorization.timeouts()
     app = fastapi_app(SAMPLES["chat"])
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter, may_join=never)
     for _ in range(2):
         assert (await post(app, CHAT)).status_code == 200
     goes_on.set()
     assert mirrors.spans == []
-    assert joining.unanswered() == before + 2
+    assert authorization.timeouts() == before + 2
     assert [message.partition(" within ")[0] for message in logged.messages] == ["may_join() did not answer"]
 
 
@@ -178,7 +178,7 @@ def test_the_environment_names_a_function(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("no_such_module_of_ours:may_join", "ModuleNotFoundError"),
         ("os.path:no_such_function", "AttributeError"),
-        ("os.path:sep", "and not a str"),
+        ("os.path:sep", "not a str"),
         ("os.path", "package.module:function"),
         (":f", "package.module:function"),
         ("a b:c", "package.module:function"),

@@ -1,0 +1,97 @@
+"""Queries on the tables of MLflow's SQL store that read only the columns they need.
+
+MLflow's public methods read tags, metadata, assessments and payload of each trace, which takes four to a hundred times
+as long. The tables are private to MLflow: if a query fails, the caller falls back to the public methods.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mlflow.store.tracking.dbmodels import models
+from mlflow.tracing.constant import SpanAttributeKey
+from mlflow.tracing.utils import (
+    SpanAggregationNode,
+    aggregate_cost_from_span_nodes,
+    aggregate_usage_from_span_nodes,
+)
+from sqlalchemy import case
+
+from agent_gateway_client.server.export.totals import COST, FINALIZED, USAGE, TraceTotals
+
+_REPORTED = {USAGE: SpanAttributeKey.CHAT_USAGE, COST: SpanAttributeKey.LLM_COST}
+"""The span attribute that MLflow aggregates for each total."""
+
+_COLUMNS = {USAGE: "total_tokens", COST: "total_cost"}
+"""Columns of the totals in newer versions of MLflow. 3.15 keeps them as metadata."""
+
+
+def experiments_of(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
+    """Return the experiment ids of traces; unknown traces are left out."""
+    table: Any = models.SqlTraceInfo
+    with store.ManagedSessionMaker() as session:
+        query = store._trace_query(session).with_entities(table.request_id, table.experiment_id)
+        wanted = query.filter(table.request_id.in_(trace_ids))
+        return {trace_id: str(experiment_id) for trace_id, experiment_id in wanted}
+
+
+def totals_of(store: Any, trace_ids: Collection[str]) -> dict[str, TraceTotals]:
+    """Return the totals of the traces that their callers have ended."""
+    with store.ManagedSessionMaker() as session:
+        recorded = _recorded(store, session, trace_ids)
+        spans = _spans(session, recorded) if recorded else {}
+    return {
+        trace_id: TraceTotals(
+            totals,
+            {
+                USAGE: aggregate_usage_from_span_nodes(spans[trace_id][USAGE]),
+                COST: aggregate_cost_from_span_nodes(spans[trace_id][COST]),
+            },
+        )
+        for trace_id, totals in recorded.items()
+    }
+
+
+def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str, dict[str, float]]:
+    """Return the recorded totals of the ended traces."""
+    table: Any = models.SqlTraceInfo
+    metadata: Any = models.SqlTraceMetadata
+    names = [name for name, column in _COLUMNS.items() if hasattr(table, column)]
+    columns = [getattr(table, _COLUMNS[name]) for name in names]
+    ended = session.query(metadata.request_id).filter(
+        metadata.request_id.in_(trace_ids), metadata.key == FINALIZED, metadata.value == "true"
+    )
+    query = store._trace_query(session).with_entities(table.request_id, *columns)
+    nothing = dict.fromkeys(_COLUMNS, 0.0)
+    found = {
+        trace_id: {**nothing, **{name: value or 0.0 for name, value in zip(names, values, strict=True)}}
+        for trace_id, *values in query.filter(table.request_id.in_(ended))
+    }
+    if not columns:
+        rows = session.query(metadata.request_id, metadata.key, metadata.value)
+        for trace_id, key, value in rows.filter(metadata.request_id.in_(list(found)), metadata.key.in_(list(_COLUMNS))):
+            found[trace_id][key] = json.loads(value).get(_COLUMNS[key], 0.0)
+    return found
+
+
+def _spans(session: Any, trace_ids: Collection[str]) -> Mapping[str, Mapping[str, list[SpanAggregationNode]]]:
+    """Return the spans of traces in the form that MLflow aggregates."""
+    table: Any = models.SqlSpan
+    # The content of other spans stays in the database: it can be large.
+    content = case(
+        *((table.content.contains(f'"{attribute}"'), table.content) for attribute in _REPORTED.values()), else_=None
+    )
+    query = session.query(table.trace_id, table.span_id, table.parent_span_id, content)
+    found: defaultdict[str, dict[str, list[SpanAggregationNode]]] = defaultdict(lambda: {USAGE: [], COST: []})
+    for trace_id, span_id, parent_id, text in query.filter(table.trace_id.in_(list(trace_ids))):
+        attributes = json.loads(text).get("attributes") or {} if text else {}
+        for name, attribute in _REPORTED.items():
+            found[trace_id][name].append(SpanAggregationNode(span_id, parent_id, _mapping(attributes.get(attribute))))
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any] | None:
+    # MLflow stores an attribute's value as JSON.
+    value = json.loads(value) if isinstance(value, str) else value
+    return value if isinstance(value, dict) else None

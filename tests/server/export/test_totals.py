@@ -1,0 +1,129 @@
+"""The totals of traces: read from MLflow's tables they are what MLflow's public methods give."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Span
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+from agent_gateway_client.server.export import mlflow_columns
+from agent_gateway_client.server.export.mlflow_store import SqlStore
+from agent_gateway_client.server.export.totals import COST, USAGE
+from agent_gateway_client.server.mirror import Convention, mirror
+from agent_gateway_client.w3c import TraceContext
+from tests.support.server import full_call
+
+TOKENS = {"input_tokens": 10, "output_tokens": 3, "total_tokens": 13}
+CACHED = {**TOKENS, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 2}
+PRICE = {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlAlchemyStore]:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
+        mlflow.set_tracking_uri(uri)
+        mlflow.set_experiment("agents")
+        store = SqlAlchemyStore(uri, "mlflow-artifacts:/")
+        yield store
+    store.engine.dispose()
+    mlflow.tracing.reset()
+    mlflow.set_tracking_uri(None)
+
+
+def leaves(*attributes: dict[str, Any]) -> str:
+    """Trace an agent with a step for each set of attributes; returns the trace's id."""
+    with mlflow.start_span("agent") as agent:
+        for each in attributes:
+            with mlflow.start_span("step", attributes=each) as step:
+                step.set_inputs({"prompt": "x" * 10_000})
+    return str(agent.trace_id)
+
+
+def nested() -> str:
+    """Trace a step that reports what the step below it reports as well."""
+    with (
+        mlflow.start_span("agent") as agent,
+        mlflow.start_span("outer", attributes={"mlflow.chat.tokenUsage": TOKENS}),
+        mlflow.start_span("inner", attributes={"mlflow.chat.tokenUsage": TOKENS, "mlflow.llm.cost": PRICE}),
+    ):
+        pass
+    return str(agent.trace_id)
+
+
+TRACES = {
+    "no usage": lambda: leaves({}, {"mine": 1}),
+    "tokens": lambda: leaves({"mlflow.chat.tokenUsage": TOKENS}, {}),
+    "cached tokens and cost": lambda: leaves({"mlflow.chat.tokenUsage": CACHED, "mlflow.llm.cost": PRICE}),
+    "several": lambda: leaves(*[{"mlflow.chat.tokenUsage": TOKENS, "mlflow.llm.cost": PRICE}] * 3),
+    "one below the other": nested,
+    "names in a prompt": lambda: leaves({"prompt": '"mlflow.chat.tokenUsage"'}),
+}
+
+
+def both_ways(store: SqlAlchemyStore, *trace_ids: str) -> tuple[Any, Any]:
+    """Return the totals as read from the tables, and by MLflow's public methods."""
+    by_columns, by_methods = SqlStore(lambda: store), SqlStore(lambda: store)
+    by_methods._knows_columns = False
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    found = by_columns.totals_of(trace_ids, experiments)
+    assert by_columns._knows_columns, "the tables of this version of MLflow are known"
+    return found, by_methods.totals_of(trace_ids, experiments)
+
+
+@pytest.mark.parametrize("kind", TRACES)
+def test_both_ways_give_the_same(kind: str, store: SqlAlchemyStore):
+    """The totals that are recorded, and the sums of the spans, whatever the spans report."""
+    trace_id = TRACES[kind]()
+    found, expected = both_ways(store, trace_id, "tr-unknown")
+    assert found == expected
+    assert list(found) == [trace_id]
+    assert found[trace_id].missing() == {}
+    sums = found[trace_id].sums
+    reports = {"tokens": (13, None), "cached tokens and cost": (13, 0.3), "several": (39, 0.9), "nested": (13, 0.3)}
+    tokens, cost = reports.get(kind, (sums[USAGE] and 13, sums[COST] and 0.3))
+    assert (sums[USAGE] and sums[USAGE]["total_tokens"]) == tokens
+    assert (sums[COST] and sums[COST]["total_cost"]) == (cost and pytest.approx(cost))
+
+
+@pytest.mark.parametrize("name", [USAGE, COST])
+def test_what_is_missing(name: str, store: SqlAlchemyStore):
+    """Spans that come after a trace has ended are in the sums, and not in what is recorded."""
+    trace_id = leaves({"mlflow.chat.tokenUsage": TOKENS, "mlflow.llm.cost": PRICE})
+    call = full_call(parent=TraceContext(int(trace_id.removeprefix("tr-"), 16), 7, 1))
+    late = [Span(span) for span in mirror(call, Convention.MLFLOW)]
+    store.log_spans(store.get_experiment_by_name("agents").experiment_id, late)
+    found, expected = both_ways(store, trace_id)
+    assert found == expected
+    total = json.loads(found[trace_id].missing()[name])
+    assert total[{USAGE: "total_tokens", COST: "total_cost"}[name]] == pytest.approx({USAGE: 28, COST: 0.6}[name])
+    SqlStore(lambda: store).set_metadata(trace_id, found[trace_id].missing())
+    found, expected = both_ways(store, trace_id)
+    assert found == expected
+    assert found[trace_id].missing() == {}
+
+
+def test_a_trace_that_has_not_ended(store: SqlAlchemyStore):
+    """It has no totals yet."""
+    with mlflow.start_span("agent") as agent:
+        assert both_ways(store, agent.trace_id) == ({}, {})
+
+
+def test_only_what_reports_is_read(store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
+    """The payload of spans without usage stays in the database."""
+    trace_id = leaves({}, {"mlflow.chat.tokenUsage": TOKENS}, {})
+    read: list[str] = []
+
+    class Json:
+        @staticmethod
+        def loads(text: str) -> Any:
+            read.append(text)
+            return json.loads(text)
+
+    monkeypatch.setattr(mlflow_columns, "json", Json)
+    mlflow_columns.totals_of(store, [trace_id])
+    assert len([text for text in read if "prompt" in text]) == 1
