@@ -47,6 +47,6 @@ def _add_headers(protocol: Any, request: Any) -> None:
 
 REPLACEMENTS = {
     "websockets.client:ClientProtocol.send_request": _send_request,
-    "websockets.asyncio.client:connect.__await_impl__?": shares_notes_async,
+    "websockets.asyncio.client:connect.__await_impl__": shares_notes_async,
 }
 """The methods, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""
