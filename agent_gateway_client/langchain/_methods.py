@@ -35,9 +35,11 @@ class _Run:
         has_started: Whether it is known if the run is followed. What starts in the method's code later is another run.
     """
 
-    # Attributes of the class, because most runs never change both.
-    call: LangChainCall | None = None
-    has_started = False
+    __slots__ = ("call", "has_started")
+
+    def __init__(self) -> None:
+        self.call: LangChainCall | None = None
+        self.has_started = False
 
 
 _run: ContextVar[_Run | None] = ContextVar("agent_gateway_client.langchain_run", default=None)
