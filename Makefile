@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ENVIRONMENTS := @$(PYTHON) constraints/environments.py
 IN_MAIN := $(ENVIRONMENTS) run main
-ALL := main quick openai3 lowest lowest-server newest autogen backends
+ALL := main quick openai3 lowest lowest-server newest agents autogen backends
 
 # Every server imports thousands of modules; with cached bytecode, that takes a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo quick check test test-all test-main w3c bench docs lint types format environments environments-list build update clean \
     test-openai3 test-lowest test-lowest-server test-newest test-py312 test-py313 test-py314 test-nightly \
-    venv venv-autogen venv-backends
+    venv venv-agents venv-autogen venv-backends
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,9 @@ venv: ## Only set up .venv, the main environment
 
 venv-backends: ## Only set up .venv-backends: a collector and Arize Phoenix, which some tests start
 	$(ENVIRONMENTS) make backends
+
+venv-agents: ## Only set up .venv-agents: frameworks with the client alone, which some tests start
+	$(ENVIRONMENTS) make agents
 
 venv-autogen: ## Only set up .venv-autogen: a framework that conflicts with MLflow's server
 	$(ENVIRONMENTS) make autogen

@@ -1,6 +1,7 @@
 """Replaces functions of other packages and restores them exactly."""
 
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -26,6 +27,25 @@ class Switch:
 
 Replace = Callable[[Callable[..., Any], Switch], Any]
 """Makes the replacement of an original function."""
+
+
+Finder = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+"""Finds an argument among those of a call; ``None`` where it is not given."""
+
+
+def find_argument(function: Callable[..., Any], *names: str) -> Finder:
+    """Return what finds the argument for the first of these parameters that a function has.
+
+    Raises:
+        AttributeError: It has none of them.
+    """
+    parameters = list(inspect.signature(function).parameters)
+    name = next((name for name in names if name in parameters), None)
+    if name is None:
+        raise AttributeError(f"{function.__qualname__} takes no {names[0]}")
+    position = parameters.index(name)
+    # Much faster than Signature.bind().
+    return lambda args, kwargs: args[position] if len(args) > position else kwargs.get(name)
 
 
 class _Applied(NamedTuple):
@@ -95,7 +115,7 @@ class Patch:
 
 
 def find_patch(path: str, replace: Replace) -> Patch | None:
-    """Return the patch of a library's function.
+    """Return the patch of a function of an installed library.
 
     Args:
         path: ``module:class.function`` or ``module:function``. Alternatives for several versions of the library are
@@ -103,14 +123,12 @@ def find_patch(path: str, replace: Replace) -> Patch | None:
         replace: Makes the replacement.
 
     Returns:
-        ``None`` if the library is not installed or still being imported, or lacks a function that may be missing.
+        ``None`` if the library is still being imported, or lacks a function that may be missing.
 
     Raises:
         ImportError: The library does not have the module.
         AttributeError: The module does not have the function.
     """
-    if find_spec(_library(path)) is None:
-        return None
     is_optional = path.endswith("?")
     *candidates, last = path.rstrip("?").split("|")
     for candidate in candidates:
@@ -164,6 +182,8 @@ class PatchSet:
         self._applied: tuple[Any, ...] = ()
         """The handles at the last update."""
         self._patches: dict[str, Patch] = {}
+        self._found: dict[str, bool] = {}
+        """Whether a library that was not imported yet is installed."""
         self._lock = threading.RLock()
         self._is_applying = False
 
@@ -215,11 +235,22 @@ class PatchSet:
 
     def _apply_all(self) -> None:
         for path, replace in self._replacements.items():
+            if self._is_missing(_library(path)):
+                continue
             with Guard(f"Could not replace {path}: {self._consequence}", _library(path).replace("_", "-")):
                 patch = self._patches.get(path) or find_patch(path, replace)
                 if patch is not None:
                     self._patches[path] = patch
                     patch.apply()
+
+    def _is_missing(self, library: str) -> bool:
+        """Tell whether a library is not installed. One that was installed since counts once it is imported."""
+        if sys.modules.get(library) is not None:
+            return False
+        if library not in self._found:
+            # Python takes 0.1 ms to look for what is not there.
+            self._found[library] = find_spec(library) is not None
+        return not self._found[library]
 
     def _restore_all(self) -> None:
         for patch in self._patches.values():

@@ -11,6 +11,7 @@ TESTED = {
     "lowest": "the client and LangChain",
     "lowest-server": "LiteLLM and MLflow's gateway",
     "autogen": "AutoGen's guide",
+    "agents": "guides of frameworks with the client alone",
 }
 """What is tested with the versions of each constraints file, by its name."""
 

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from weakref import finalize
 import pytest
 
 from agent_gateway_client import _log
-from agent_gateway_client._patching import PatchSet, Switch, find_patch
+from agent_gateway_client._patching import PatchSet, Switch, find_argument, find_patch
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def doubled(original: Any, switch: Switch) -> Any:
 @pytest.fixture(name="library")
 def somebody_elses_module(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Somebody else's module with the functions ``one`` and ``two``."""
-    library = SimpleNamespace(__name__="library", one=lambda value: value, two=lambda value: value)
+    library = SimpleNamespace(__name__="library", __spec__=None, one=lambda value: value, two=lambda value: value)
     monkeypatch.setattr("agent_gateway_client._patching.find_spec", lambda name: name == "library" or None)
     monkeypatch.setattr("agent_gateway_client._patching.import_module", lambda name: library)
     return library
@@ -93,7 +94,20 @@ def test_the_first_place_that_exists_is_the_one(library: Any):
     with pytest.raises(AttributeError, match="three"):
         find_patch("library:new.one|library:three", doubled)
     assert find_patch("library:new.one|library:three?", doubled) is None
-    assert find_patch("no_such_library:one", doubled) is None
+
+
+def test_a_missing_library_is_looked_for_once(library: Any, monkeypatch: pytest.MonkeyPatch):
+    """Looking for what is not there takes long. What is installed later is replaced when it is imported by then."""
+    looked_for: list[str] = []
+    monkeypatch.setattr("agent_gateway_client._patching.find_spec", looked_for.append)
+    original = library.one
+    patches = PatchSet({"library:one": doubled, "library:two": doubled}, "nothing works")
+    patches.add(1)
+    patches.add(2)
+    assert (looked_for, library.one) == (["library"], original)
+    monkeypatch.setitem(sys.modules, "library", library)
+    patches.add(3)
+    assert library.one(3) == 6
 
 
 def test_the_garbage_collector_may_remove_a_handle_at_any_time(library: Any):
@@ -128,3 +142,15 @@ def test_the_garbage_collector_may_remove_a_handle_at_any_time(library: Any):
     gc.collect()
     assert patches.handles == ()
     assert library.one is original
+
+
+def test_an_argument_is_found_however_it_is_given():
+    """By position, by name or not at all. A function that does not take it is an error at once."""
+
+    def function(first: Any, second: Any = None, *, third: Any = None) -> None: ...
+
+    second, third = find_argument(function, "other", "second"), find_argument(function, "third")
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((1, 2), {"third": 3}), ((1,), {"second": 2}), ((1,), {})]
+    assert [(second(*call), third(*call)) for call in calls] == [(2, 3), (2, None), (None, None)]
+    with pytest.raises(AttributeError, match="function takes no other"):
+        find_argument(function, "other")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from agent_gateway_client._after_import import AfterImport
 from agent_gateway_client._log import logger
 from agent_gateway_client.errors import ConfigurationError
-from agent_gateway_client.gateways import Gateways
+from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
 
 RECORD_VARIABLE = "AGENT_GATEWAY_RECORD"
 """The file to which a program under ``agent-gateway doctor -- COMMAND`` writes a line per request."""
@@ -77,7 +78,7 @@ def _guarded(name: str, action: Callable[[], None]) -> Callable[[], None]:
 
 def _http() -> None:
     from agent_gateway_client.http import instrument
-    from agent_gateway_client.http._process_wide import renew
+    from agent_gateway_client.http._process_wide import Instrumentation, renew
 
     if any(undo.__name__ == "uninstrument" for undo in _undo):
         # requests imports urllib3, whose import called this before requests could be patched.
@@ -85,17 +86,21 @@ def _http() -> None:
         return
     if path := os.environ.get(RECORD_VARIABLE):
         _record(path)
-    _undo.append(instrument().uninstrument)
+        _undo.append(Instrumentation(NO_GATEWAYS).uninstrument)
+    else:
+        _undo.append(instrument().uninstrument)
 
 
 def _litellm() -> None:
-    from agent_gateway_client.litellm import instrument_litellm
+    from agent_gateway_client.litellm import LiteLLMInstrumentation
 
-    handle = instrument_litellm()
+    handle = LiteLLMInstrumentation(NO_GATEWAYS if _is_recorded() else Gateways.from_environment())
     _undo.append(lambda: handle.uninstrument())
 
 
 def _langchain() -> None:
+    if _is_recorded():
+        return  # Runs are followed as instrument() follows them.
     from langchain_core.tracers.context import register_configure_hook
 
     from agent_gateway_client.langchain import GatewayCallbackHandler
@@ -107,12 +112,21 @@ def _langchain() -> None:
     _undo.append(lambda: handler.close())
 
 
+def _is_recorded() -> bool:
+    return RECORD_VARIABLE in os.environ
+
+
 def _record(path: str) -> None:
+    """Write down each request, and send what ``agent-gateway run`` would send, but tell it from what the program sends.
+
+    The program names its gateways itself, or not; those of the environment are not added to them.
+    """
     from agent_gateway_client.http import _notes
 
     def write(note: _notes.Note) -> None:
         context = note.context
         line = {
+            "method": note.method,
             "url": note.url,
             "outcome": note.outcome,
             "reason": note.reason,
@@ -121,9 +135,18 @@ def _record(path: str) -> None:
             "traceparent": context.traceparent if context else note.kept,
             "pid": os.getpid(),
             "near_miss": note.near_miss,
+            "is_assumed": note.is_assumed,
+            "uses_client": _uses_client(),
         }
         # A single append, because child processes write to the file too.
         with open(path, "ab", buffering=0) as file:
             file.write(json.dumps(line).encode() + b"\n")
 
     _notes.recorder = write
+    _notes.assumed = Gateways.from_environment()
+
+
+def _uses_client() -> bool:
+    """Tell whether the program uses this package itself, which keeps every name that it was asked for."""
+    package = vars(sys.modules["agent_gateway_client"])
+    return any(name in package for name in package["_HOME"])

@@ -67,6 +67,10 @@ def _show(run: Run, gateways: str) -> None:
         mark, style = _mark(request)
         carried = f" [span {request.span_id}]" if request.span_id else ""
         carried += _MIRROR[request.mirror]
+        if request.outcome != "not a gateway" and not request.is_model_call:
+            carried += ", not a call of a model"
+        if request.is_assumed:
+            carried += ", by agent-gateway run alone"
         console.print(
             Text.assemble((f"{mark:>7}", style), f"  {request.url}: {request.reason}{carried}"), soft_wrap=True
         )

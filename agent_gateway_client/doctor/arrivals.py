@@ -20,7 +20,8 @@ _POLL_S = 0.2
 def with_mirrors(requests: Sequence[Request], client: TracingClient, patience_s: float) -> list[Request]:
     """Return the requests, each that carries a span with whether its mirror is in that span's trace.
 
-    Requests of one span, like retries, need a mirror each; the first ones get those that are there.
+    Requests of one span, like retries, need a mirror each; the first ones get those that are there. What is not a call
+    of a model comes last, and misses nothing.
 
     Args:
         requests: The program's, in the order in which they were sent.
@@ -44,18 +45,22 @@ def _look(requests: Sequence[Request], client: TracingClient) -> list[Request]:
         except MlflowException:
             continue
         mirrors.update((trace_id, span.parent_id) for span in mirrors_in(trace))
-    found = []
-    for request, parent in zip(requests, parents, strict=True):
-        if parent is not None:
-            request = request._replace(mirror=mirrors[parent] > 0)
+    found = list(requests)
+    for index in sorted(range(len(found)), key=lambda index: not found[index].is_model_call):
+        parent = parents[index]
+        if parent is None:
+            continue
+        if mirrors[parent] > 0:
             mirrors[parent] -= 1
-        found.append(request)
+            found[index] = found[index]._replace(mirror=True)
+        elif found[index].is_model_call:
+            found[index] = found[index]._replace(mirror=False)
     return found
 
 
 def _parent(request: Request) -> tuple[str, str] | None:
-    """Return the trace and the span that a request to a gateway carried."""
+    """Return the trace and the span that a request to a gateway carried, if it is traced."""
     if request.outcome not in ("sent", "kept") or request.traceparent is None:
         return None
     context = extract([(TRACEPARENT, request.traceparent)])
-    return (mlflow_trace_id(context.trace_id), f"{context.span_id:016x}") if context else None
+    return (mlflow_trace_id(context.trace_id), f"{context.span_id:016x}") if context and context.sampled else None

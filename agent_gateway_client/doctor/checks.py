@@ -1,4 +1,4 @@
-"""What the doctor is told, and what it says."""
+"""The doctor's settings and the results of its checks."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def check_configuration(settings: Settings) -> str:
     parts = urlsplit(settings.tracking_uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Broken(
-            f"The tracking URI {_shown(settings.tracking_uri)} is no server's; a gateway in another process cannot "
+            f"The tracking URI {_shown(settings.tracking_uri)} is not a server's; a gateway in another process cannot "
             "write to it.",
             "Start `mlflow server`, and give its URL with --tracking-uri or MLFLOW_TRACKING_URI.",
         )

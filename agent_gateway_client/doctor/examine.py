@@ -146,7 +146,7 @@ class _Examination:
         return status
 
     def _probe(self, gateway: Gateway) -> Probe | None:
-        """Send the probe call in a span of its own; ``None`` where it was not sent or not answered."""
+        """Send the probe call in a new span; ``None`` where it was not sent or not answered."""
         with mlflow.start_span(PROBE_SPAN) as span:
             context = current_trace_context()
             if not self._check("span", lambda: check_span(context)):

@@ -153,7 +153,7 @@ class Gateway:
         """Call the model once, in the active span.
 
         Raises:
-            Broken: The answer is no success.
+            Broken: The answer is not a success.
         """
         with self._client() as client:
             wrap_httpx(client, [self._route])
@@ -171,7 +171,7 @@ class Gateway:
         )
 
     def ask(self) -> Companion | None:
-        """Ask the companion again, by a call without a trace: a caller who is refused is told nothing."""
+        """Ask the companion again with a call that has no trace. It does not answer callers who are refused."""
         with self._client() as client:
             try:
                 return _companion(self._post(client, self._route, {"model": self._settings.model, **_QUESTION}))

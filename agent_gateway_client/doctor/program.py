@@ -9,14 +9,23 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from agent_gateway_client.auto import RECORD_VARIABLE
+from agent_gateway_client.http._notes import WEBSOCKET
+from agent_gateway_client.server.routes import is_model_call
+
+_MLFLOWS_OWN = "/mlflow/invocations"
+"""The end of a route that no other gateway has."""
+
+_REALTIME = "/realtime"
 
 
 class Request(NamedTuple):
     """A request of the program.
 
     Attributes:
+        method: HTTP's, or ``WEBSOCKET``.
         url: Where it went, without credentials and query.
         outcome: ``"sent"``, ``"kept"``, ``"no span"`` or ``"not a gateway"``.
         reason: Why, in a sentence.
@@ -25,9 +34,12 @@ class Request(NamedTuple):
         traceparent: What it carried.
         pid: The process that sent it.
         near_miss: Whether it was probably meant to go to a gateway.
-        mirror: Whether its mirror has arrived; ``None`` where nobody has looked, or it carried no span.
+        is_assumed: Whether the program itself does not name its gateway, so that only ``agent-gateway run`` covers it.
+        uses_client: Whether the program uses this package itself.
+        mirror: Whether its mirror has arrived; ``None`` where nobody has looked, or none has to arrive.
     """
 
+    method: str
     url: str
     outcome: str
     reason: str
@@ -36,12 +48,32 @@ class Request(NamedTuple):
     traceparent: str | None
     pid: int
     near_miss: bool
+    is_assumed: bool = False
+    uses_client: bool = False
     mirror: bool | None = None
+
+    @property
+    def is_model_call(self) -> bool:
+        """Whether every gateway with the companion mirrors such a request, unlike lists, files and health checks."""
+        path = urlsplit(self.url).path
+        if self.method == WEBSOCKET:
+            return path.rstrip("/").endswith(_REALTIME)
+        return is_model_call({"method": self.method, "path": path}) or path.endswith(_MLFLOWS_OWN)
+
+    @property
+    def lacks_span(self) -> bool:
+        """Whether it is a call of a model that went to a gateway without a span."""
+        return self.outcome == "no span" and self.is_model_call
 
     @property
     def is_broken(self) -> bool:
         """Whether it should carry the trace context and does not, or its mirror is missing."""
-        return self.outcome == "no span" or self.near_miss or self.mirror is False
+        return self.lacks_span or self.near_miss or self.mirror is False or self.is_missed
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether it is a call of a model that the program's own use of this package should cover and does not."""
+        return self.is_assumed and self.uses_client and self.is_model_call and self.outcome != "kept"
 
 
 class Run(NamedTuple):
@@ -58,8 +90,12 @@ class Run(NamedTuple):
     @property
     def ok(self) -> bool:
         """Whether the program ended well, called a gateway, lost no context on the way and no mirror."""
-        reached = any(request.outcome in ("sent", "kept") for request in self.requests)
-        return self.exit_status == 0 and reached and not any(request.is_broken for request in self.requests)
+        return self.exit_status == 0 and self.reached and not any(request.is_broken for request in self.requests)
+
+    @property
+    def reached(self) -> bool:
+        """Whether a gateway was called with a trace context."""
+        return any(request.outcome in ("sent", "kept") for request in self.requests)
 
     def advice(self, gateways: str) -> list[str]:
         """Return what to do, one sentence or two for each kind of mistake."""
@@ -68,23 +104,29 @@ class Run(NamedTuple):
             for request in self.requests
             if request.near_miss
         ]
-        if any(request.outcome == "no span" for request in self.requests):
+        if any(request.lacks_span or (not self.reached and request.outcome == "no span") for request in self.requests):
             found.append(
                 "A gateway was called while no span was active. Make the call inside mlflow.start_span(), a function "
                 "with @mlflow.trace, or under autolog. Where there is a span, MLflow could not record it: call "
                 "mlflow.set_tracking_uri() and mlflow.set_experiment() first."
             )
+        if any(request.is_missed for request in self.requests):
+            found.append(
+                "The program uses agent-gateway-client, but nothing that it has set up covers a call of a model, which "
+                "carries its span only under agent-gateway run. Is the client wrapped, the handler an instance that is "
+                "open and among the callbacks of the run, and instrument() called before the request?"
+            )
         if any(request.mirror is False for request in self.requests):
             found.append(
                 "A mirror has not arrived. Run agent-gateway doctor --gateway URL --model MODEL, which finds the link "
-                "that is broken. Only calls of models are mirrored, and --wait gives slow ones more time."
+                "that is broken. --wait gives slow ones more time."
             )
         if not self.requests:
             found.append(
                 "No request was seen. Is the program Python, without -I, -E and -S, in an environment with "
                 "agent-gateway-client? Other HTTP libraries than those of instrument() need trace_headers(url)."
             )
-        elif not found and not any(request.outcome in ("sent", "kept") for request in self.requests):
+        elif not found and not self.reached:
             found.append(f"Nothing was sent to a gateway ({gateways}). Is the model's base URL one of them?")
         if self.exit_status:
             found.append(f"The program ended with status {self.exit_status}; see its own messages.")

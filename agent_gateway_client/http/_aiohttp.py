@@ -30,6 +30,7 @@ class AiohttpRequest:
 
     def __init__(self, request: Any) -> None:
         url = request.url
+        self.method = request.method
         self.url = SimpleNamespace(
             scheme=url.scheme,
             raw_host=(url.raw_host or "").encode(),

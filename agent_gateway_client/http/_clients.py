@@ -42,7 +42,7 @@ def wrap_httpx(client: HTTPXClientT, gateways: Iterable[str] | None = None) -> H
         The same object.
 
     Raises:
-        ConfigurationError: ``client`` is no httpx client, no gateway is named, or a name is no URL.
+        ConfigurationError: ``client`` is not an httpx client, no gateway is named, or a name is not a URL.
     """
     if not _takes_hooks(client):
         raise ConfigurationError(

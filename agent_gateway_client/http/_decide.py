@@ -54,10 +54,13 @@ _REASONS: dict[Outcome, str] = {
 }
 
 
-def decide(scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways) -> Decision:
+def decide(
+    method: str, scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways
+) -> Decision:
     """Decide whether a request gets the current trace context.
 
     Args:
+        method: HTTP's, or :data:`~agent_gateway_client.http._notes.WEBSOCKET`.
         scheme: As for :meth:`Gateways.covers`.
         host: As for :meth:`Gateways.covers`.
         port: As for :meth:`Gateways.covers`.
@@ -65,11 +68,15 @@ def decide(scheme: str, host: str, port: int | None, path: str, headers: Headers
         headers: Those that the request has already; they are only looked at where it goes to a gateway.
         gateways: Where it may be sent.
     """
-    why = ""
-    if not gateways.covers(scheme, host, port, path):
+    why, is_covered, is_assumed = None, gateways.covers(scheme, host, port, path), False
+    if not is_covered:
+        why = gateways.near_miss(scheme, host, port, path)
+        if why is None and _notes.assumed is not None:
+            is_assumed = _notes.assumed.covers(scheme, host, port, path)
+            why = None if is_assumed else _notes.assumed.near_miss(scheme, host, port, path)
+    if not is_covered and not is_assumed:
         decision = _NOT_A_GATEWAY
-        if found := gateways.near_miss(scheme, host, port, path):
-            why = found
+        if why is not None:
             _notes.warn_of_near_miss(_notes.shown(scheme, host, port, path), why)
     elif TRACEPARENT in headers and not is_received(headers[TRACEPARENT]):
         decision = _KEPT
@@ -77,10 +84,13 @@ def decide(scheme: str, host: str, port: int | None, path: str, headers: Headers
         decision = Decision("sent", context)
     else:
         decision = _NO_SPAN
-        _notes.warn_without_span(_notes.shown(scheme, host, port, path))
+        # Other methods ask for a list, a file or the gateway's health, and often before the program's first span.
+        if method in ("POST", _notes.WEBSOCKET):
+            _notes.warn_without_span(_notes.shown(scheme, host, port, path))
     if _notes.is_wanted():
         kept = headers.get(TRACEPARENT)
         reason = why or _REASONS[decision.outcome]
         url = _notes.shown(scheme, host, port, path)
-        _notes.make_note(_notes.Note(url, decision.outcome, reason, decision.context, kept, bool(why)))
+        note = _notes.Note(method, url, decision.outcome, reason, decision.context, kept, why is not None, is_assumed)
+        _notes.make_note(note)
     return decision

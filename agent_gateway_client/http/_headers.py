@@ -28,11 +28,11 @@ def trace_headers(url: object, gateways: Iterable[str] | None = None, *, span: A
             ``start_span_no_context()``.
 
     Returns:
-        ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is no gateway or no span is
-        active.
+        ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is not a gateway or
+        no span is active.
 
     Raises:
-        ConfigurationError: ``gateways`` was given and holds what is no URL, or ``span`` is not a span.
+        ConfigurationError: ``gateways`` was given and holds what is not a URL, or ``span`` is not a span.
     """
     parent = None if span is None else as_span(span)
     known = Gateways(gateways) if gateways is not None else _known_gateways()

@@ -37,18 +37,18 @@ class _Runs:
             if self._watcher is not None:
                 self._watcher.stop()
                 self._watcher = None
-            self._let_go()
+            self._release()
 
     def _hold(self) -> None:
         with _guard:
-            # By its name, as the libraries' functions are found: the adapter stands on this package.
+            # By its name, as the libraries' functions are found: the adapter imports this package.
             patches = import_module(_ADAPTER).patches
             patches.add(self)
             if not self._is_on:
                 # Another thread has switched it off in the meantime.
                 patches.remove(self)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         methods = sys.modules.get(_ADAPTER)
         if methods is not None:
             methods.patches.remove(self)

@@ -1,6 +1,6 @@
 """Says what happened to a request: at level DEBUG, to a recorder, and as a warning where it looks like a mistake.
 
-Most requests of a program go elsewhere and are nobody's business, so a warning needs a reason, and is given once.
+Most requests of a program have nothing to do with a gateway, so a warning needs a reason, and is given once.
 """
 
 import logging
@@ -8,31 +8,43 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agent_gateway_client._log import logger, warn_once
+from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.w3c import TraceContext
+
+WEBSOCKET = "WEBSOCKET"
+"""The method of a request that opens a websocket, which HTTP does not tell from other GET requests."""
 
 
 class Note(NamedTuple):
     """A request, and what was decided about it.
 
     Attributes:
+        method: HTTP's, or :data:`WEBSOCKET`.
         url: Where it goes, without credentials and query.
         outcome: See :class:`~agent_gateway_client.http._decide.Decision`.
         reason: Why, in a sentence.
         context: What was put on it.
         kept: The ``traceparent`` that it had already.
         near_miss: Whether it was probably meant to go to a gateway.
+        is_assumed: Whether only :data:`assumed` names its gateway.
     """
 
+    method: str
     url: str
     outcome: str
     reason: str
     context: TraceContext | None = None
     kept: str | None = None
     near_miss: bool = False
+    is_assumed: bool = False
 
 
 recorder: Callable[[Note], None] | None = None
 """Is called with each note, where the doctor runs the program."""
+
+
+assumed: Gateways | None = None
+"""Gateways that the program itself may not name, where the doctor runs it."""
 
 
 def is_wanted() -> bool:

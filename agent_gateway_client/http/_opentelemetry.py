@@ -1,4 +1,4 @@
-"""Who names the parent where OpenTelemetry's own instrumentation of an HTTP client is active too.
+"""Which span is the parent where OpenTelemetry's own instrumentation of an HTTP client is active too.
 
 It makes a span for each request and writes that span's ``traceparent`` over what is there. MLflow's spans are in a
 context of their own, which it does not see: its span is in another trace, or is missing in MLflow's. The rule, whatever

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
-from agent_gateway_client.http import _aiohttp, _httpx, _known, _urllib3, _websockets
+from agent_gateway_client.http import _aiohttp, _httpx, _known, _notes, _urllib3, _websockets
 from agent_gateway_client.http._langchain_runs import runs
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
@@ -23,7 +23,7 @@ from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 def _changed(handles: tuple[Any, ...]) -> None:
     gateways = Gateways(url for handle in handles for url in handle.gateways)
     _known.set_process_gateways(gateways)
-    runs.follow(bool(gateways))
+    runs.follow(bool(gateways) or (bool(handles) and _notes.assumed is not None))
 
 
 _patches = PatchSet(
@@ -132,7 +132,7 @@ def instrument(*urls: str | Iterable[str], gateways: Iterable[str] | None = None
         A handle that undoes this call, and a context manager that does so at its end.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is no URL.
+        ConfigurationError: No gateway is named, or a name is not a URL.
 
     Example:
         >>> from agent_gateway_client import instrument
@@ -148,7 +148,7 @@ def renew() -> None:
 
 
 def uninstrument() -> None:
-    """Undo every :func:`instrument`. The adapters of frameworks have an undo of their own."""
+    """Undo every :func:`instrument`. The adapters of frameworks are undone separately."""
     global _generation
     _generation += 1
     for handle in _patches.handles:
@@ -184,7 +184,7 @@ def gateways_for_process(
         gateways: What it was given as ``gateways=``.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is no URL.
+        ConfigurationError: No gateway is named, or a name is not a URL.
     """
     named = Gateways(flatten(urls)) | Gateways(() if gateways is None else gateways)
     known = named or Gateways.from_environment()

@@ -43,7 +43,7 @@ def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
         # For a redirect that comes back; it is taken off again below where this one does not.
         headers.update(extensions[_LOCAL])
     host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
-    outcome, context = decide(url.scheme, host, url.port, path, headers, gateways)
+    outcome, context = decide(request.method, url.scheme, host, url.port, path, headers, gateways)
     if context is not None:
         sent = context.to_headers()
         # httpx's update() takes four times as long.

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
-from agent_gateway_client.active_span import is_local_span, model_call
+from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
-from agent_gateway_client.http._redirects import hops, shares_notes
+from agent_gateway_client.http._redirects import must_come_off, shares_notes
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of urllib3; it is sent without it", "urllib3")
@@ -25,27 +25,24 @@ _guard = Guard("Could not add the trace context to a request of urllib3; it is s
 def _make_request(original: Callable[..., Any], switch: Switch) -> Any:
     def _make_request(pool: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
         if switch.is_on and (not args or "headers" in kwargs):
-            _add_headers(pool, url, kwargs)
+            _add_headers(pool, method, url, kwargs)
         return original(pool, conn, method, url, *args, **kwargs)
 
     return _make_request
 
 
-def _add_headers(pool: Any, url: str, kwargs: dict[str, Any]) -> None:
+def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> None:
     with _guard:
         given = kwargs.get("headers")
         present = _value(given, TRACEPARENT)
         makes_room = is_by_instrumentation(present)
         scheme, host, port, path = _target(pool, url)
         seen = {} if present is None or makes_room else {TRACEPARENT: present}
-        outcome, context = decide(scheme, host, port, path, seen, KnownGateways(model_call.get()))
+        outcome, context = decide(method, scheme, host, port, path, seen, KnownGateways(model_call.get()))
         if context is not None:
             kwargs["headers"] = _with(given, context.to_headers(), replaced=present is not None)
-        elif present is not None and (shared := hops.get()) is not None:
-            if outcome == "kept" and is_local_span(present):
-                shared[TRACEPARENT] = present
-            elif outcome == "not a gateway" and shared.get(TRACEPARENT) == present:
-                kwargs["headers"] = _with(given, {}, replaced=True)
+        elif present is not None and must_come_off(outcome, present):
+            kwargs["headers"] = _with(given, {}, replaced=True)
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:

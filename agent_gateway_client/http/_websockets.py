@@ -11,13 +11,16 @@ from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.http._notes import WEBSOCKET
+from agent_gateway_client.http._redirects import must_come_off, shares_notes_async
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a websocket; it is opened without it", "websockets")
 
 
 def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
-    # Each hop of a redirect is a protocol and a request of its own, with the headers that the caller gave.
+    # Each hop of a redirect, which only the async client follows, is a protocol and a request of its own, with the
+    # headers that the caller gave.
     def send_request(protocol: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if switch.is_on:
             _add_headers(protocol, request)
@@ -29,17 +32,21 @@ def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
 def _add_headers(protocol: Any, request: Any) -> None:
     with _guard:
         uri, headers = protocol.uri, request.headers
-        seen = {TRACEPARENT: ",".join(headers.get_all(TRACEPARENT))} if TRACEPARENT in headers else {}
+        present = ",".join(headers.get_all(TRACEPARENT))
+        seen = {TRACEPARENT: present} if present else {}
         scheme = "https" if uri.secure else "http"
-        context = decide(scheme, uri.host, uri.port, request.path, seen, KnownGateways(model_call.get())).context
+        gateways = KnownGateways(model_call.get())
+        outcome, context = decide(WEBSOCKET, scheme, uri.host, uri.port, request.path, seen, gateways)
+        if context is not None or (present and must_come_off(outcome, present)):
+            for name in (TRACEPARENT, TRACESTATE):
+                if name in headers:
+                    del headers[name]
         if context is not None:
-            for name, value in context.to_headers().items():
-                # Setting a header adds a line.
-                for old in (TRACEPARENT, TRACESTATE) if name == TRACEPARENT else ():
-                    if old in headers:
-                        del headers[old]
-                headers[name] = value
+            headers.update(context.to_headers())
 
 
-REPLACEMENTS = {"websockets.client:ClientProtocol.send_request": _send_request}
-"""The method, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""
+REPLACEMENTS = {
+    "websockets.client:ClientProtocol.send_request": _send_request,
+    "websockets.asyncio.client:connect.__await_impl__": shares_notes_async,
+}
+"""The methods, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""

@@ -4,7 +4,6 @@ A call is the current one while the model's own code runs, and no longer: not wh
 not after an error or a cancellation.
 """
 
-from collections.abc import Sequence
 from contextvars import Token
 from types import TracebackType
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 from langchain_core.callbacks import BaseCallbackHandler
 
 from agent_gateway_client.active_span import ModelCall, active_trace_context, model_call
-from agent_gateway_client.gateways import NO_GATEWAYS
-from agent_gateway_client.http._known import instrumented_gateways
-from agent_gateway_client.langchain._mlflow import guard, mlflow_contexts, span_of_run
+from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
+from agent_gateway_client.langchain._mlflow import guard, may_have_spans, mlflow_contexts, span_of_run
 from agent_gateway_client.w3c import TraceContext
 
 
@@ -43,25 +41,22 @@ class GatewaysHandler(BaseCallbackHandler):
 class LangChainCall(ModelCall):
     """A call of a model, as a context manager: within it, it is the current one.
 
-    Leaving it brings back what was active before. MLflow makes the call's own span active for its reader too, in all
-    synchronous code and, with ``run_tracer_inline=True``, in async code, where it often stays so: LangChain tells of
-    the end in another context, or, when the call was cancelled, not at all. What the reader does next would be recorded
-    as done inside the call, and its tokens not be counted.
+    Leaving it restores what was active before. MLflow makes the call's own span active for its reader too, in all
+    synchronous code and, with ``run_tracer_inline=True``, in async code, where it often stays so: LangChain reports the
+    end in another context, or, if the call was cancelled, not at all. Whatever the reader does next would be recorded
+    as part of the call, and its tokens would not be counted.
 
-    What most calls do not need is in the class: a call whose run is not followed costs little more than a context
-    variable.
+    Args:
+        gateways: Those of the handlers of the call's run.
 
     Attributes:
-        gateways: Those of the handlers of the call's run; none before the run has begun and after the call is over.
-        has_begun: Whether it is known which handlers the run has.
-        is_idle: Whether no gateway is known for the run, and no other call is around this one.
-        manager: LangChain's run manager, which has a ``run_id`` and all ``handlers``. ``None`` where no run is known to
-            be the one that a request belongs to.
+        gateways: The same; none after the call is over.
+        manager: LangChain's run manager, which has a ``run_id`` and all ``handlers``. ``None`` where it is not known
+            which run a request belongs to, and after the call is over.
     """
 
+    # Attributes of the class are what most calls have, and cost nothing.
     gateways = NO_GATEWAYS
-    has_begun = False
-    is_idle = False
     manager: Any = None
     _outer: TraceContext | None = None
     _contexts: Any = None
@@ -69,30 +64,16 @@ class LangChainCall(ModelCall):
     _outside: Any = None
     _token: Token[ModelCall | None] | None = None
 
-    def begin(self, handlers: Sequence[Any]) -> None:
-        """Set the call's gateways, before its run begins. Only the first run that begins in a call is the call's.
-
-        Args:
-            handlers: LangChain's callback handlers of the run.
-        """
-        self.has_begun = True
-        is_followed = instrumented_gateways() is not NO_GATEWAYS
-        for handler in handlers:
-            if isinstance(handler, GatewaysHandler) and handler.gateways:
-                self.gateways = self.gateways | handler.gateways if self.gateways else handler.gateways
-                is_followed = True
-        if is_followed:
+    def __init__(self, gateways: Gateways) -> None:
+        if gateways:
+            self.gateways = gateways
+        if may_have_spans():
             # A span that is active later is the run's own, or one that the user opened.
             self._outer = active_trace_context()
             self._contexts = mlflow_contexts()
-            if self._token is not None and self._contexts is not None:
-                self._outside = self._contexts.get_current()
-        else:
-            self.is_idle = self._token is not None and self._token.old_value in (None, Token.MISSING)
 
     def end(self) -> None:
-        """Be nothing from now on, wherever the context in which this was the current call has been copied to."""
-        self.has_begun = True
+        """Deactivate this call. Copied contexts may still refer to it; it must not affect requests sent from them."""
         self.manager = None
         self.gateways = NO_GATEWAYS
 
@@ -111,7 +92,10 @@ class LangChainCall(ModelCall):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
     ) -> None:
         if self._token is None:
             return

@@ -49,7 +49,7 @@ class GatewayCallbackHandler(GatewaysHandler):
             gateways: More of them, as the other functions take them.
 
         Raises:
-            ConfigurationError: No gateway is named, or a name is no URL.
+            ConfigurationError: No gateway is named, or a name is not a URL.
         """
         super().__init__()
         self.gateways = gateways_for_process(urls, "GatewayCallbackHandler", gateways)

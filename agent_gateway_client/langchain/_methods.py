@@ -1,35 +1,177 @@
 """The methods of LangChain in which a call of a model begins and a model's own code runs, and what replaces them.
 
-A callback handler is told that a model's run starts and ends. It is not told which of several prompts a request belongs
-to, that a stream is suspended, that a call was cancelled, or which other handler keeps the run's span.
+A callback handler learns that a model's run starts and ends. It does not learn which of several prompts a request
+belongs to, that a stream is suspended, that a call was cancelled, or which other handler keeps the run's span.
+
+While a handler exists, every run of the process comes through here, and most of them are not given it. Which handlers a
+run has is known when it starts. Until then nothing is read or noted, and after that only for a run that is followed.
 """
 
-import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 from agent_gateway_client._guard import Guard
-from agent_gateway_client._patching import PatchSet, Replace, Switch
+from agent_gateway_client._patching import Finder, PatchSet, Replace, Switch, find_argument
 from agent_gateway_client.active_span import model_call
-from agent_gateway_client.langchain._calls import LangChainCall
+from agent_gateway_client.gateways import NO_GATEWAYS
+from agent_gateway_client.http._process_wide import Instrumentation
+from agent_gateway_client.langchain._calls import GatewaysHandler, LangChainCall
 
 Method = Callable[..., Any]
 
 _guard = Guard("Could not follow a LangChain run; its requests carry a less specific parent span", "langchain-core")
 
+_NOTHING = nullcontext()
 
-def _call(original: Method, switch: Switch) -> Method:
+
+class _Run:
+    """A run of LangChain's, for the method around this code, which makes it.
+
+    Attributes:
+        call: The call of the run; ``None`` before the run has started, and where it is not followed.
+        has_started: Whether it is known if the run is followed. What starts in the method's code later is another run.
+    """
+
+    __slots__ = ("call", "has_started")
+
+    def __init__(self) -> None:
+        self.call: LangChainCall | None = None
+        self.has_started = False
+
+
+_run: ContextVar[_Run | None] = ContextVar("agent_gateway_client.langchain_run", default=None)
+
+
+_follows_all = False
+"""Whether a run is followed that has no handler of ours: :func:`agent_gateway_client.instrument` is in force."""
+
+
+def _followed(handlers: Sequence[Any]) -> LangChainCall | None:
+    """Return the call of a run with these handlers.
+
+    Returns:
+        ``None`` where no gateway is known for the run, and no other call is around it whose gateways are not the run's.
+    """
+    gateways = NO_GATEWAYS
+    for handler in handlers:
+        if isinstance(handler, GatewaysHandler) and handler.gateways:
+            gateways = gateways | handler.gateways if gateways else handler.gateways
+    if gateways is NO_GATEWAYS and not _follows_all and model_call.get() is None:
+        return None
+    with _guard:
+        return LangChainCall(gateways)
+    return None
+
+
+def _given(manager: Any) -> LangChainCall | None:
+    """Return the call of a run that has started; ``None`` also where it is the current one already."""
+    current = model_call.get()
+    if manager is None or (isinstance(current, LangChainCall) and current.manager is manager):
+        return None
+    call = _followed(manager.handlers)
+    if call is not None:
+        call.manager = manager
+    return call
+
+
+def _makes_run(original: Method, switch: Switch) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return original(*args, **kwargs)
-        manager = manager_of(args, kwargs) if manager_of else None
-        if manager is None:
-            call = LangChainCall()
-        elif _is_current(manager):
+        run = _Run()
+        token = _run.set(run)
+        try:
             return original(*args, **kwargs)
-        else:
-            call = _new_call(manager)
+        finally:
+            _run.reset(token)
+            if run.call is not None:
+                run.call.__exit__()
+                run.call.end()
+
+    return replacement
+
+
+def _makes_run_async(original: Method, switch: Switch) -> Method:
+    async def replacement(*args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return await original(*args, **kwargs)
+        run = _Run()
+        token = _run.set(run)
+        try:
+            return await original(*args, **kwargs)
+        finally:
+            # The garbage collector closes what nobody finished in a context that never entered.
+            with suppress(ValueError):
+                _run.reset(token)
+            if run.call is not None:
+                run.call.__exit__()
+                run.call.end()
+
+    return replacement
+
+
+def _starts(original: Method, switch: Switch) -> Method:
+    def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return original(manager, *args, **kwargs)
+        call, run = _followed(manager.handlers), _run.get()
+        # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+        is_made = run is not None and not run.has_started
+        if run is not None and is_made:
+            run.call, run.has_started = call, True
+        if call is None:
+            return original(manager, *args, **kwargs)
+        call.__enter__()
+        try:
+            managers = original(manager, *args, **kwargs)
+            if len(managers) == 1:
+                call.manager = managers[0]
+            if not is_made or len(managers) > 1:
+                _follow_prompts()
+            return managers
+        finally:
+            if not is_made:
+                call.__exit__()
+                call.end()
+
+    return replacement
+
+
+def _starts_async(original: Method, switch: Switch) -> Method:
+    async def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        if not switch.is_on:
+            return await original(manager, *args, **kwargs)
+        call, run = _followed(manager.handlers), _run.get()
+        # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+        is_made = run is not None and not run.has_started
+        if run is not None and is_made:
+            run.call, run.has_started = call, True
+        if call is None:
+            return await original(manager, *args, **kwargs)
+        call.__enter__()
+        try:
+            managers = await original(manager, *args, **kwargs)
+            if len(managers) == 1:
+                call.manager = managers[0]
+            if not is_made or len(managers) > 1:
+                _follow_prompts()
+            return managers
+        finally:
+            if not is_made:
+                call.__exit__()
+                call.end()
+
+    return replacement
+
+
+def _is_given(original: Method, switch: Switch) -> Method:
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        call = _given(manager_of(args, kwargs)) if switch.is_on else None
+        if call is None:
+            return original(*args, **kwargs)
         try:
             with call:
                 return original(*args, **kwargs)
@@ -40,17 +182,11 @@ def _call(original: Method, switch: Switch) -> Method:
     return replacement
 
 
-def _async_call(original: Method, switch: Switch) -> Method:
+def _is_given_async(original: Method, switch: Switch) -> Method:
     async def replacement(*args: Any, **kwargs: Any) -> Any:
-        if not switch.is_on:
+        call = _given(manager_of(args, kwargs)) if switch.is_on else None
+        if call is None:
             return await original(*args, **kwargs)
-        manager = manager_of(args, kwargs) if manager_of else None
-        if manager is None:
-            call = LangChainCall()
-        elif _is_current(manager):
-            return await original(*args, **kwargs)
-        else:
-            call = _new_call(manager)
         try:
             with call:
                 return await original(*args, **kwargs)
@@ -61,164 +197,111 @@ def _async_call(original: Method, switch: Switch) -> Method:
     return replacement
 
 
-def _steps(original: Method, switch: Switch) -> Method:
+def _steps(original: Method, switch: Switch, is_given: bool = False) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> Iterator[Any]:
         return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
 
     def steps_of(args: Any, kwargs: Any) -> Iterator[Any]:
-        call = _new_call(manager_of(args, kwargs) if manager_of else None)
+        call, run = None, _Run()
+        if manager_of is not None:
+            call, run.has_started = _given(manager_of(args, kwargs)), True
         try:
-            with call:
-                steps = original(*args, **kwargs)
-            step = partial(next, steps)
+            token = _run.set(run)
+            try:
+                with call or _NOTHING:
+                    steps = original(*args, **kwargs)
+                    item = next(steps)
+            except StopIteration:
+                return
+            finally:
+                _run.reset(token)
+                if run.call is not None:
+                    call = run.call
+                    call.__exit__()
             while True:
-                try:
-                    with call:
-                        item = step()
-                except StopIteration:
-                    return
                 try:
                     yield item
                 except GeneratorExit:
-                    with call:
+                    with call or _NOTHING:
                         steps.close()
                     raise
                 except BaseException as error:
                     step = partial(steps.throw, error)
                 else:
-                    if call.is_idle:
+                    if call is None:
                         yield from steps
                         return
                     step = partial(next, steps)
+                try:
+                    with call or _NOTHING:
+                        item = step()
+                except StopIteration:
+                    return
         finally:
-            call.end()
+            if call is not None:
+                call.end()
 
-    manager_of = _finder(original)
+    manager_of = _finder(original) if is_given else None
     return replacement
 
 
-def _async_steps(original: Method, switch: Switch) -> Method:
+def _steps_async(original: Method, switch: Switch, is_given: bool = False) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
 
     async def steps_of(args: Any, kwargs: Any) -> AsyncIterator[Any]:
-        call = _new_call(manager_of(args, kwargs) if manager_of else None)
+        call, run = None, _Run()
+        if manager_of is not None:
+            call, run.has_started = _given(manager_of(args, kwargs)), True
         try:
-            with call:
-                steps = original(*args, **kwargs)
-            step = steps.__anext__
+            token = _run.set(run)
+            try:
+                with call or _NOTHING:
+                    steps = original(*args, **kwargs)
+                    item = await steps.__anext__()
+            except StopAsyncIteration:
+                return
+            finally:
+                with suppress(ValueError):
+                    _run.reset(token)
+                if run.call is not None:
+                    call = run.call
+                    call.__exit__()
             while True:
-                try:
-                    if call.is_idle:
-                        item = await step()
-                    else:
-                        with call:
-                            item = await step()
-                except StopAsyncIteration:
-                    return
                 try:
                     yield item
                 except GeneratorExit:
-                    with call:
+                    with call or _NOTHING:
                         await steps.aclose()
                     raise
                 except BaseException as error:
                     step = partial(steps.athrow, error)
                 else:
                     step = steps.__anext__
+                try:
+                    if call is None:
+                        item = await step()
+                    else:
+                        with call:
+                            item = await step()
+                except StopAsyncIteration:
+                    return
         finally:
-            call.end()
+            if call is not None:
+                call.end()
 
-    manager_of = _finder(original)
+    manager_of = _finder(original) if is_given else None
     return replacement
 
 
-def _start(original: Method, switch: Switch) -> Method:
-    def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
-        if not switch.is_on:
-            return original(manager, *args, **kwargs)
-        call = model_call.get()
-        if isinstance(call, LangChainCall) and not call.has_begun:
-            with _guard:
-                call.begin(manager.handlers)
-            managers = original(manager, *args, **kwargs)
-        else:
-            # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
-            call = LangChainCall()
-            _begin(call, manager)
-            with call:
-                managers = original(manager, *args, **kwargs)
-        with _guard:
-            if len(managers) == 1:
-                call.manager = managers[0]
-        return managers
-
-    return replacement
-
-
-def _async_start(original: Method, switch: Switch) -> Method:
-    async def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
-        if not switch.is_on:
-            return await original(manager, *args, **kwargs)
-        call = model_call.get()
-        if isinstance(call, LangChainCall) and not call.has_begun:
-            with _guard:
-                call.begin(manager.handlers)
-            managers = await original(manager, *args, **kwargs)
-        else:
-            # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
-            call = LangChainCall()
-            _begin(call, manager)
-            with call:
-                managers = await original(manager, *args, **kwargs)
-        with _guard:
-            if len(managers) == 1:
-                call.manager = managers[0]
-        return managers
-
-    return replacement
-
-
-def _begin(call: LangChainCall, manager: Any) -> None:
-    with _guard:
-        call.begin(manager.handlers)
-
-
-def _new_call(manager: Any) -> LangChainCall:
-    """Return a new call, which has begun if the manager of its run is known."""
-    call = LangChainCall()
-    if manager is not None:
-        call.manager = manager
-        _begin(call, manager)
-    return call
-
-
-def _is_current(manager: Any) -> bool:
-    """Tell whether an outer method has begun the call of this run, so that nothing is left to do."""
-    current = model_call.get()
-    return isinstance(current, LangChainCall) and current.manager is manager
-
-
-def _finder(original: Method) -> Callable[[tuple[Any, ...], dict[str, Any]], Any] | None:
-    """Return a function that finds the run's manager in a method's arguments; ``None`` where a method takes none.
-
-    Raises:
-        AttributeError: The method is private and takes no manager.
-    """
-    parameters = list(inspect.signature(original).parameters)
-    name = next((name for name in ("run_manager", "run_managers") if name in parameters), "")
-    if not name:
-        if original.__name__.startswith("_"):
-            raise AttributeError(f"{original.__qualname__} takes no run_manager")
-        return None
-    position = parameters.index(name)
-
-    def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = args[position] if len(args) > position else kwargs.get(name)
+def _finder(original: Method) -> Finder:
+    def manager_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = argument(args, kwargs)
         # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
         return (given[0] if given else None) if isinstance(given, list) else given
 
-    return find
+    argument = find_argument(original, "run_manager", "run_managers")
+    return manager_of
 
 
 _MODELS = "langchain_core.language_models"
@@ -229,26 +312,51 @@ _REPLACEMENTS: dict[str, Replace] = {
         f"{_MODELS}:{model}.{name}": replace
         for model in ("BaseChatModel", "BaseLLM")
         for name, replace in (
-            ("generate", _call),
-            ("agenerate", _async_call),
+            ("generate", _makes_run),
+            ("agenerate", _makes_run_async),
             ("stream", _steps),
-            ("astream", _async_steps),
+            ("astream", _steps_async),
         )
     },
     **{
         f"{_CALLBACKS}:{manager}.{name}": replace
-        for manager, replace in (("CallbackManager", _start), ("AsyncCallbackManager", _async_start))
+        for manager, replace in (("CallbackManager", _starts), ("AsyncCallbackManager", _starts_async))
         for name in ("on_chat_model_start", "on_llm_start")
     },
-    # One prompt each, where generate() may have several.
-    f"{_MODELS}:BaseChatModel._generate_with_cache": _call,
-    f"{_MODELS}:BaseChatModel._agenerate_with_cache": _async_call,
-    f"{_MODELS}:BaseLLM._generate_helper": _call,
-    f"{_MODELS}:BaseLLM._agenerate_helper": _async_call,
+    # One request for several prompts, whose runs async code starts in separate tasks.
+    f"{_MODELS}:BaseLLM._generate_helper": _is_given,
+    f"{_MODELS}:BaseLLM._agenerate_helper": _is_given_async,
     # stream_events(version="v3"), which is newer than the lowest version supported.
-    f"{_MODELS}:BaseChatModel._iter_v2_events?": _steps,
-    f"{_MODELS}:BaseChatModel._aiter_v2_events?": _async_steps,
+    f"{_MODELS}:BaseChatModel._iter_v2_events?": partial(_steps, is_given=True),
+    f"{_MODELS}:BaseChatModel._aiter_v2_events?": partial(_steps_async, is_given=True),
 }
 
-patches = PatchSet(_REPLACEMENTS, "requests of some LangChain calls carry a less specific parent span, or none")
+_PROMPTS: dict[str, Replace] = {
+    f"{_MODELS}:BaseChatModel._generate_with_cache": _is_given,
+    f"{_MODELS}:BaseChatModel._agenerate_with_cache": _is_given_async,
+}
+"""One prompt each, where ``generate()`` has several."""
+
+_LESS_SPECIFIC = "requests of some LangChain calls carry a less specific parent span, or none"
+
+
+def _changed(handles: tuple[Any, ...]) -> None:
+    global _follows_all
+    _follows_all = any(not isinstance(handle, Instrumentation) for handle in handles)
+    if not handles:
+        prompts.remove(patches, wait=False)
+
+
+def _follow_prompts() -> None:
+    """Tell the prompts of a run from each other: most runs have one, and then it is the run that is followed."""
+    prompts.add(patches)
+    if not patches.handles:
+        # Another thread has closed the last handler in the meantime.
+        prompts.remove(patches, wait=False)
+
+
+patches = PatchSet(_REPLACEMENTS, _LESS_SPECIFIC, _changed)
 """Held by every open handler."""
+
+prompts = PatchSet(_PROMPTS, _LESS_SPECIFIC)
+"""Held by :data:`patches` from the first run on that needs them."""

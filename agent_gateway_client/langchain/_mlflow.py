@@ -24,6 +24,11 @@ guard = _GUARDS[_PROVIDER]
 """For whoever uses what :func:`mlflow_contexts` returns."""
 
 
+def may_have_spans() -> bool:
+    """Tell whether MLflow may keep spans for runs of LangChain, as it does only once its tracer is loaded."""
+    return _TRACER in sys.modules
+
+
 def span_of_run(manager: Any) -> TraceContext | None:
     """Return the span that MLflow's autolog keeps for a run; ``None`` where it keeps none.
 

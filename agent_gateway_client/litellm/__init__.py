@@ -1,7 +1,7 @@
 """LiteLLM's SDK.
 
 Its requests go through httpx and aiohttp, whatever the kind of call, and are reached by :func:`instrument`. What is
-particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``, which goes round Python's clients.
+particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``, which bypasses Python's clients.
 """
 
 from agent_gateway_client._install import install_command

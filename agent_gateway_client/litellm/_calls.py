@@ -2,7 +2,7 @@
 
 Autolog makes its span when LiteLLM logs the call, after the request is over: a request cannot carry it, and the mirror
 ends up beside it, with the same tokens once more. Here the span is begun with the first request to a gateway, is the
-parent that the requests carry, and is handed to autolog's own code to be filled in and ended.
+parent that the requests carry, and autolog's own code fills it in and ends it.
 """
 
 import asyncio
@@ -138,8 +138,8 @@ class LiteLLMCall(ModelCall):
         # A coroutine that returns the stream is over before the stream is read.
         if logging is None or not self._is_stream or not (hasattr(result, "__next__") or hasattr(result, "__anext__")):
             return
-        # LiteLLM notes the stream, in a circle and, in older versions, for as long as there is no other call: one that
-        # nobody has any more would be kept, and with it the span, and with that MLflow's whole trace.
+        # LiteLLM keeps a reference to the stream: in a cycle and, in older versions, until the next call. A stream that
+        # the program has dropped would stay alive, and with it the span and MLflow's whole trace.
         for notes in (logging.model_call_details, *getattr(litellm, "error_logs", {}).values()):
             if notes.get("original_response") is result:
                 notes["original_response"] = None
@@ -173,7 +173,7 @@ class LiteLLMCall(ModelCall):
             self._span = None
 
     def begin_again(self) -> None:
-        """Take note of another attempt, a retry or a fallback: after one that has failed it has a span of its own."""
+        """Take note of another attempt, a retry or a fallback. After a failed one it gets a new span."""
         with self._lock:
             if self._has_failed:
                 self._has_ended = self._has_failed = False

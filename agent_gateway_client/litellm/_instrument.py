@@ -8,7 +8,7 @@ from typing import Any
 
 import litellm
 
-from agent_gateway_client._patching import PatchSet, Replace, Switch
+from agent_gateway_client._patching import PatchSet, Replace, Switch, find_argument
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
@@ -60,7 +60,7 @@ def instrument_litellm(*urls: str | Iterable[str], gateways: Iterable[str] | Non
         A handle that undoes this call, and a context manager that does so at its end.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is no URL.
+        ConfigurationError: No gateway is named, or a name is not a URL.
 
     Example:
         >>> from agent_gateway_client import instrument_litellm
@@ -158,18 +158,17 @@ def _async_streams(original: Callable[..., Any], switch: Switch) -> Any:
 
 def _returns(original: Callable[..., Any], switch: Switch) -> Any:
     def update_response_metadata(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(*args, **kwargs).arguments
-        if call := _call_of(arguments.get("logging_obj"), switch):
+        if call := _call_of(logging_of(args, kwargs), switch):
             with guard:
-                call.returned(arguments.get("result"))
+                call.returned(result_of(args, kwargs))
         return original(*args, **kwargs)
 
-    signature = inspect.signature(original)
+    logging_of, result_of = find_argument(original, "logging_obj"), find_argument(original, "result")
     return update_response_metadata
 
 
 def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
-    """Let async code that a sync call stands on know the caller's span: in a notebook, LiteLLM runs it in a thread."""
+    """Keep the caller's context for async code that a sync call runs: in a notebook, LiteLLM runs it in a thread."""
 
     def run_async_function(async_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
@@ -225,14 +224,14 @@ _patches = PatchSet(
 )
 
 
-def _let_go(call: LiteLLMCall) -> None:
+def _release(call: LiteLLMCall) -> None:
     # The garbage collector may have ended the call.
     _patches.remove(call, wait=False)
 
 
 def _begin(logging: Any) -> None:
     if is_autologged():
-        call = LiteLLMCall(logging, _let_go)
+        call = LiteLLMCall(logging, _release)
         logging._agent_gateway_call = call
         model_call.set(call)
 

@@ -71,7 +71,7 @@ class LiveLogger(MlflowLogger):
             **logging.model_call_details,
             # Autolog takes out of it what it has read.
             "optional_params": dict(logging.model_call_details.get("optional_params") or {}),
-            # LiteLLM has not made it yet; what is there is of an attempt before this one.
+            # LiteLLM has not made it yet; the one that is there belongs to an earlier attempt.
             "standard_logging_object": None,
             "stream": False,
             "exception": error,

@@ -15,7 +15,7 @@ from agent_gateway_client.litellm._calls import LiteLLMCall, guard
 from agent_gateway_client.w3c import TRACEPARENT
 
 
-def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
+def _bypasses_python(original: Callable[..., Any], switch: Switch) -> Any:
     def setup(*args: Any, **kwargs: Any) -> Any:
         prepared = original(*args, **kwargs)
         if switch.is_on:
@@ -26,7 +26,7 @@ def _goes_round_python(original: Callable[..., Any], switch: Switch) -> Any:
     return setup
 
 
-def _streams_round_python(original: Callable[..., Any], switch: Switch) -> Any:
+def _streams_from_rust(original: Callable[..., Any], switch: Switch) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         call = model_call.get()
@@ -63,9 +63,9 @@ _RUST = "litellm.rust_bridge"
 
 RUST_REPLACEMENTS: dict[str, Replace] = (
     {
-        f"{_RUST}.host.callbacks_legacy_python:setup|{_RUST}.callbacks_legacy_python:setup": _goes_round_python,
+        f"{_RUST}.host.callbacks_legacy_python:setup|{_RUST}.callbacks_legacy_python:setup": _bypasses_python,
         **{
-            f"{_RUST}.execution:{name}.__init__|{_RUST}.streams:{name}.__init__?": _streams_round_python
+            f"{_RUST}.execution:{name}.__init__|{_RUST}.streams:{name}.__init__?": _streams_from_rust
             for name in ("Stream", "AsyncStream", "SyncStream")
         },
     }

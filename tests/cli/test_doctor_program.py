@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from agent_gateway_client.doctor.program import Request
 from tests.cli.test_run import TRACEPARENT, agent_gateway, server, write  # noqa: F401
 from tests.support.http_server import HttpServer
 
-GET = "import requests\nrequests.get(url)\n"
-NO_SPAN = "import requests\ncontext.attach(context.Context())\nrequests.get(url)\n"
+CALL = "import requests\nrequests.post(url)\n"
+NO_SPAN = "import requests\ncontext.attach(context.Context())\n"
 
 
 def doctor(program: str, gateway: str, url: str, *options: str) -> Any:
@@ -45,14 +46,15 @@ def test_a_healthy_program(server: HttpServer, write: Any):  # noqa: F811
 @pytest.mark.parametrize(
     ("body", "change", "said"),
     [
-        (NO_SPAN, "", "mlflow.set_experiment() first"),
-        (GET, "host", "use one spelling for both"),
-        (GET, "path", "does not begin with it"),
-        (GET, "port", "Is the model's base URL one of them?"),
+        (NO_SPAN + "requests.post(url)\n", "", "mlflow.set_experiment() first"),
+        (NO_SPAN + "requests.get(url)\n", "", "mlflow.set_experiment() first"),
+        (CALL, "host", "use one spelling for both"),
+        (CALL, "path", "does not begin with it"),
+        (CALL, "port", "Is the model's base URL one of them?"),
         ("", "", "No request was seen"),
         ("import urllib.request\nurllib.request.urlopen(url)\n", "", "need trace_headers(url)"),
     ],
-    ids=["no span", "other spelling", "wrong path", "other port", "no request", "unknown library"],
+    ids=["no span", "only a list", "other spelling", "wrong path", "other port", "no request", "unknown library"],
 )
 def test_broken_programs(body: str, change: str, said: str, server: HttpServer, write: Any):  # noqa: F811
     """The exit status is 1, and the last line says what to do."""
@@ -73,8 +75,9 @@ MIRRORED = """
 import sys, mlflow, requests
 mlflow.set_experiment("agent")
 with mlflow.start_span("agent"):
+    requests.get(sys.argv[1].replace("chat/completions", "models"))
     for number in range(2):
-        requests.get(sys.argv[1])
+        requests.post(sys.argv[1])
     for number in range(MIRRORS):
         with mlflow.start_span("gateway/chat"):  # as a gateway writes it
             pass
@@ -89,20 +92,73 @@ def test_whether_mirrors_have_arrived(mirrors: int, server: HttpServer, tmp_path
     uri, program = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "program.py"
     program.write_text(MIRRORED.replace("MIRRORS", str(mirrors)))
     wait = "60" if mirrors == 2 else "0.1"
-    command = ("--", sys.executable, str(program), server.gateway)
+    command = ("--", sys.executable, str(program), f"{server.gateway}/v1/chat/completions")
     given = ("doctor", "--gateway", server.gateway, "--wait", wait, "--tracking-uri", uri)
     ended = agent_gateway(*given, "--json", *command, MLFLOW_TRACKING_URI=uri)
     seen = json.loads(ended.stdout)
-    assert [request["mirror"] for request in seen["requests"]] == [True] * mirrors + [False] * (2 - mirrors)
+    assert [request["mirror"] for request in seen["requests"]] == [None] + [True] * mirrors + [False] * (2 - mirrors)
     assert (seen["ok"], ended.returncode) == ((True, 0) if mirrors == 2 else (False, 1)), ended.stderr
     assert ["A mirror has not arrived" in advice for advice in seen["advice"]] == [True] * (mirrors < 2)
     shown = agent_gateway(*given, *command, MLFLOW_TRACKING_URI=uri).stdout
     assert (shown.count(", mirror arrived"), shown.count(", no mirror")) == (mirrors, 2 - mirrors)
 
 
+def test_what_is_not_a_call_of_a_model_is_no_fault(server: HttpServer, write: Any):  # noqa: F811
+    """Lists, files and health checks have no mirror in any gateway, and need no span."""
+    program = write(
+        "import requests\nrequests.post(url + '/v1/chat/completions')\n"
+        "requests.get(url + '/v1/models')\nrequests.post(url + '/v1/files')\n"
+        "context.attach(context.Context())\nrequests.get(url + '/health')\n"
+    )
+    ended = doctor(program, server.gateway, server.gateway)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert [", not a call of a model" in line for line in ended.stdout.splitlines()] == [False, True, True, True, False]
+    assert "no span was active" not in ended.stderr
+
+
+OWN = {
+    "covered": ("wrap_httpx", "wrap_httpx(httpx.Client(trust_env=False), [url]).post(url + CALL)", 0),
+    "by hand": ("trace_headers", "httpx.post(url + CALL, trust_env=False, headers=trace_headers(url))", 0),
+    "another client": ("wrap_httpx", "wrap_httpx(httpx.Client(), [url]); httpx.post(url + CALL, trust_env=False)", 1),
+    "undone": ("instrument", "instrument(url).uninstrument(); httpx.post(url + CALL, trust_env=False)", 1),
+    "another path": ("instrument", "instrument(url + '/v2'); httpx.post(url + CALL, trust_env=False)", 1),
+}
+
+
+@pytest.mark.parametrize(("name", "body", "status"), OWN.values(), ids=OWN)
+def test_a_program_that_uses_the_client_itself(name: str, body: str, status: int, server: HttpServer, write: Any):  # noqa: F811
+    """What its own code does not cover is a mistake, although the doctor runs it as ``agent-gateway run`` does."""
+    program = write(f"import httpx\nfrom agent_gateway_client import {name}\nCALL = '/v1/chat/completions'\n{body}\n")
+    ended = doctor(program, server.gateway, server.gateway)
+    assert ended.returncode == status, ended.stdout + ended.stderr
+    assert ("BROKEN" in ended.stdout) == bool(status)
+    if "v2" not in body:
+        assert ("nothing that it has set up covers" in ended.stdout) == bool(status)
+
+
+CALLS = [
+    ("POST", "/gateway/v1/chat/completions", True),
+    ("GET", "/gateway/v1/chat/completions", False),
+    ("POST", "/gateway/mlflow/v1/responses/", True),
+    ("POST", "/gateway/chat/mlflow/invocations", True),
+    ("POST", "/v1beta/models/gemini:streamGenerateContent", True),
+    ("WEBSOCKET", "/openai/v1/realtime", True),
+    ("WEBSOCKET", "/openai/v1/responses", False),
+    ("GET", "/openai/v1/realtime", False),
+    ("POST", "/v1/messages/count_tokens", False),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "is_call"), CALLS)
+def test_what_is_a_call_of_a_model(method: str, path: str, is_call: bool):
+    """What the companion mirrors in every gateway."""
+    request = Request(method, f"http://gw.test{path}", "no span", "", None, None, None, 1, near_miss=False)
+    assert (request.is_model_call, request.is_broken) == (is_call, is_call)
+
+
 def test_a_program_that_fails(server: HttpServer, write: Any):  # noqa: F811
     """Its status is passed on, and what it sent before is listed."""
-    ended = doctor(write(GET + "sys.exit(7)\n"), server.gateway, server.gateway)
+    ended = doctor(write(CALL + "sys.exit(7)\n"), server.gateway, server.gateway)
     assert ended.returncode == 7
     assert f"sent  {server.gateway}: it goes to a gateway, and a span is active [span" in ended.stdout
     assert "The program ended with status 7" in ended.stdout

@@ -78,7 +78,7 @@ def test_a_tracking_uri_that_no_gateway_can_write_to():
     for uri in ("sqlite:///mlflow.db", "postgresql://me:secret@db/mlflow"):
         check = broken(examine(Settings("http://127.0.0.1:5000", "chat", uri)))
         assert check.name == "configuration"
-        assert "is no server's" in check.detail
+        assert "is not a server's" in check.detail
         assert "secret" not in check.detail
 
 

@@ -38,6 +38,9 @@ RUN_ELSEWHERE = {
 NOT_RUN = {"agentgateway", "bifrost", "envoy-ai-gateway", "kong", "vllm"}
 """Guides after the documentation of programs that do not run on this machine. They have to say so."""
 
+ELSEWHERE = dict.fromkeys(("agent-framework", "agno", "google-adk", "haystack", "smolagents", "strands"), "agents")
+"""Folders whose frameworks share an environment with each other, and not with the tests."""
+
 HERE = sorted(set(FOLDERS) - set(RUN_ELSEWHERE) - NOT_RUN)
 
 AGENT_DEADLINE_S = 300.0
@@ -104,9 +107,10 @@ def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
 
 def python_of(name: str) -> str:
     """Return the Python of a folder's own environment, where it cannot be installed beside the others, or this one."""
-    if not (ROOT / "constraints" / f"{name}.txt").exists():
+    environment = name if (ROOT / "constraints" / f"{name}.txt").exists() else ELSEWHERE.get(name)
+    if environment is None:
         return sys.executable
-    own = ROOT / f".venv-{name}" / "bin" / "python"
+    own = ROOT / f".venv-{environment}" / "bin" / "python"
     if not own.exists():
         pytest.skip(f"{own} is not there; `make test` makes it")
     return str(own)

@@ -52,8 +52,8 @@ async def test_without_a_span_nothing_is_sent_and_one_warning_given(
     wire, plain = Wire(), Wire()
     client = wrap_httpx(wire.client(stack, kind, base_url=GATEWAY))
     for _ in range(2):
-        await value_of(client.get("/v1"))
-        await value_of(plain.client(stack, kind, base_url=GATEWAY).get("/v1"))
+        await value_of(client.post("/v1"))
+        await value_of(plain.client(stack, kind, base_url=GATEWAY).post("/v1"))
     assert wire.requests == plain.requests
     (warning,) = warnings_in(caplog)
     assert "no span was active" in warning

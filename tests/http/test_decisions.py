@@ -60,6 +60,19 @@ def test_where_debug_is_off_nothing_is_made(stack: Any, caplog: pytest.LogCaptur
         Wire().client(stack).get(OTHER)
 
 
+@each_stack
+def test_a_list_without_a_span_is_nobodys_mistake(stack: Any, caplog: pytest.LogCaptureFixture):
+    """A program may ask for the models or the health of its gateway before its first span: no warning, and the call of
+    a model that comes later still gets its own.
+    """
+    client = Wire().client(stack)
+    with instrument(GATEWAY):
+        client.get(f"{GATEWAY}/v1/models")
+        assert warnings_in(caplog) == []
+        client.post(f"{GATEWAY}/v1/chat/completions")
+    assert "no span was active" in warnings_in(caplog)[0]
+
+
 NEAR = [
     ("http://localhost:5000/gateway", "http://127.0.0.1:5000/gateway/v1", "use one spelling for both"),
     ("http://127.0.0.1:5000", "http://localhost:5000/v1", "use one spelling for both"),

@@ -18,7 +18,12 @@ from tests.support.client import (
 from tests.support.http_server import HttpServer
 
 WHOSE = {"aiohttp": "aiohttp", "urllib3": "urllib3", "requests": "requests", "websockets": "websockets"}
-ONLY_NOTES = ("aiohttp:ClientSession._request", "urllib3.poolmanager:PoolManager.urlopen", "requests:Session.send")
+ONLY_NOTES = (
+    "aiohttp:ClientSession._request",
+    "urllib3.poolmanager:PoolManager.urlopen",
+    "requests:Session.send",
+    "websockets.asyncio.client:connect.__await_impl__",
+)
 """Functions that share one log line among the hops of a request; the header does not depend on them."""
 
 PATHS = [path for path in instrumentation._patches._replacements if find_spec(path.partition(":")[0].split(".")[0])]

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -84,7 +85,7 @@ async def botocore_get(url: str, attempts: int = 1, **headers: str) -> None:
     from botocore.awsrequest import AWSRequest
     from botocore.httpsession import URLLib3Session
 
-    # What a client of boto3 sends with; its own redirects are S3's alone.
+    # What a client of boto3 sends with.
     session = URLLib3Session()
     for _ in range(attempts):
         session.send(AWSRequest("GET", url, headers).prepare())
@@ -112,7 +113,7 @@ CLIENTS |= {
     if find_spec(name.partition(".")[0])
 }
 NO_REDIRECTS = ("botocore", "websockets.sync")
-"""What does not follow a redirect, or (the sync websockets before 16) not everywhere."""
+"""What follows no redirect; a test makes sure of it."""
 
 each_client = pytest.mark.parametrize("client", CLIENTS)
 each_redirecting = pytest.mark.parametrize("client", [name for name in CLIENTS if name not in NO_REDIRECTS])
@@ -169,7 +170,15 @@ async def test_each_hop_of_a_redirect(client: str, server: HttpServer):
     assert server.sent() == [ours, ours, [], ours]
 
 
-@pytest.mark.parametrize("client", [name for name in CLIENTS if name not in (*NO_REDIRECTS, "websockets")])
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name in NO_REDIRECTS])
+async def test_a_redirect_that_is_not_followed(client: str, server: HttpServer):
+    """These send one request, and leave the rest to their caller."""
+    with instrument(server.gateway), mlflow.start_span("agent") as agent, suppress(AssertionError):
+        await CLIENTS[client](via(server.gateway, server.other))
+    assert server.sent() == [[named_by(agent)]]
+
+
+@each_redirecting
 async def test_a_header_of_this_process_leaves_no_gateway(client: str, server: HttpServer):
     """A traceparent that the caller set for a span of this process is taken off where a redirect leaves the gateway."""
     get = CLIENTS[client]
@@ -229,25 +238,53 @@ def test_a_proxy_is_not_the_gateway(server: HttpServer):
     assert server.sent() == [[named_by(agent)], [], []]
 
 
+def boto3_client(service: str, url: str, attempts: int = 1) -> Any:
+    """Return a client of boto3's, as ``boto3.client(service, endpoint_url=url)`` makes it."""
+    pytest.importorskip("botocore")
+    session = import_module("botocore.session").Session()
+    session.set_credentials("id", "secret")
+    retries = {"total_max_attempts": attempts, "mode": "standard"}
+    config = import_module("botocore.config").Config(retries=retries, proxies={})
+    return session.create_client(service, region_name="us-east-1", endpoint_url=url, config=config)
+
+
+ASK_BEDROCK: dict[str, Any] = {"modelId": "m", "messages": [{"role": "user", "content": [{"text": "hi"}]}]}
+
+
+def test_each_attempt_of_boto3_carries_its_own_span(server: HttpServer, monkeypatch: pytest.MonkeyPatch):
+    """boto3 signs and sends each of its own retries anew; each carries the header, once, to the gateway alone."""
+    client = boto3_client("bedrock-runtime", f"{server.gateway}/fail/2", attempts=3)
+    other = boto3_client("bedrock-runtime", f"{server.other}2/fail/2", attempts=3)
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        client.converse(**ASK_BEDROCK)
+        other.converse(**ASK_BEDROCK)
+    assert server.sent() == [[named_by(agent)]] * 3 + [[]] * 3
+
+
+def test_boto3_follows_no_redirect_to_another_host(server: HttpServer):
+    """Bedrock's client raises at a redirect, and S3's asks for the bucket's region at the same endpoint."""
+    error = pytest.importorskip("botocore.exceptions").ClientError
+    away = server.gateway + "/away"
+    with instrument(server.gateway), mlflow.start_span("agent") as agent:
+        with pytest.raises(error, match="307"):
+            boto3_client("bedrock-runtime", away).converse(**ASK_BEDROCK)
+        with pytest.raises(error):
+            boto3_client("s3", away).get_object(Bucket="bucket", Key="key")
+    assert server.requests
+    assert all(url.startswith(server.gateway) for url, _ in server.requests)
+    assert server.sent() == [[named_by(agent)]] * len(server.requests)
+
+
 def test_the_signature_of_boto3_stays_valid(server: HttpServer):
     """The header is added after signing and is not among the signed headers: the server computes the same signature."""
-    botocore = pytest.importorskip("botocore")
-    import_module("botocore.session")
+    client = boto3_client("bedrock-runtime", server.gateway)
     from botocore.auth import SigV4Auth
     from botocore.awsrequest import AWSRequest
-    from botocore.config import Config
     from botocore.credentials import Credentials
 
-    session = botocore.session.Session()
-    session.set_credentials("id", "secret")
-    client = session.create_client(
-        "bedrock-runtime",
-        region_name="us-east-1",
-        endpoint_url=server.gateway,
-        config=Config(retries={"max_attempts": 0}, proxies={}),
-    )
     with instrument(server.gateway), mlflow.start_span("agent") as agent:
-        client.converse(modelId="m", messages=[{"role": "user", "content": [{"text": "hi"}]}])
+        client.converse(**ASK_BEDROCK)
     assert server.sent() == [[named_by(agent)]]
     ((url, lines),) = server.requests
     received = {name.lower(): value for name, value in lines}

@@ -23,6 +23,7 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.runnables import RunnableLambda, RunnableParallel
 
+from agent_gateway_client.active_span import model_call
 from agent_gateway_client.langchain import GatewayCallbackHandler
 from tests.support.langchain import (
     DEADLINE_S,
@@ -124,6 +125,19 @@ async def test_runs_without_a_handler_send_nothing(call: str, autolog: str, hand
     with mlflow.start_span("agent"):
         await value_of(run(http_model(wire), {}))
     assert wire.sent() == [[]] * len(words)
+
+
+@each_base_call
+async def test_runs_without_a_handler_are_not_followed(
+    call: str, autolog: str, handler: GatewayCallbackHandler, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing is read or made for such a run, and nothing is active in its model's code."""
+    monkeypatch.setattr("agent_gateway_client.langchain._methods.LangChainCall", pytest.fail)
+    seen: list[Any] = []
+    words, run = CALLS[call]
+    with mlflow.start_span("agent"):
+        await value_of(run(http_model(Wire(lambda request: seen.append(model_call.get()))), {}))
+    assert seen == [None] * len(words)
 
 
 @each_base_call

@@ -32,7 +32,7 @@ from agent_gateway_client._install import install_command
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.langchain import GatewayCallbackHandler
 from agent_gateway_client.langchain import _mlflow as _langchain_mlflow
-from agent_gateway_client.langchain._methods import patches
+from agent_gateway_client.langchain._methods import patches, prompts
 from tests.support.langchain import (
     each_autolog,  # noqa: F401
     http_model,
@@ -67,6 +67,20 @@ def test_the_last_one_that_is_closed_puts_everything_back():
     first.close()
     assert changed(before) == replaced
     second.close()
+    assert changed(before) == set()
+
+
+def test_what_tells_prompts_apart_is_replaced_when_it_is_needed():
+    """Runs of one prompt do without; from the first run of several on it is replaced, until the last handler closes."""
+    before = functions()
+    wire = Wire()
+    with GatewayCallbackHandler(GATEWAY) as handler:
+        without = changed(before)
+        http_model(wire).generate(messages("a", "b"))
+        http_model(wire).invoke("a", {"callbacks": [handler]})
+        assert changed(before) == without
+        http_model(wire).generate(messages("a", "b"), callbacks=[handler])
+        assert {name for _, name in changed(before) - without} == {path.rpartition(".")[2] for path in prompts._patches}
     assert changed(before) == set()
 
 
@@ -188,11 +202,13 @@ def test_a_langchain_without_its_private_methods(
     autolog: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """Where LangChain's private methods are gone, the parent is coarser; a warning says so."""
-    private = {path: replace for path, replace in patches._replacements.items() if "._" in path and "?" not in path}
-    renamed = {path.replace("._", ".moved_"): replace for path, replace in private.items()}
-    public = {path: replace for path, replace in patches._replacements.items() if path not in private}
-    monkeypatch.setattr(patches, "_replacements", public | renamed)
-    monkeypatch.setattr(patches, "_patches", {})
+    for held in (patches, prompts):
+        moved = {
+            path if "?" in path else path.replace("._", ".moved_"): replace
+            for path, replace in held._replacements.items()
+        }
+        monkeypatch.setattr(held, "_replacements", moved)
+        monkeypatch.setattr(held, "_patches", {})
     wire = Wire()
     with GatewayCallbackHandler(GATEWAY) as handler, mlflow.start_span("agent") as span:
         http_model(wire).invoke("a", {"callbacks": [handler]})
@@ -203,7 +219,7 @@ def test_a_langchain_without_its_private_methods(
     # MLflow has the last prompt's span active.
     assert found["b"] == found["c"] == [spans.get("c", named_by(span))]
     warnings = warnings_in(caplog)
-    assert len(warnings) == len(private) == 4
+    assert len(warnings) == 4
     assert all(f"langchain-core {metadata.version('langchain-core')}" in warning for warning in warnings)
 
 

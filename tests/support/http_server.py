@@ -1,5 +1,6 @@
 """A server on loopback that keeps the headers of every request, for clients that no transport can be given to."""
 
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -10,9 +11,9 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 class HttpServer:
     """The server, as a context manager. It answers 200, or redirects to the URL in the query parameter ``to``.
 
-    With the query parameter ``fail`` it answers 503 that many times first.
+    With the query parameter ``fail`` it answers 503 that many times first, and below ``/fail/2`` twice.
 
-    Below the gateway's ``/away`` everything is redirected to the other host.
+    Below ``/gateway/away`` everything is redirected to the other host.
 
     One server is two hosts: a gateway at the address, and somebody else at the name ``localhost``. As a proxy it lets
     nobody through.
@@ -20,7 +21,7 @@ class HttpServer:
     Attributes:
         requests: The URL that each request was sent to, as its Host header and its path have it, and its header lines.
         bodies: The body of each.
-        failed: How often each path with a query parameter ``fail`` has been answered with 503.
+        failed: How often each path that is to fail at first has been answered with 503.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,9 @@ def via(*urls: str) -> str:
     return f"{first}?{urlencode({'to': via(*rest)})}" if rest else first
 
 
+_FAILS = re.compile(r"/fail/(\d+)/")
+
+
 def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -72,7 +76,7 @@ def _handler(server: HttpServer) -> type[BaseHTTPRequestHandler]:
             server.requests.append((f"http://{self.headers['host']}{self.path}", self.headers.items()))
             query = parse_qs(urlsplit(self.path).query)
             to = query.get("to")
-            fails = server.failed.get(self.path, 0) < int(query.get("fail", ["0"])[0])
+            fails = server.failed.get(self.path, 0) < int(query.get("fail", _FAILS.findall(self.path) or ["0"])[0])
             server.failed[self.path] = server.failed.get(self.path, 0) + fails
             if self.path.startswith("/gateway/away"):
                 to = [f"{server.other}/elsewhere"]
