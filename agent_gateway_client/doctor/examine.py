@@ -77,6 +77,8 @@ class _Examination:
             return
         trace, heard = self._wait_for_mirror(gateway, store, probe)
         seconds = time.monotonic() - probe.ended
+        # The probe has no header that names a workspace.
+        workspace = store.workspace if gateway.kind == "mlflow" else None
         if self._relay:
             if not self._check("relay_spans", lambda: self._check_spans(trace)):
                 return
@@ -86,7 +88,7 @@ class _Examination:
             return
         if not (
             (self._relay or self._check("exporter", lambda: check_exporter(heard, trace)))
-            and self._check("mirror", lambda: check_mirror(trace, heard, settings.tracking_uri, seconds))
+            and self._check("mirror", lambda: check_mirror(trace, heard, settings.tracking_uri, seconds, workspace))
             and self._check("parent", lambda: check_parent(trace, probe))
         ):
             return

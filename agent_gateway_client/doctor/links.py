@@ -170,8 +170,18 @@ def export_fix(problem: str, sender: str = "gateway") -> str:
     return next(fixes, default).format(sender=sender)
 
 
-def check_mirror(trace: Trace | None, companion: Companion | None, tracking_uri: str, seconds: float) -> str:
-    """The mirror arrived."""
+def check_mirror(
+    trace: Trace | None, companion: Companion | None, tracking_uri: str, seconds: float, workspace: str | None = None
+) -> str:
+    """The mirror arrived.
+
+    Args:
+        trace: The probe's trace.
+        companion: What the companion said last.
+        tracking_uri: Where the trace was looked for.
+        seconds: The time since the call.
+        workspace: The workspace of the trace, if it is not the one in which the gateway serves the probe.
+    """
     mirrors = mirrors_in(trace)
     if any(_came_by_otlp(mirror) for mirror in mirrors):
         raise Broken(
@@ -186,6 +196,13 @@ def check_mirror(trace: Trace | None, companion: Companion | None, tracking_uri:
             f"The companion sends its mirrors by OTLP, and they do not arrive at {tracking_uri}.",
             "Look for the trace where OTEL_EXPORTER_OTLP_ENDPOINT of the gateway points to, or unset "
             "AGENT_GATEWAY_EXPORTER there to send mirrors to MLflow.",
+        )
+    if workspace is not None:
+        raise Broken(
+            f"The trace is in the workspace {workspace!r}, and the gateway served the probe in its default workspace, "
+            "where the companion does not find the trace.",
+            f"Send the header X-MLFLOW-WORKSPACE: {workspace} with the agent's requests, or unset MLFLOW_WORKSPACE for "
+            "the agent.",
         )
     raise Broken(
         f"No mirror arrived at {tracking_uri}, and the companion knows of no trouble: it writes to another MLflow, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
@@ -56,6 +57,12 @@ class Store:
                 "Name one with --experiment that is there and that you may write to.",
             ) from error
         return f"MLflow {version} answers at {self._uri}; the probe is in the experiment {name!r}."
+
+    @property
+    def workspace(self) -> str | None:
+        """The workspace that this process traces into; ``None`` for MLflow's default workspace."""
+        name = os.environ.get("MLFLOW_WORKSPACE", "").strip()
+        return None if name in ("", "default") else name
 
     def wait_for(self, trace_id: str, is_there: Callable[[Trace], bool], patience_s: float) -> Trace | None:
         """Read a trace until it has what is looked for.

@@ -10,6 +10,8 @@ from mlflow.entities import Trace
 
 from agent_gateway_client.demo._endpoints import Endpoints
 from agent_gateway_client.demo.gateway import DemoGateway
+from agent_gateway_client.doctor.checks import Settings
+from agent_gateway_client.doctor.examine import examine
 from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.export import sender
 from agent_gateway_client.server.export.environment import exporter_from_environment
@@ -105,3 +107,14 @@ def test_a_trace_in_another_workspace(
         assert exporter.flush(60)
     assert exporter.counts().dropped == {"other_workspace": 1}
     assert re.search("another MLflow workspace than the gateway", caplog.text)
+
+
+def test_the_doctor_names_the_workspace(gateway: DemoGateway):
+    """Where the agent traces into another workspace than the gateway serves it in, the doctor says so."""
+    with workspace(TEAM):
+        settings = Settings(gateway.gateway_url, "chat", gateway.tracking_uri, patience_s=10)
+        last = examine(settings)[-1]
+    mlflow.tracing.reset()
+    assert (last.name, last.ok) == ("mirror", False)
+    assert f"workspace {TEAM!r}" in last.detail
+    assert f"X-MLFLOW-WORKSPACE: {TEAM}" in last.fix
