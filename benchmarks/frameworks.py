@@ -18,7 +18,7 @@ CALLS = 20
 SECONDS = 8
 
 SETTLING_CALLS = 60
-"""CPython 3.11 runs a specialized instruction 53 times in the slow way before it specializes it anew."""
+"""More than CPython runs an instruction in the general way before it specializes it again."""
 
 IDLE = "a handler that is not in the run"
 NO_HANDLER = "no handler"
