@@ -1,4 +1,4 @@
-"""What holds for every test of the companion."""
+"""Fixtures for all tests of the companion."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from agent_gateway_client.server.export import sender, waiting
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the exporter's pauses; what it does is the same."""
+    """Shorten the exporter's pauses; its behaviour is the same."""
     monkeypatch.setattr(sender, "BATCH_SECONDS", 0.001)
     monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0.001)
     monkeypatch.setattr(sender, "LAST_RETRY_SECONDS", 0.01)
@@ -22,6 +22,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the companion logs as a warning or worse."""
+    """The companion's log messages at level warning or above."""
     with caplog.at_level(logging.WARNING, logger="agent_gateway_client"):
         yield caplog

@@ -1,4 +1,4 @@
-"""authorization.py: who may join a trace."""
+"""authorization.py: which callers may join a trace."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ class ByHeader:
 
 @pytest.mark.parametrize("may_join", [by_header, by_header_async, ByHeader()], ids=["sync", "async", "object"])
 async def test_a_refused_caller_is_served_without_a_mirror(may_join: Any, mirrors: Mirrors):
-    """The predicate decides on the mirror and on nothing else: all get the same answer."""
+    """The predicate decides only about the mirror: all callers get the same answer."""
     app = fastapi_app(SAMPLES["chat"])
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter, may_join=may_join)
     answers = [await post(app, CHAT, headers={**TRACED, "x-tenant": tenant}) for tenant in ("theirs", "ours", "")]
@@ -59,7 +59,7 @@ class Tokens(AuthenticationBackend):
 
 @pytest.mark.parametrize("user", ["alice", "mallory"])
 async def test_it_sees_what_authentication_has_noted(user: str, mirrors: Mirrors):
-    """It is asked after the request was served, so the middleware may be outside of the authentication."""
+    """It is called after the request was served, so the middleware may be outside the authentication."""
     app = FastAPI()
 
     @app.post(CHAT)
@@ -83,7 +83,7 @@ async def fails_async(scope: Any) -> bool:
 async def test_a_predicate_that_fails_has_not_allowed_it(
     may_join: Any, mirrors: Mirrors, logged: pytest.LogCaptureFixture
 ):
-    """The request is served and not mirrored, and one warning says so without what the error says."""
+    """The request is served without a mirror, and one warning says so without the error's message."""
     app = fastapi_app(SAMPLES["chat"])
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter, may_join=may_join)
     for _ in range(3):
@@ -96,7 +96,7 @@ async def test_a_predicate_that_fails_has_not_allowed_it(
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 422, 429])
 @pytest.mark.parametrize("known", ["nothing", "the caller", "an attempt"])
 async def test_a_refusal_leaves_nothing_and_says_nothing(status: int, known: str, mirrors: Mirrors):
-    """Many applications refuse a request before they look at its key, unless they say that they have."""
+    """Many applications reject a request before they check its key, unless they say that they have checked it."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         call = current_gateway_call()
@@ -118,7 +118,7 @@ async def test_a_refusal_leaves_nothing_and_says_nothing(status: int, known: str
 async def test_a_predicate_that_never_answers(
     mirrors: Mirrors, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """It is given up after a while, also when it ignores that it is cancelled; that is counted and said once."""
+    """It is cancelled after a timeout, even if it ignores that; this is counted and warned about once."""
     monkeypatch.setattr(authorization, "MAX_SECONDS", 0.01)
     goes_on = asyncio.Event()
 
@@ -140,7 +140,7 @@ async def test_a_predicate_that_never_answers(
 
 
 async def test_it_is_not_asked_about_requests_that_are_not_traced(mirrors: Mirrors):
-    """Nothing is at stake there, so it costs nothing."""
+    """It is not called for these requests and costs nothing."""
     asked: list[Any] = []
     app = fastapi_app(SAMPLES["chat"])
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter, may_join=asked.append)
@@ -154,7 +154,7 @@ async def test_it_is_not_asked_about_requests_that_are_not_traced(mirrors: Mirro
 
 @pytest.mark.parametrize("may_join", [True, False])
 def test_a_gateway_call_is_told_by_its_own_code(may_join: bool, mirrors: Mirrors):
-    """Code that handles its requests itself knows the caller already."""
+    """Code that handles its requests itself already knows the caller."""
     with gateway_call(TRACED, endpoint="chat", may_join=may_join, exporter=mirrors.exporter) as call:
         call.attempt(provider="openai").end()
     assert bool(mirrors.spans) is may_join
@@ -185,7 +185,7 @@ def test_the_environment_names_a_function(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_name_that_cannot_work_is_an_error_at_the_start(value: str, message: str, monkeypatch: pytest.MonkeyPatch):
-    """It says which variable, which value, and what to write."""
+    """The error names the variable, its value, and what to write."""
     monkeypatch.setenv("AGENT_GATEWAY_MAY_JOIN", value)
     with pytest.raises(ConfigurationError, match=message) as raised:
         may_join_from_environment()

@@ -1,4 +1,4 @@
-"""call.py: what may be known of a call, and the two ways it ends."""
+"""call.py: the facts of a call, and the two ways it ends."""
 
 import asyncio
 import typing
@@ -42,18 +42,18 @@ TEXTS = {
     (EngineRun, "model"),
     (EngineRun, "error_type"),
 }
-"""The fields that can hold text. Of a new one it has to be asked: can a prompt, an answer or a message get in?"""
+"""The fields that can hold text. For a new one, ask: can a prompt, an answer or an error message get in?"""
 
 
 def alternatives(annotation: object) -> set[object]:
-    """Return the types that a field may have."""
+    """Return the possible types of a field."""
     if typing.get_origin(annotation) in (UnionType, typing.Union):
         return {kind for part in typing.get_args(annotation) for kind in alternatives(part)}
     return {annotation}
 
 
 def test_only_names_can_be_text():
-    """Beside a closed list of short names, a field holds a number, a flag, or another of these classes."""
+    """Apart from a closed list of short names, a field holds a number, a flag, or another of these classes."""
     plain = {int, float, bool, NoneType, TraceContext, Operation, *FACTS, list[Attempt], list[EngineRun]}
     for facts in FACTS:
         for name, annotation in typing.get_type_hints(facts).items():
@@ -65,7 +65,7 @@ def test_only_names_can_be_text():
     "fact", [GatewayCall(PARENT), Attempt(), TokenUsage(), Cost(0, 0, 0)], ids=lambda f: type(f).__name__
 )
 def test_no_other_field_can_be_added(fact: object):
-    """An object has the declared fields and room for no more."""
+    """An object has the declared fields and no others."""
     with pytest.raises((AttributeError, TypeError)):
         fact.prompt = "canary"  # type: ignore[attr-defined]
     assert not hasattr(fact, "__dict__")
@@ -83,12 +83,12 @@ def test_no_other_field_can_be_added(fact: object):
     ],
 )
 def test_a_failure_is_named_and_not_quoted(error: BaseException | str | None, name: str | None):
-    """Of an exception only its class is kept."""
+    """Only an exception's class is kept."""
     assert error_type(error) == name
 
 
 def test_a_call_ends_once():
-    """The first end counts: later ones change neither the time nor the reason."""
+    """The first end counts: later ones change neither its time nor its reason."""
     call = GatewayCall(PARENT)
     call.end(CLIENT_DISCONNECT, 5)
     call.end("500", 7)
@@ -97,7 +97,7 @@ def test_a_call_ends_once():
 
 
 def test_a_call_ends_now_by_default():
-    """Without a given time a call ends at the time of the call of end(), after its start."""
+    """Without a given time a call ends when end() is called, after its start."""
     call = GatewayCall(PARENT)
     call.end()
     assert call.end_time_ns is not None
@@ -118,7 +118,7 @@ def test_an_attempt_is_timed_and_succeeds():
 
 @pytest.mark.parametrize("error", [ValueError("canary"), KeyboardInterrupt(), asyncio.CancelledError()])
 def test_an_exception_fails_the_attempt_and_goes_on(error: BaseException):
-    """What passes through attempt() is noted by its class and raised as it was, cancellation too."""
+    """attempt() records an exception by its class and raises it unchanged, cancellation included."""
     call = GatewayCall(PARENT)
     with pytest.raises(type(error)) as raised, call.attempt():
         raise error
@@ -127,7 +127,7 @@ def test_an_exception_fails_the_attempt_and_goes_on(error: BaseException):
 
 
 def test_an_attempt_that_was_ended_inside_keeps_its_reason():
-    """A gateway that knows better, like an HTTP status, may end the attempt itself."""
+    """A gateway that knows more, like an HTTP status, may end the attempt itself."""
     call = GatewayCall(PARENT)
     with call.attempt() as attempt:
         attempt.end("429")
@@ -135,7 +135,7 @@ def test_an_attempt_that_was_ended_inside_keeps_its_reason():
 
 
 def test_attempts_are_bounded(logged: pytest.LogCaptureFixture):
-    """A gateway that tries for ever costs a bounded number of spans, says so once, and its code runs on."""
+    """A gateway that retries forever creates a bounded number of spans, warns once, and runs on."""
     call = GatewayCall(PARENT)
     for number in range(MAX_ATTEMPTS + 10):
         with call.attempt(model=str(number)):
@@ -153,7 +153,7 @@ def test_ids_are_valid_and_differ():
 
 
 async def test_the_current_call_is_the_tasks_own():
-    """current_gateway_call() tells each of many tasks its own call, and None where the caller is not tracing."""
+    """current_gateway_call() returns each task's own call, and None if the caller is not tracing."""
     assert current_gateway_call() is None
 
     async def serve() -> bool:
@@ -168,5 +168,5 @@ async def test_the_current_call_is_the_tasks_own():
 
 
 def test_the_public_name_is_the_same_function():
-    """agent_gateway_client.server hands out call.py's own function."""
+    """agent_gateway_client.server exports call.py's own function."""
     assert current_gateway_call is module.current_gateway_call

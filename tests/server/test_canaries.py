@@ -1,7 +1,7 @@
-"""No payload gets into the caller's trace: canaries in all that a caller, a provider or an error says.
+"""No payload gets into the caller's trace: canaries in everything that a caller, a provider or an error contains.
 
-The exact bytes that leave the exporter are searched, over OTLP and on the way to an MLflow server. 10,000 examples each
-with NIGHTLY.
+The exact bytes that leave the exporter are searched, over OTLP and on the way to an MLflow server, with 10,000
+examples each if NIGHTLY is set.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ from tests.support.server import DEADLINE_S
 
 @pytest.fixture(scope="module", autouse=True)
 def no_pauses() -> Iterator[None]:
-    """As the companion's tests have it, for fixtures that live longer than one of them."""
+    """As in the companion's other tests, for fixtures that outlive a test."""
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sender, "BATCH_SECONDS", 0.0)
@@ -61,7 +61,7 @@ def no_pauses() -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=["mlflow", "otlp"])
 def sent(request: pytest.FixtureRequest) -> Iterator[tuple[Exporter, Receiver]]:
-    """An exporter, and what it sends."""
+    """An exporter, and the bytes it sends."""
     with Receiver() as receiver, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AGENT_GATEWAY_EXPORTER", request.param)
         patch.setenv("MLFLOW_TRACKING_URI", receiver.url)
@@ -70,7 +70,7 @@ def sent(request: pytest.FixtureRequest) -> Iterator[tuple[Exporter, Receiver]]:
 
 
 class Failed(Exception):
-    """An error of the application's own."""
+    """An application's own error."""
 
 
 def _chained(text: str) -> Exception:
@@ -95,13 +95,13 @@ Serve = Callable[[Exporter, Question, Answer, Any, Any], None]
 
 
 def by_middleware(exporter: Exporter, question: Question, answer: Answer, tried: Any, failure: Any) -> None:
-    """Serve a request through the ASGI middleware; the application fails half-way, if it is to fail."""
+    """Serve a request through the ASGI middleware; the application may fail midway."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         call = current_gateway_call()
         assert call is not None
-        # What it refuses is mirrored too.
+        # Requests that it rejects are mirrored too.
         call.caller_is_known = True
         for provider, error in tried:
             attempt = gateway_attempt(provider=provider, model="configured")
@@ -180,7 +180,7 @@ def by_wsgi_middleware(exporter: Exporter, question: Question, answer: Answer, t
     }
     for name, value in headers_of(question):
         variable = f"HTTP_{name.upper().replace('-', '_')}"
-        # A server joins the lines of one name.
+        # A server joins header lines with the same name.
         environ[variable] = f"{environ[variable]},{value}" if variable in environ else value
     try:
         response = GatewayTracingWSGIMiddleware(app, exporter)(environ, lambda *started: None)
@@ -197,7 +197,7 @@ examples = given(questions(["chat", "gpt-4o"]), answers, attempts, st.none() | f
 
 @gateways
 def test_no_payload_leaves(serve: Serve, sent: tuple[Exporter, Receiver], logged: pytest.LogCaptureFixture):
-    """Each call is mirrored, and none of the canaries is in the bytes of its mirror, nor in what is logged."""
+    """Each call is mirrored, and neither its mirror's bytes nor the log contain a canary."""
     exporter, receiver = sent
 
     @EXAMPLES
@@ -233,14 +233,14 @@ LEAKS: dict[str, Callable[[Any], str | None]] = {
     **{name: _asked(name) for name in FIELDS},
     **{name: _sent(name) for name in HEADERS},
 }
-"""Leaks as somebody might make them: what a fact of the mirror would be read from."""
+"""Plausible leaks: what a careless fact of the mirror would be read from."""
 _seen: list[Any] = []
 
 
 @gateways
 @pytest.mark.parametrize("sent", ["otlp"], indirect=True)
 def test_planted_leaks_are_found(serve: Serve, sent: tuple[Exporter, Receiver], monkeypatch: Any):
-    """With careless facts in the mirror, the same examples and the same search find each of them."""
+    """With careless facts in the mirror, the same examples and the same search find each leak."""
     exporter, receiver = sent
     call_facts = mirror_module._call_facts
     missing = set(LEAKS)
@@ -252,7 +252,7 @@ def test_planted_leaks_are_found(serve: Serve, sent: tuple[Exporter, Receiver], 
 
     monkeypatch.setattr(mirror_module, "_call_facts", leaking_facts)
 
-    # Not every question has what leaks.
+    # Not every request has the member that leaks.
     @settings(EXAMPLES, phases=[Phase.generate], max_examples=2_000)
     @examples
     def check(question: Question, answer: Answer, tried: Any, failure: Any) -> None:
@@ -270,5 +270,5 @@ def test_planted_leaks_are_found(serve: Serve, sent: tuple[Exporter, Receiver], 
 
 @given(st.one_of(words, sentences))
 def test_every_canary_text_would_be_found(text: str):
-    """Cut to a name of the mirror's, each text of the examples still shows the canary."""
+    """Cut to the length of a mirrored name, each text of the examples still contains the canary."""
     assert CANARY in (mirror_module._name(text) or "")

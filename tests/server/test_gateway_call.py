@@ -1,4 +1,4 @@
-"""gateway_call(): the mirror of code that is no ASGI application."""
+"""gateway_call(): the mirror of code that is not an ASGI application."""
 
 import asyncio
 import itertools
@@ -36,7 +36,7 @@ def spans_of(mirrors: Mirrors) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_a_call_and_its_attempts(mirrors: Mirrors):
-    """Everything that is said inside is in the mirror, which is there after the end."""
+    """Everything set inside the block is in the mirror, which is submitted at its end."""
     with gateway_call(
         TRACED,
         endpoint="chat",
@@ -86,7 +86,7 @@ def _http_message() -> HTTPMessage:
     ids=lambda headers: type(headers).__name__,
 )
 def test_whatever_holds_the_headers(headers: Any, mirrors: Mirrors):
-    """The headers of other frameworks, and lists of values as an AWS load balancer hands them over, are read."""
+    """The headers of other frameworks, and lists of values as an AWS load balancer sends them, are read."""
     with gateway_call(headers, endpoint="chat", exporter=mirrors.exporter):
         pass
     assert [span.name for span in mirrors.spans] == ["gateway/chat"]
@@ -101,7 +101,7 @@ class _Broken:
     "headers", [None, 7, "traceparent", [1], [("a", "b", "c")], {1: 2}, {"traceparent": None}, _Broken()]
 )
 def test_headers_that_cannot_be_read(headers: Any, mirrors: Mirrors):
-    """The code inside runs, as for a caller that is not tracing."""
+    """The code inside runs as for a caller that is not tracing."""
     ran = False
     with gateway_call(headers, exporter=mirrors.exporter) as call:
         ran = call.attempt("openai", "m") is not None
@@ -121,7 +121,7 @@ def test_headers_that_cannot_be_read(headers: Any, mirrors: Mirrors):
     ],
 )
 def test_a_status_in_another_form(status: Any, number: int | None, mirrors: Mirrors):
-    """WSGI's status line and an HTTPStatus are read as the number; the request does not fail of what is no status."""
+    """WSGI's status line and an HTTPStatus are read as numbers; an invalid status does not fail the request."""
     with gateway_call(TRACED, exporter=mirrors.exporter) as call:
         call.http_status = status
     ((_, facts),) = spans_of(mirrors)
@@ -139,7 +139,7 @@ HEADERS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", HEADERS)
 async def test_a_caller_that_is_not_tracing(name: str, mirrors: Mirrors):
-    """The same code runs without an if, and leaves nothing behind."""
+    """The same code runs without a condition, and leaves nothing behind."""
     with gateway_call(HEADERS[name], endpoint="chat", exporter=mirrors.exporter) as call:
         assert current_gateway_call() is None
         with call.attempt("openai", "m") as attempt:
@@ -156,7 +156,7 @@ async def test_a_caller_that_is_not_tracing(name: str, mirrors: Mirrors):
     "headers", [{"TraceParent": TRACEPARENT}, [("traceparent", TRACEPARENT)], [(b"traceparent", TRACEPARENT.encode())]]
 )
 def test_forms_of_headers(headers: Any, mirrors: Mirrors):
-    """A mapping, and pairs of text or bytes."""
+    """A mapping, and pairs of text or bytes, are accepted."""
     with gateway_call(headers, exporter=mirrors.exporter):
         pass
     assert len(mirrors.spans) == 1
@@ -164,7 +164,7 @@ def test_forms_of_headers(headers: Any, mirrors: Mirrors):
 
 @pytest.mark.parametrize("error", [ValueError(CANARY), KeyboardInterrupt(), asyncio.CancelledError()])
 async def test_an_exception_fails_the_call(error: BaseException, mirrors: Mirrors):
-    """It is told by its class, and goes on as it was, through with and async with."""
+    """Its class is the error type, and it is raised unchanged, through with and async with."""
     with pytest.raises(type(error)) as raised, gateway_call(TRACED, exporter=mirrors.exporter):
         raise error
     assert raised.value is error
@@ -177,21 +177,21 @@ async def test_an_exception_fails_the_call(error: BaseException, mirrors: Mirror
 
 @pytest.mark.parametrize(("status", "error"), [(200, None), (302, None), (429, "429"), (500, "500")])
 def test_a_status_fails_the_call(status: int, error: str | None, mirrors: Mirrors):
-    """A status of 400 or more that is set on the call is its failure."""
+    """A status of 400 or more set on the call is its failure."""
     with gateway_call(TRACED, exporter=mirrors.exporter) as call:
         call.http_status = status
     assert mirrors.error_type == error
 
 
 def test_a_failure_that_is_set_stays(mirrors: Mirrors):
-    """The code inside may know better than what its end looks like, of the call and of an attempt."""
+    """A failure set by the code inside takes precedence over the end of the block, for calls and attempts."""
     with gateway_call(TRACED, exporter=mirrors.exporter) as call, call.attempt("openai") as attempt:
         call.error_type = attempt.error_type = "quota"
     assert [facts["error.type"] for _, facts in spans_of(mirrors)] == ["quota", "quota"]
 
 
 def test_an_attempt_without_a_block(mirrors: Mirrors):
-    """An attempt that is begun without with lasts until it is ended, or as long as its call."""
+    """An attempt that is begun without with lasts until it or its call ends."""
     with gateway_call(TRACED, exporter=mirrors.exporter):
         refused = gateway_attempt("a", "m")
         refused.end("429")
@@ -204,7 +204,7 @@ def test_an_attempt_without_a_block(mirrors: Mirrors):
 
 
 def test_an_attempt_of_nobody(mirrors: Mirrors):
-    """Where the caller is not tracing, and outside of any call, the same code runs and leaves nothing behind."""
+    """If the caller is not tracing, and outside any call, the same code runs and leaves nothing behind."""
     for _ in range(2):
         with pytest.raises(ValueError, match="x"), gateway_attempt("a") as attempt:
             raise ValueError("x")
@@ -215,7 +215,7 @@ def test_an_attempt_of_nobody(mirrors: Mirrors):
 
 
 async def test_tasks_and_threads_at_once(mirrors: Mirrors):
-    """200 calls in tasks and 200 in threads: each sees its own, and is under its own caller's span."""
+    """200 calls in tasks and 200 in threads: each sees its own call, and has its own caller's span as parent."""
 
     def headers(number: int) -> dict[str, str]:
         return {"traceparent": PARENT._replace(span_id=number).traceparent}
@@ -242,7 +242,7 @@ async def test_tasks_and_threads_at_once(mirrors: Mirrors):
 @pytest.mark.parametrize("name", ["chat", "chat stream", "message stream"])
 @pytest.mark.parametrize("attempted", [False, True])
 def test_a_response_is_read(name: str, attempted: bool, mirrors: Mirrors):
-    """Code that relays a provider's bytes gets tokens and finish reason out of them with one call."""
+    """Code that relays a provider's bytes gets tokens and finish reason from them with one function call."""
     sample = SAMPLES[name]
     with gateway_call(TRACED, endpoint="chat", exporter=mirrors.exporter) as call:
         if attempted:
@@ -257,7 +257,7 @@ def test_a_response_is_read(name: str, attempted: bool, mirrors: Mirrors):
 
 
 def test_a_failure_inside_a_response(mirrors: Mirrors):
-    """An error event in the provider's stream fails the call, although the code around it sees no error."""
+    """An error event in the provider's stream fails the call although the code around it sees no error."""
     with gateway_call(TRACED, exporter=mirrors.exporter) as call:
         add_response(
             call, b'data: {"model": "m"}\n\ndata: {"error": {"code": 502, "message": "no"}}\n\n', streaming=True
@@ -273,7 +273,7 @@ def stream(mirrors: Mirrors, chunks: Iterable[bytes] = SAMPLES["chat stream"].ch
 
 
 def test_a_generator_that_runs_to_its_end(mirrors: Mirrors):
-    """The call is a stream that lasts until its last chunk; what it says is the attempt's."""
+    """The call is a stream that lasts until its last chunk; the facts of the stream belong to the attempt."""
     chunks = stream(mirrors)
     received = []
     for chunk in chunks:
@@ -289,7 +289,7 @@ def test_a_generator_that_runs_to_its_end(mirrors: Mirrors):
 
 
 def test_a_generator_that_is_closed(mirrors: Mirrors):
-    """A server closes the generator of a client that has gone; the call and its attempt say so."""
+    """A server closes the generator when its client disconnects; the call and its attempt record this."""
     chunks = stream(mirrors)
     next(chunks)
     chunks.close()
@@ -297,7 +297,7 @@ def test_a_generator_that_is_closed(mirrors: Mirrors):
 
 
 def test_a_generator_that_is_closed_after_the_last_event(mirrors: Mirrors):
-    """Many clients hang up as soon as they have the last event; their calls are complete."""
+    """Many clients disconnect as soon as they have the last event; their calls are complete."""
     events = SAMPLES["chat stream"].chunks
     chunks = stream(mirrors, [*events, b"\n"])
     assert list(itertools.islice(chunks, len(events))) == list(events)
@@ -307,7 +307,7 @@ def test_a_generator_that_is_closed_after_the_last_event(mirrors: Mirrors):
 
 
 def test_a_provider_that_breaks_off(mirrors: Mirrors):
-    """A stream that fails midway is the provider's failure, with what was read until then."""
+    """A stream that breaks off is the provider's failure, with the facts read until then."""
 
     def broken() -> Iterator[bytes]:
         yield SAMPLES["chat stream"].chunks[0]
@@ -321,7 +321,7 @@ def test_a_provider_that_breaks_off(mirrors: Mirrors):
 
 
 def test_a_generator_that_ends_in_another_thread(mirrors: Mirrors):
-    """A server may begin a stream in one thread and end it in another; the call ends all the same."""
+    """A server may begin a stream in one thread and end it in another; the call still ends."""
     chunks = stream(mirrors)
     starter = threading.Thread(target=next, args=(chunks,))
     starter.start()

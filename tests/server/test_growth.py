@@ -1,4 +1,4 @@
-"""What the companion reads of callers and providers takes time in proportion to its length, whatever is in there."""
+"""Reading data of callers and providers takes time in proportion to its length, whatever the content."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +21,12 @@ PIECES = [
     *("/deployments/a/", "/models/", "/models/a:b", "a", "a_", "00-", "a=1,", " ", "\n", "\\", '"', '\\"', "{", "["),
     *('"usage"', '"usage":', '"usage":{', '"usage":[', '"model" ', '{"model":"a","b":', '"type" : ', "data: {\n\n"),
 ]
-"""What the texts are made of: one piece, repeated."""
+"""Each text repeats one of these pieces."""
 ENDS = ["", "\n"]
 SMALL, FACTOR = 2 * 1024, 8
 
 LITTLE_NS = 3_000_000
-"""For what takes less, growth cannot be told from noise; what is quadratic takes seconds."""
+"""Below this, growth cannot be distinguished from noise; anything quadratic takes seconds."""
 
 
 SEARCHED = {
@@ -36,7 +36,7 @@ SEARCHED = {
     responses._EVENTS_WITH_FACTS,
     responses._LAST_EVENT,
 }
-"""The patterns that are looked for anywhere in a text, and not only at one place."""
+"""Patterns that are searched anywhere in a text, not only at one place."""
 
 
 def patterns() -> Iterator[Any]:
@@ -50,7 +50,7 @@ def patterns() -> Iterator[Any]:
 
 
 def cost_ns(read: Callable[[Any], object], text: Any) -> int:
-    """Return the least time of the thread that reading took."""
+    """Return the minimum of the thread's time for reading."""
 
     def once() -> int:
         begun = time.thread_time_ns()
@@ -65,13 +65,13 @@ def assert_linear(read: Callable[[Any], object], text_of: Callable[[str], Any] =
         for end in ENDS:
             small, large = (text_of((piece * size)[:size] + end) for size in (SMALL, SMALL * FACTOR))
             if (taken := cost_ns(read, large)) > LITTLE_NS:
-                # In proportion, it is 8 times as much; with the square, 64 times.
+                # Linear growth gives a factor of 8, quadratic growth 64.
                 assert taken < 24 * cost_ns(read, small), (piece, end)
 
 
 @pytest.mark.parametrize("pattern", list(patterns()))
 def test_a_pattern(pattern: Pattern[Any]):
-    """No pattern looks again and again at what it has seen."""
+    """No pattern rescans text again and again."""
     read = pattern.search if pattern in SEARCHED else pattern.match
     assert_linear(read, str.encode if isinstance(pattern.pattern, bytes) else str)
 

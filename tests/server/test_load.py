@@ -1,4 +1,4 @@
-"""Memory and threads of the companion when there is much of everything; more of it with NIGHTLY."""
+"""Memory and threads of the companion under load; more load with NIGHTLY."""
 
 import asyncio
 import gc
@@ -34,7 +34,7 @@ def held() -> int:
 
 
 async def test_many_streams_at_once():
-    """Each of 10,000 streams under way holds a bounded state and no thread; when they have ended, all are mirrored."""
+    """Each of 10,000 open streams has a bounded state and no thread; all are mirrored when they have ended."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     under_way = 0
@@ -80,7 +80,7 @@ async def test_many_streams_at_once():
 
     without = await serve(app)
     with_it = await serve(middleware)
-    # What the chunks hold, and the call; the rest of a stream's state is the server's and the application's.
+    # The chunks and the call; the rest of a stream's state belongs to the server and the application.
     assert (with_it - without) / STREAMS < 20 * (100 + 150) + 4 * KIB
     assert exporter.flush(DEADLINE_S)
     gateways = [span for span in destination.spans if span.name.startswith("gateway/")]
@@ -89,7 +89,7 @@ async def test_many_streams_at_once():
 
 
 async def test_attempts_without_end():
-    """A call that tries for ever keeps the first attempts; those that are left out cost nothing that stays."""
+    """A call that retries forever keeps the first attempts; those left out take no memory."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
 
@@ -110,7 +110,7 @@ async def test_attempts_without_end():
 
 
 def test_calls_that_wait_do_not_keep_their_tracestate():
-    """While the store is away, a caller cannot fill the memory with 8 KB of its own for each call."""
+    """While the store is down, a caller cannot fill the memory with a tracestate of 8 KB per call."""
     store = Store(away=True)
     destination = MemoryDestination(store)
     finished = threading.Semaphore(0)
@@ -127,7 +127,7 @@ def test_calls_that_wait_do_not_keep_their_tracestate():
     add(10)
     before = held()
     add(CALLS)
-    # The last one may be under way yet.
+    # The last one may still be being sent.
     assert held() - before < CALLS * 6 * KIB + 64 * KIB
     store.away = False
     assert exporter.flush(DEADLINE_S)

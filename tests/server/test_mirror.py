@@ -1,4 +1,4 @@
-"""mirror.py: what a call's mirror spans are."""
+"""mirror.py: the spans of a call's mirror."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ each_convention = pytest.mark.parametrize("convention", Convention)
 
 
 def test_what_mlflow_is_told():
-    """The names and values in MLflow's convention, as its UI and its roll-up of tokens and cost read them."""
+    """Names and values follow MLflow's convention, as its UI and its totals of tokens and cost read them."""
     gateway, failed, answered = mirror(full_call(), Convention.MLFLOW)
     trace_id = f"tr-{TRACE_ID:032x}"
     assert gateway.name == "gateway/chat"
@@ -70,13 +70,13 @@ def test_what_mlflow_is_told():
 
 
 def facts_for_mlflow(call: GatewayCall) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what MLflow is told of a call with one attempt: of the call, and of the attempt."""
+    """Return MLflow's attributes for a call with one attempt: the call's and the attempt's."""
     gateway, attempt = mirror(call, Convention.MLFLOW)
     return facts_of(gateway), facts_of(attempt)
 
 
 def test_what_goes_without_saying_for_mlflow():
-    """Of a plain call MLflow stores nothing that is so of nearly every call, or that the gateway's own trace says."""
+    """For a plain call MLflow stores nothing that holds for nearly every call or that the gateway's own trace has."""
     trace_id = f"tr-{TRACE_ID:032x}"
     assert facts_for_mlflow(plain_call()) == (
         {
@@ -99,7 +99,7 @@ def test_what_goes_without_saying_for_mlflow():
 
 
 def test_nothing_goes_without_saying_for_opentelemetry():
-    """Over OTLP a plain call is told with all that is known of it: back ends count and group by these attributes."""
+    """Over OTLP a plain call has all known facts: back ends count and group by these attributes."""
     gateway, attempt = mirror(plain_call(), Convention.OTEL)
     assert attributes_of(gateway) == {
         "agent_gateway.endpoint.id": "e-1",
@@ -127,7 +127,7 @@ def test_nothing_goes_without_saying_for_opentelemetry():
     ],
 )
 def test_what_is_not_ordinary_of_a_call_is_said(facts: dict[str, Any], said: dict[str, Any], unsaid: set[str]):
-    """Each fact goes without saying in its one ordinary value, and in no other."""
+    """Each fact is left out for its one normal value only."""
     before, of_attempt = facts_for_mlflow(plain_call())
     expected = {name: value for name, value in before.items() if name not in unsaid}
     assert facts_for_mlflow(plain_call(**facts)) == ({**expected, **said}, of_attempt)
@@ -155,14 +155,14 @@ PLAIN_USAGE = {"input_tokens": 10, "output_tokens": 5, "total_tokens": 15}
     ],
 )
 def test_what_is_not_ordinary_of_an_attempt_is_said(facts: dict[str, Any], said: dict[str, Any]):
-    """Each fact goes without saying in its one ordinary value, and in no other; of tokens that is "none cached"."""
+    """Each fact is left out for its one normal value only; for cached tokens that is zero."""
     of_call, before = facts_for_mlflow(plain_call())
     call = plain_call(attempts=[plain_attempt(**facts)])
     assert facts_for_mlflow(call) == (of_call, {**before, **said})
 
 
 def test_what_opentelemetry_is_told():
-    """The names and values by the semantic conventions: plain values, the address in two parts, seconds."""
+    """Names and values follow the semantic conventions: plain values, host and port apart, seconds."""
     gateway, failed, answered = mirror(full_call(), Convention.OTEL)
     assert attributes_of(gateway) == {
         "agent_gateway.endpoint.id": "e-1",
@@ -201,7 +201,7 @@ def test_what_opentelemetry_is_told():
 
 @each_convention
 def test_what_is_not_known_is_not_said(convention: Convention):
-    """A fact that is None has no key, and a call without a name still has one."""
+    """A fact that is None has no key, and a call without a name is still mirrored."""
     (span,) = mirror(GatewayCall(PARENT, start_time_ns=1, end_time_ns=2), convention)
     assert span.name == "gateway/unknown"
     always = {"mlflow.traceRequestId", "mlflow.spanType"} if convention is Convention.MLFLOW else set()
@@ -211,7 +211,7 @@ def test_what_is_not_known_is_not_said(convention: Convention):
 
 @each_convention
 def test_a_failure_is_told_by_its_type(convention: Convention):
-    """A failed span has the status ERROR without a description, and one event with the type of the failure alone."""
+    """A failed span has the status ERROR without a description, and one event with only the error's type."""
     spans = mirror(full_call(), convention)
     assert [span.status.status_code for span in spans] == [StatusCode.ERROR, StatusCode.ERROR, StatusCode.OK]
     assert [span.status.description for span in spans] == [None] * 3
@@ -225,7 +225,7 @@ def test_a_failure_is_told_by_its_type(convention: Convention):
 
 @each_convention
 def test_the_link_leads_to_the_gateways_own_span(convention: Convention):
-    """The gateway's span, and no other, has an OpenTelemetry link to the gateway's own trace."""
+    """Only the gateway's span has an OpenTelemetry link to the gateway's own trace."""
     gateway, *provider_spans = mirror(full_call(), convention)
     assert [(link.context.trace_id, link.context.span_id) for link in gateway.links] == [(0xB, 0xC)]
     assert [span.links for span in provider_spans] == [(), ()]
@@ -233,7 +233,7 @@ def test_the_link_leads_to_the_gateways_own_span(convention: Convention):
 
 
 def test_spans_are_the_callers_own():
-    """Trace id and flags are the caller's, no tracestate; the parent is remote; the kinds are server and client."""
+    """Trace id and flags are the caller's, without tracestate; the parent is remote; kinds are server and client."""
     parent = TraceContext(TRACE_ID, SPAN_ID, 3, "a=1,b=2")
     gateway, *provider_spans = mirror(full_call(parent=parent), Convention.OTEL)
     for span in (gateway, *provider_spans):
@@ -249,7 +249,7 @@ def test_spans_are_the_callers_own():
 @each_convention
 @pytest.mark.parametrize("text", ["please say hello", "x" * 101, "b\xe4d", "500\n", ""])
 def test_a_message_is_no_error_type(text: str, convention: Convention):
-    """What code of a gateway gives as the type of an error and has not the form of a name is told as some error."""
+    """An error type from gateway code that does not have the form of a name is replaced by a generic one."""
     attempt = Attempt(error_type=text)
     for span in mirror(full_call(error_type=text, attempts=[attempt]), convention):
         assert "_OTHER" in attributes_of(span)["error.type"]
@@ -260,13 +260,13 @@ def test_a_message_is_no_error_type(text: str, convention: Convention):
 @each_convention
 @pytest.mark.parametrize("name", ["503", "client_disconnect", "litellm.RateLimitError", "rate_limit_error"])
 def test_a_name_is_an_error_type(name: str, convention: Convention):
-    """Classes, statuses and the names that providers have for errors are told as they are."""
+    """Classes, statuses and providers' error names are kept as error types."""
     assert name in attributes_of(mirror(full_call(error_type=name), convention)[0])["error.type"]
 
 
 @each_convention
 def test_a_clock_that_is_set_back(convention: Convention):
-    """A call that seems to end before it began takes no time, and its first byte none either."""
+    """A call that seems to end before it began has a duration of zero, and so has its first byte."""
     call = full_call(start_time_ns=9_000, end_time_ns=1_000, time_to_first_chunk_ns=-5)
     for span in mirror(call, convention):
         assert (span.start_time, span.end_time) == (9_000, 9_000)
@@ -274,7 +274,7 @@ def test_a_clock_that_is_set_back(convention: Convention):
 
 
 def test_the_same_call_has_the_same_ids():
-    """Made again, the spans have the same ids, so that sending them twice is harmless."""
+    """Mirroring a call again gives the same span ids, so sending them twice is harmless."""
     call = full_call()
     once, again = mirror(call, Convention.MLFLOW), mirror(call, Convention.MLFLOW)
     assert [ids_of(span) for span in once] == [ids_of(span) for span in again]
@@ -307,13 +307,13 @@ def test_texts_are_cut_to_names(text: str, name: str):
     ],
 )
 def test_addresses(address: str | None, expected: dict[str, Any]):
-    """OpenTelemetry is told host and port apart; a port that is none is left out."""
+    """OpenTelemetry gets host and port separately; an invalid port is left out."""
     facts = attributes_of(mirror(GatewayCall(PARENT, server_address=address), Convention.OTEL)[0])
     assert {key: value for key, value in facts.items() if key.startswith("server.")} == expected
 
 
 def test_an_attempt_that_did_not_end_ends_with_its_call():
-    """A provider's span that the gateway left open ends when the call does."""
+    """An attempt that the gateway left open ends with its call."""
     attempt = Attempt(start_time_ns=2_000)
     _, span = mirror(full_call(attempts=[attempt]), Convention.OTEL)
     assert (span.start_time, span.end_time) == (2_000, 9_000)
@@ -330,7 +330,7 @@ def test_usage_may_be_left_off(
     monkeypatch: pytest.MonkeyPatch,
     logged: pytest.LogCaptureFixture,
 ):
-    """Where the agent's own spans report tokens to the same back end, mirrors without them leave each counted once."""
+    """If the agent's own spans report tokens to the same back end, mirrors without tokens keep each counted once."""
     monkeypatch.setenv("AGENT_GATEWAY_USAGE", value)
     facts = {name for span in mirror(full_call(), convention) for name in attributes_of(span)}
     counted = {name for name in facts if "usage" in name.lower() or "cost" in name}

@@ -1,4 +1,4 @@
-"""mirror.py: the closed vocabulary, and what holds for the spans of any call."""
+"""mirror.py: the closed vocabulary, and properties of the spans of any call."""
 
 import ast
 from pathlib import Path
@@ -68,7 +68,7 @@ VOCABULARY = {
         "gen_ai.latency.time_to_first_token",
     },
 }
-"""All keys a mirror span may have. What is not in here does not get into a caller's trace."""
+"""All keys that a mirror span may have. No other key gets into a caller's trace."""
 
 READ_ELSEWHERE = {
     # Read from MLflow's request state, and from the gateway's own spans; an abandoned one gets its error type.
@@ -77,10 +77,10 @@ READ_ELSEWHERE = {
     # An attribute of metrics too.
     "observed/metrics.py": {"error.type"},
 }
-"""Keys that a file of the companion names for another purpose than a mirror span."""
+"""Keys that other files of the companion contain for other purposes."""
 
 MAKERS = {"ReadableSpan", "Resource", "Link", "Status", "set_attribute", "set_attributes", "add_event"}
-"""What a span is made or changed with."""
+"""Functions that create or change a span."""
 
 SERVER = Path(server.__path__[0])
 
@@ -93,7 +93,7 @@ def relative_to_server(path: Path) -> str:
 
 @each_convention
 def test_the_vocabulary_is_all_used_and_no_more(convention: Convention):
-    """Calls of which everything is known, one with a trace of the gateway's own, use exactly the closed vocabulary."""
+    """Calls with all facts, one with a trace of the gateway's own, use exactly the closed vocabulary."""
     run = EngineRun(0xD, "llama", 1.25, 0.5, 2.0, 1.75, start_time_ns=5_000, end_time_ns=7_000, error_type="Timeout")
     calls = full_call(engine_runs=[run]), full_call(linked=None)
     keys = {key for call in calls for span in mirror(call, convention) for key in attributes_of(span)}
@@ -102,7 +102,7 @@ def test_the_vocabulary_is_all_used_and_no_more(convention: Convention):
 
 @pytest.mark.parametrize("path", sorted(SERVER.glob("**/*.py")), ids=relative_to_server)
 def test_attributes_are_named_in_one_place(path: Path):
-    """Only mirror.py spells the key of a span attribute: the vocabulary can be read and checked in one place."""
+    """Only mirror.py contains the keys of span attributes, so the vocabulary can be read and checked in one place."""
     if path.name == "mirror.py":
         return
     keys = VOCABULARY[Convention.MLFLOW] | VOCABULARY[Convention.OTEL]
@@ -168,14 +168,14 @@ calls = st.builds(
     span_id=st.integers(1, 5),
     engine_runs=st.lists(engine_runs, max_size=3),
 )
-"""Calls with any facts; ids from a small set, so that they collide often."""
+"""Calls with any facts; ids from a small set, so that they often collide."""
 
 
 @pytest.mark.slow
 @settings(deadline=None)
 @given(calls, st.sampled_from(Convention))
 def test_whatever_a_call_holds(call: GatewayCall, convention: Convention):
-    """Keys are of the vocabulary, texts bounded, ids unique and none its own parent, parents contain children."""
+    """Keys are in the vocabulary, texts bounded, ids unique, no span is its own parent, parents contain children."""
     spans = mirror(call, convention)
     root, children = spans[0], spans[1:]
     assert len(children) == len(call.attempts) + len(call.engine_runs)

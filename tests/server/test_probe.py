@@ -1,4 +1,4 @@
-"""probe.py: the companion's answer to who asks, and to nobody else."""
+"""probe.py: the companion's answer to a probe, and to no other request."""
 
 import json
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ PROBE = [(b"Agent-Gateway-Probe", b"1")]
 
 
 async def exchange(headers: Iterable[tuple[bytes, bytes]], status: int = 200, **options: Any) -> tuple[Any, Any, Any]:
-    """Send one request through the middleware; returns what the application saw and what was sent, and the answer."""
+    """Send one request through the middleware; returns what the application got, what was sent, and the answer."""
     seen: list[Any] = []
     app = answering(start(status), body(b"{}"))
 
@@ -33,7 +33,7 @@ async def exchange(headers: Iterable[tuple[bytes, bytes]], status: int = 200, **
 
 
 async def test_who_asks_is_told():
-    """The version, the caller's context as it was understood, and the exporter's state. The app sees no question."""
+    """The version, the caller's context as parsed, and the exporter's state. The application does not see the probe."""
     seen, _, told = await exchange([*TRACED, *PROBE])
     assert told == {
         "version": __version__,
@@ -64,7 +64,7 @@ async def test_who_is_turned_away_is_told_nothing(status: int):
     ("status", "is_answered"), [(400, False), (404, False), (422, False), (500, True), (503, True)]
 )
 async def test_a_call_that_fails(status: int, is_answered: bool):
-    """A failure is answered, and a refusal is not: the caller may have no key."""
+    """A failed call is answered, a rejected one is not: the caller may have no key."""
     assert ((await exchange([*TRACED, *PROBE], status))[2] is not None) is is_answered
 
 
@@ -79,7 +79,7 @@ async def test_only_calls_of_a_model_are_answered():
     ids=["none", "two", "invalid"],
 )
 async def test_a_context_that_does_not_arrive_whole(headers: list[tuple[bytes, bytes]], count: int):
-    """How many headers came is told, and nothing of what was in them."""
+    """The answer has the number of headers received, and nothing of their content."""
     _, _, told = await exchange([*headers, *PROBE])
     assert (told["traceparents"], told["traceparent"]) == (count, None)
 
@@ -93,7 +93,7 @@ async def test_a_context_that_does_not_arrive_whole(headers: list[tuple[bytes, b
     ],
 )
 def test_the_exporters_problem(error: Exception, problem: str):
-    """By status or class and never by message, until mirrors are taken again."""
+    """It is a status or class, never a message, and is shown until mirrors are accepted again."""
     errors = [error]
 
     def on_send(names: list[str]) -> None:

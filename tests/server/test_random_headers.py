@@ -1,4 +1,4 @@
-"""asgi.py: random sets of headers (100,000 with NIGHTLY), checked against a reading of W3C's grammar of its own."""
+"""asgi.py: random header sets (100,000 with NIGHTLY), checked against an independent parser of W3C's grammar."""
 
 import random
 import string
@@ -47,7 +47,7 @@ def good_state(rng: random.Random) -> str:
 
 
 def spoil(rng: random.Random, text: str) -> str:
-    """Change, add or take away a character or a few."""
+    """Change, add or remove a few characters."""
     for _ in range(rng.choice([1, 1, 1, 2, 5])):
         at = rng.randrange(len(text) + 1)
         new = rng.choice(["", "-", ",", "=", "0", "f", "g", "A", " ", "\t", "\n", "\x00", "\xff", ".", "00", text])
@@ -86,7 +86,7 @@ def is_hex(text: str, length: int) -> bool:
 
 
 def parent_of(lines: Headers) -> tuple[int, int] | None:
-    """Return the ids of a parent that is valid and sampled."""
+    """Return the ids of a valid and sampled parent."""
     values = [value.decode("latin-1") for name, value in lines if name.lower() == b"traceparent"]
     parts = values[0].strip(" \t").split("-") if len(values) == 1 else []
     if len(parts) < 4 or not all(map(is_hex, parts, (2, 32, 16, 2))):
@@ -99,7 +99,7 @@ def parent_of(lines: Headers) -> tuple[int, int] | None:
 
 
 async def test_random_sets_of_headers(logged: pytest.LogCaptureFixture):
-    """None of them raises, each is served, and just those with a valid and sampled parent are mirrored, under it."""
+    """None of them raises, each is served, and exactly those with a valid and sampled parent are mirrored below it."""
     destination = MemoryDestination()
     exporter = Exporter(destination, max_waiting_calls=SETS)
     served = 0

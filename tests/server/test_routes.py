@@ -1,4 +1,4 @@
-"""routes.py: which requests are calls of a model, as docs/providers.md has them."""
+"""routes.py: which requests are model calls, as listed in docs/providers.md."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ ROWS = re.findall(r"^\| `([/:][^`]+)` \| (?:`([^`]+)`, (\w+)|not) \|$", DOCS.rea
 
 
 def test_the_table_is_complete():
-    """Each route that is mirrored is in the table, and some that are not."""
+    """The table has each mirrored route, and some that are not mirrored."""
     assert {path for path, name, _ in ROWS if name} == set(_ROUTES)
     assert len([path for path, name, _ in ROWS if not name]) >= 5
 
@@ -20,7 +20,7 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize(("path", "name", "operation"), ROWS)
 def test_a_row_of_the_table(path: str, name: str, operation: str, slash: str):
-    """A request is mirrored, or not, as the table says, below any prefix and with a slash behind it."""
+    """Requests are mirrored or not as in the table, below any prefix and with a trailing slash."""
     asked = ("/gateway/v1beta/models/m" if path.startswith(":") else "/gateway") + path + slash
     assert is_model_call({"method": "POST", "path": asked}) is bool(name)
     assert not is_model_call({"method": "GET", "path": asked})
@@ -41,5 +41,5 @@ def test_a_row_of_the_table(path: str, name: str, operation: str, slash: str):
     ],
 )
 def test_the_model_in_a_path(path: str, model: str | None):
-    """Gemini's, Vertex AI's and Bedrock's paths name the model, and Azure's the deployment."""
+    """Gemini's, Vertex AI's and Bedrock's paths contain the model, and Azure's the deployment."""
     assert model_in_path(path) == model

@@ -1,4 +1,4 @@
-"""mirror.py: the names that OpenTelemetry gives to what is exported, as its released package has them."""
+"""mirror.py: the OpenTelemetry names in exports, compared with its released package."""
 
 from collections.abc import Iterable
 from importlib import import_module
@@ -14,11 +14,11 @@ from agent_gateway_client.server.mirror import _WELL_KNOWN_PROVIDERS, Convention
 from tests.support.server import attributes_of, facts_of, full_call
 
 OURS = ("mlflow.", "agent_gateway.", "endpoint_", "server_url")
-"""Names that MLflow has given, and this package's own."""
+"""Names from MLflow and from this package."""
 
 
 RENAMED = {"gen_ai.usage.cache_write.input_tokens"}
-"""Names of the GenAI conventions' own repository (v0.1.0), which the released package does not have yet."""
+"""Names in the GenAI conventions' own repository (v0.1.0) that the released package lacks."""
 
 
 def modules() -> Iterable[str]:
@@ -37,7 +37,7 @@ def released() -> set[str]:
 
 @pytest.mark.parametrize("convention", Convention)
 def test_every_name_is_released(convention: Convention, released: set[str]):
-    """What is exported has the name of a released attribute, or one in a namespace that is not OpenTelemetry's."""
+    """Every exported name is a released attribute, or in a namespace that is not OpenTelemetry's."""
     keys = {key for span in mirror(full_call(), convention) for key in attributes_of(span)}
     keys |= {key for span in mirror(full_call(), convention) for event in span.events for key in event.attributes or {}}
     conventional = {key for key in keys if not key.startswith(OURS)}
@@ -46,7 +46,7 @@ def test_every_name_is_released(convention: Convention, released: set[str]):
 
 
 def test_operations_are_well_known():
-    """What is asked of a model is one of the operations that OpenTelemetry knows, and is said in its words."""
+    """Each model operation is one of OpenTelemetry's well-known values."""
     known = {operation.value for operation in gen_ai_attributes.GenAiOperationNameValues}
     assert set(get_args(Operation)) - {"other"} <= known
     for operation in get_args(Operation):
@@ -58,9 +58,9 @@ def test_operations_are_well_known():
 
 
 def test_one_inference_for_each_attempt():
-    """Only an attempt is an inference to OpenTelemetry: with an operation, a requested model, and the name of both.
+    """Only an attempt is an inference in OpenTelemetry: with an operation, a requested model, and both in its name.
 
-    Back ends take a span with one of them for an inference, and would count the gateway's and the model server's too.
+    Back ends count a span with one of them as an inference, and would count the gateway's and the model server's too.
     """
     telling = {"gen_ai.operation.name", "gen_ai.request.model", "gen_ai.provider.name"}
     gateway, *attempts, engine = mirror(full_call(engine_runs=[EngineRun(0xD, "llama")]), Convention.OTEL)
@@ -88,7 +88,7 @@ def test_the_requested_and_the_answered_model(
     otel: tuple[str | None, str | None],
     name: str,
 ):
-    """They are two facts. MLflow shows one model, and is told the other where it is another one."""
+    """These are two facts. MLflow shows one model, and gets the other if it differs."""
     call = full_call(attempts=[Attempt("openai", model, response_model=response_model)])
     facts = facts_of(mirror(call, Convention.MLFLOW)[1])
     assert (facts.get("mlflow.llm.model"), facts.get("gen_ai.response.model")) == mlflow
@@ -99,7 +99,7 @@ def test_the_requested_and_the_answered_model(
 
 
 def test_providers_are_well_known():
-    """A provider that has another name with OpenTelemetry than with MLflow and LiteLLM is called that over OTLP."""
+    """Over OTLP a provider has OpenTelemetry's name, even if MLflow and LiteLLM use another."""
     known = {provider.value for provider in gen_ai_attributes.GenAiProviderNameValues}
     assert set(_WELL_KNOWN_PROVIDERS.values()) <= known
     assert not set(_WELL_KNOWN_PROVIDERS) & known
@@ -112,7 +112,7 @@ def test_providers_are_well_known():
 
 
 def test_the_names_that_litellm_has():
-    """Each provider in the table is one that LiteLLM or MLflow's gateway knows under that name."""
+    """LiteLLM or MLflow's gateway has each provider of the table under that name."""
     litellm = pytest.importorskip("litellm", reason="litellm is not in this environment's constraints file")
     names = {provider.value for provider in litellm.LlmProviders}
     assert set(_WELL_KNOWN_PROVIDERS) - names == {"amazon_bedrock"}

@@ -1,4 +1,4 @@
-"""upstreams.py: a gateway that asks other gateways, and who else it asks."""
+"""upstreams.py: a gateway that sends requests to other gateways and to providers."""
 
 import asyncio
 import threading
@@ -31,7 +31,7 @@ Serve = Callable[[], Any]
 
 @pytest.fixture
 def undone() -> Iterator[None]:
-    """Take off what a gateway leaves on for the life of its process."""
+    """Undo what a gateway installs for the life of its process."""
     yield
     upstreams._instrument_once().uninstrument()
     upstreams._instrument_once.cache_clear()
@@ -63,7 +63,7 @@ def gateway(mirrors: Mirrors, upstream: HttpServer, serve: Serve, **options: Any
 
 
 def named_by(span: Any, **other: Any) -> str:
-    """Return the ``traceparent`` that names a mirror span."""
+    """Return the ``traceparent`` of a mirror span."""
     return PARENT._replace(span_id=span.context.span_id, **other).traceparent
 
 
@@ -111,7 +111,7 @@ SENDERS: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("sender", SENDERS)
 async def test_the_attempt_is_the_parent(sender: str, mirrors: Mirrors, upstream: HttpServer):
-    """The gateway that was named gets the caller's trace with the attempt as parent, and nobody else gets anything."""
+    """A configured gateway gets the caller's trace with the attempt as parent; other hosts get no header."""
 
     async def serve() -> None:
         with gateway_attempt("litellm", "chat"):
@@ -130,7 +130,7 @@ async def test_the_attempt_is_the_parent(sender: str, mirrors: Mirrors, upstream
 async def test_the_environment_names_the_gateways(
     mirrors: Mirrors, upstream: HttpServer, monkeypatch: pytest.MonkeyPatch
 ):
-    """Without an argument AGENT_GATEWAY_URLS applies, as it does for clients; with an empty one nothing does."""
+    """Without an argument AGENT_GATEWAY_URLS applies, as for clients; an empty argument turns it off."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", f"http://another, {upstream.gateway}")
     for named in (None, []):
         await post(gateway(mirrors, upstream, lambda: send(upstream.gateway), upstream_gateways=named), "/v1/responses")
@@ -139,7 +139,7 @@ async def test_the_environment_names_the_gateways(
 
 
 async def test_an_attempt_that_nobody_began(mirrors: Mirrors, upstream: HttpServer):
-    """Asking another gateway is an attempt. The response tells what it was, as of an attempt that it alone tells of."""
+    """A request to another gateway is an attempt. Its facts come from the response."""
 
     async def serve() -> None:
         await send(upstream.gateway)
@@ -154,7 +154,7 @@ async def test_an_attempt_that_nobody_began(mirrors: Mirrors, upstream: HttpServ
 
 
 async def test_one_attempt_after_another(mirrors: Mirrors, upstream: HttpServer):
-    """What is sent after a failed attempt names the next one."""
+    """A request after a failed attempt has the next attempt as parent."""
 
     async def serve() -> None:
         for model in "ab":
@@ -174,7 +174,7 @@ async def test_one_attempt_after_another(mirrors: Mirrors, upstream: HttpServer)
 
 
 async def test_attempts_side_by_side(mirrors: Mirrors, upstream: HttpServer):
-    """Each of several attempts at once is the parent of its own request."""
+    """Each of several concurrent attempts is the parent of its own request."""
     begun = asyncio.Barrier(3) if hasattr(asyncio, "Barrier") else None
 
     async def attempt(model: str) -> None:
@@ -193,7 +193,7 @@ async def test_attempts_side_by_side(mirrors: Mirrors, upstream: HttpServer):
 
 
 async def test_a_gateway_that_hands_its_callers_headers_on(mirrors: Mirrors, upstream: HttpServer):
-    """A gateway that was named gets the attempt in place of the caller's span. A header of the gateway's own stays."""
+    """A configured gateway gets the attempt instead of the caller's span. The gateway's own header stays."""
     own = PARENT._replace(trace_id=7).traceparent
 
     async def serve() -> None:
@@ -216,7 +216,7 @@ UNTRACED: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("headers", UNTRACED.values(), ids=UNTRACED)
 async def test_only_a_callers_trace_is_passed_on(headers: dict[str, str], mirrors: Mirrors, upstream: HttpServer):
-    """Where the caller is not tracing nothing is sent, not even what the gateway itself traces."""
+    """If the caller is not tracing nothing is sent, not even the gateway's own trace."""
 
     async def serve() -> None:
         with mlflow.start_span("the gateway's own"):
@@ -228,7 +228,7 @@ async def test_only_a_callers_trace_is_passed_on(headers: dict[str, str], mirror
 
 
 async def test_the_gateways_own_span_is_not_the_parent(mirrors: Mirrors, upstream: HttpServer):
-    """A span of the gateway's own trace, which the caller cannot see, does not come between."""
+    """A span of the gateway's own trace, which the caller cannot see, does not become the parent."""
 
     async def serve() -> None:
         with mlflow.start_span("the gateway's own"):
@@ -240,7 +240,7 @@ async def test_the_gateways_own_span_is_not_the_parent(mirrors: Mirrors, upstrea
 
 
 async def test_after_the_call(mirrors: Mirrors, upstream: HttpServer):
-    """What is still running when the call is over, and its mirror sent, names no span of it."""
+    """Requests sent after the call is over and mirrored do not have its spans as parent."""
     over = asyncio.Event()
     left: list[asyncio.Task[None]] = []
 
@@ -259,7 +259,7 @@ async def test_after_the_call(mirrors: Mirrors, upstream: HttpServer):
 
 
 async def test_more_attempts_than_are_kept(mirrors: Mirrors, upstream: HttpServer):
-    """An attempt that is not in the mirror is not named: the call itself is."""
+    """An attempt that is not in the mirror is not used as parent: the call's span is."""
 
     async def serve() -> None:
         for _ in range(MAX_ATTEMPTS):
@@ -271,7 +271,7 @@ async def test_more_attempts_than_are_kept(mirrors: Mirrors, upstream: HttpServe
 
 
 async def test_a_bad_name_fails_the_start(mirrors: Mirrors, upstream: HttpServer, monkeypatch: pytest.MonkeyPatch):
-    """A name that is no URL is an error when the application starts, and not when a request comes."""
+    """A value that is not a URL raises an error when the application starts, not at the first request."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", "litellm:4000")
     for options in ({"upstream_gateways": ["litellm:4000"]}, {"upstream_gateways": None}):
         app = GatewayTracingMiddleware(answering(), mirrors.exporter, **options)
@@ -285,7 +285,7 @@ async def test_a_bad_name_fails_the_start(mirrors: Mirrors, upstream: HttpServer
 
 @pytest.mark.parametrize("with_attempt", [True, False])
 def test_no_asgi(with_attempt: bool, mirrors: Mirrors, upstream: HttpServer, monkeypatch: pytest.MonkeyPatch):
-    """gateway_call() passes on to the gateways of the environment, in each thread its own call's context."""
+    """gateway_call() sends the context to the gateways of the environment; each thread has its own call's."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", upstream.gateway)
     callers = [PARENT._replace(span_id=number) for number in range(1, 9)]
 
@@ -316,7 +316,7 @@ def test_no_asgi(with_attempt: bool, mirrors: Mirrors, upstream: HttpServer, mon
 def test_no_asgi_and_a_bad_environment(
     mirrors: Mirrors, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """Calls are served and mirrored, and it is said once what is wrong."""
+    """Calls are served and mirrored, and one warning describes the error."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", "litellm:4000")
     for _ in range(2):
         with gateway_call({"traceparent": TRACEPARENT}, exporter=mirrors.exporter):
@@ -327,7 +327,7 @@ def test_no_asgi_and_a_bad_environment(
 
 
 async def test_nothing_is_reached_where_no_gateway_is_named(mirrors: Mirrors):
-    """Without upstream gateways no HTTP library is touched."""
+    """Without upstream gateways no HTTP library is patched."""
     before = httpx.AsyncClient._send_single_request
     await post(GatewayTracingMiddleware(starlette_app(SAMPLES["chat"]), mirrors.exporter), "/v1/chat/completions")
     assert len(mirrors.spans) == 2
@@ -335,7 +335,7 @@ async def test_nothing_is_reached_where_no_gateway_is_named(mirrors: Mirrors):
 
 
 def test_a_call_within_a_call(mirrors: Mirrors, upstream: HttpServer, monkeypatch: pytest.MonkeyPatch):
-    """Where one gateway's code serves a call of its own while it serves another, each request names its own call's."""
+    """If a gateway serves a call of its own inside another, each request has its own call as parent."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", upstream.gateway)
     with gateway_call({"traceparent": TRACEPARENT}, endpoint="outer", exporter=mirrors.exporter) as outer:
         outer.attempt("litellm", "outer")

@@ -1,4 +1,4 @@
-"""wsgi.py: what the middleware finds out about a WSGI gateway, and that nobody can tell it is there."""
+"""wsgi.py: the facts that the middleware reads about a WSGI gateway, and that it changes nothing."""
 
 import socket
 import threading
@@ -47,7 +47,7 @@ def post(app: Any, mirrors: Mirrors, path: str = CHAT, headers: dict[str, str] =
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_facts_of_a_call(name: str, mirrors: Mirrors):
-    """Model, tokens and finish reason are read from the response as under ASGI, and the bytes pass as they are."""
+    """Model, tokens and finish reason are read from the response as under ASGI, and the bytes pass unchanged."""
     sample = SAMPLES[name]
     response = post(flask_app(sample), mirrors, sample.path)
     assert response.data == sample.body
@@ -62,7 +62,7 @@ def test_the_facts_of_a_call(name: str, mirrors: Mirrors):
 
 
 def test_what_the_application_says(mirrors: Mirrors):
-    """The call is the current one in the view and in the generator of a stream, and nowhere else."""
+    """The call is current in the view and in the generator of a stream, and nowhere else."""
     app = Flask("gateway")
 
     @app.post(CHAT)
@@ -98,21 +98,21 @@ def test_a_caller_that_is_not_tracing(headers: dict[str, str], mirrors: Mirrors)
 
 
 def test_other_requests_are_none_of_its_business(mirrors: Mirrors):
-    """A route that calls no model is served by the application as it is."""
+    """The application serves other routes directly."""
     assert post(flask_app(SAMPLES["chat"]), mirrors, "/v1/other").status_code == 200
     assert mirrors.spans == []
 
 
 @pytest.mark.parametrize(("status", "error"), [(401, None), (404, None), (422, None), (500, "500"), (503, "503")])
 def test_failures_and_refusals(status: int, error: str | None, mirrors: Mirrors):
-    """A failure is mirrored with its status; a refusal before an attempt leaves nothing."""
+    """A failure is mirrored with its status; a rejected request without an attempt is not mirrored."""
     assert post(flask_app(SAMPLES["chat"], status), mirrors).status_code == status
     assert [facts["error.type"] for _, facts in spans_of(mirrors)] == ([error] if error else [])
 
 
 @pytest.mark.parametrize("where", ["call", "iteration"])
 def test_an_exception_goes_on(where: str, mirrors: Mirrors):
-    """What the application raises reaches the server, and its class is the call's failure."""
+    """The application's exception reaches the server, and its class is the error type."""
 
     def app(environ: Any, start_response: Any) -> Any:
         if where == "call":
@@ -133,7 +133,7 @@ def test_an_exception_goes_on(where: str, mirrors: Mirrors):
 
 @pytest.mark.parametrize("complete", [False, True])
 def test_a_client_that_hangs_up(complete: bool, mirrors: Mirrors):
-    """A server that closes a stream early has lost its client, unless that had the last event."""
+    """If a server closes a stream early, the client has disconnected, unless it had the last event."""
     closed = threading.Event()
 
     def app(environ: Any, start_response: Any) -> Any:
@@ -173,13 +173,13 @@ def test_who_may_join(who: str, mirrors: Mirrors):
 
 @pytest.mark.parametrize("option", ["is_call", "endpoint", "may_join"])
 def test_an_option_that_raises(option: str, mirrors: Mirrors):
-    """The request is served."""
+    """The request is served if an option's function raises."""
     app = flask_app(SAMPLES["chat"])
     assert post(app, mirrors, **{option: lambda environ: environ["no such key"]}).data == SAMPLES["chat"].body
 
 
 def test_the_probe(mirrors: Mirrors):
-    """Who asks is answered, and the application does not see the question."""
+    """A probe is answered, and the application does not see its header."""
     app = flask_app(SAMPLES["chat"])
     app.before_request(lambda: None if "agent-gateway-probe" not in request.headers else ("asked", 500))
     response = post(app, mirrors, headers={**TRACED, "agent-gateway-probe": "1"})
@@ -187,7 +187,7 @@ def test_the_probe(mirrors: Mirrors):
 
 
 def test_many_callers_at_once(mirrors: Mirrors):
-    """Threads serve requests side by side; none gets what belongs to another."""
+    """Threads serve requests concurrently; none gets another's facts."""
     app = Flask("gateway")
 
     @app.post(CHAT)

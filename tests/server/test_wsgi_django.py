@@ -1,4 +1,4 @@
-"""wsgi.py under Django, where it is installed: its views and streams, its handler, its signals."""
+"""wsgi.py under Django, if it is installed: its views and streams, its handler, its signals."""
 
 import json
 from collections.abc import Iterator
@@ -79,14 +79,14 @@ def mirrors() -> Mirrors:
 
 @pytest.fixture
 def client(mirrors: Mirrors) -> Client:
-    """A client of Django's own WSGI handler with the middleware around it."""
+    """A client of Django's own WSGI handler inside the middleware."""
     _exporters[:] = [mirrors.exporter]
     return Client(GatewayTracingWSGIMiddleware(get_wsgi_application(), mirrors.exporter))
 
 
 @pytest.fixture
 def finished() -> Iterator[list[object]]:
-    """What Django sends when a request is over, once each."""
+    """Django's signals when a request is over, once each."""
     seen: list[object] = []
 
     def note(sender: object, **more: Any) -> None:
@@ -102,7 +102,7 @@ def post(client: Client, where: str, **more: Any) -> Any:
 
 
 def test_a_view(client: Client, mirrors: Mirrors, finished: list[object]):
-    """The view reads the request, and the mirror has what the response says."""
+    """The view reads the request, and the mirror has the facts of the response."""
     response = post(client, CHAT, buffered=True)
     assert response.data == SAMPLES["chat"].body
     (gateway, of_call), (_, of_attempt) = spans_of(mirrors)
@@ -124,7 +124,7 @@ def test_a_streaming_response(client: Client, mirrors: Mirrors, finished: list[o
 
 
 def test_a_client_that_hangs_up(client: Client, mirrors: Mirrors, finished: list[object]):
-    """A response that the server closes before its end is marked, and closes what Django has open."""
+    """A response that the server closes early is recorded as a disconnect, and Django's resources are closed."""
     response = post(client, "/stream/v1/chat/completions", buffered=False)
     assert next(iter(response.response)) == CHUNKS[0]
     response.close()
@@ -133,14 +133,14 @@ def test_a_client_that_hangs_up(client: Client, mirrors: Mirrors, finished: list
 
 
 def test_a_view_that_fails(client: Client, mirrors: Mirrors):
-    """Django answers 500 for an exception; the mirror says that, and not what the exception says."""
+    """Django answers 500 for an exception; the mirror has the status, not the exception's message."""
     assert post(client, "/failing/v1/chat/completions", buffered=True).status_code == 500
     assert mirrors.error_type == "500"
     assert CANARY not in str([span.to_json() for span in mirrors.spans])
 
 
 def test_a_route_that_there_is_not(client: Client, mirrors: Mirrors):
-    """Django answers 404 before any view has looked at a key: nothing is left."""
+    """Django answers 404 before any view has checked a key: nothing is mirrored."""
     assert post(client, "/nowhere/v1/chat/completions", buffered=True).status_code == 404
     assert mirrors.spans == []
 

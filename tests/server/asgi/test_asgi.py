@@ -1,4 +1,4 @@
-"""asgi.py: what a call through the middleware is told as, and that nobody notices the middleware."""
+"""asgi.py: the mirror of a call through the middleware, and that the middleware changes nothing."""
 
 import asyncio
 import re
@@ -42,7 +42,7 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.parametrize("headers", [TRACED, []], ids=["traced", "not traced"])
 async def test_the_answer_is_passed_on_as_it_is(name: str, headers: Any, mirrors: Mirrors):
-    """The very same messages reach the client, in the same order, traced or not."""
+    """The client gets the very same messages in the same order, traced or not."""
     messages = ANSWERS[name]
     copies = [dict(message) for message in messages]
     client = Client()
@@ -68,7 +68,7 @@ async def test_nothing_is_held_back(mirrors: Mirrors):
 
 
 async def test_the_application_gets_the_request_as_it_is(mirrors: Mirrors):
-    """Scope and request messages are those that the server gave."""
+    """The application gets the server's own scope and request messages."""
     scope = http_scope()
     seen = []
 
@@ -84,7 +84,7 @@ async def test_the_application_gets_the_request_as_it_is(mirrors: Mirrors):
 
 
 async def test_a_call_is_told(mirrors: Mirrors):
-    """The mirror is a child of the caller's span and says address and route; the rest goes without saying."""
+    """The mirror is a child of the caller's span with address and route; normal values are left out."""
     client = Client()
     await GatewayTracingMiddleware(answering(*ANSWERS["json"]), mirrors.exporter)(
         http_scope(), client.receive, client.send
@@ -106,7 +106,7 @@ async def test_a_call_is_told(mirrors: Mirrors):
 
 
 async def test_a_call_is_told_over_otlp():
-    """There the mirror says status and that the answer was no stream, too."""
+    """Over OTLP the mirror also has the status and that the answer was not a stream."""
     mirrors = Mirrors(Convention.OTEL)
     client = Client()
     await GatewayTracingMiddleware(answering(*ANSWERS["json"]), mirrors.exporter)(
@@ -132,7 +132,7 @@ async def test_a_call_is_told_over_otlp():
     ],
 )
 async def test_a_stream_is_told(content_type: bytes, mirrors: Mirrors):
-    """A streamed answer is told as one, with the time to its first chunk within the span's duration."""
+    """A streamed answer is mirrored as a stream, with a time to first chunk within the span's duration."""
     messages = [start(200, [(b"Content-Type", content_type)]), body(b"", True), body(b"a", True), body(b"b", True)]
     client = Client()
     app = answering(*messages, body(b""))
@@ -144,7 +144,7 @@ async def test_a_stream_is_told(content_type: bytes, mirrors: Mirrors):
 
 
 async def test_a_mirror_ends_before_the_client_has_the_answer(mirrors: Mirrors):
-    """The mirror's end is taken before the last bytes go out, so that the client's span contains it."""
+    """The mirror's end is taken before the last bytes are sent, so that the client's span contains it."""
     client = Client()
     times = [time.time_ns()]
 
@@ -160,7 +160,7 @@ async def test_a_mirror_ends_before_the_client_has_the_answer(mirrors: Mirrors):
 
 
 async def test_attempts_are_added_by_the_application(mirrors: Mirrors):
-    """Code that serves the request adds what it knows to the current call, also in threads and tasks it starts."""
+    """Code that serves the request adds facts to the current call, also in threads and tasks that it starts."""
 
     def in_thread() -> None:
         call = current_gateway_call()
@@ -213,7 +213,7 @@ async def test_no_mirror_without_a_valid_sampled_parent(name: str, mirrors: Mirr
     "tracestate", [b"a=1,a=2", b"A=1", b"?", b",".join(b"k%d=%s" % (i, b"v" * 250) for i in range(40))]
 )
 async def test_a_malformed_tracestate_costs_no_mirror(tracestate: bytes, mirrors: Mirrors):
-    """Only the tracestate is dropped: W3C says that it must not affect the traceparent."""
+    """Only the tracestate is dropped: W3C requires that it does not affect the traceparent."""
     client = Client()
     app = GatewayTracingMiddleware(answering(*ANSWERS["json"]), mirrors.exporter)
     await app(http_scope([*TRACED, (b"tracestate", tracestate)]), client.receive, client.send)
@@ -222,7 +222,7 @@ async def test_a_malformed_tracestate_costs_no_mirror(tracestate: bytes, mirrors
 
 @pytest.mark.parametrize("name", [b"TRACEPARENT", b"TraceParent"])
 async def test_the_case_of_the_name_does_not_matter(name: bytes, mirrors: Mirrors):
-    """A server that keeps the case of header names (uvicorn does not) changes nothing."""
+    """A server that keeps the case of header names (uvicorn does not) gives the same result."""
     client = Client()
     app = GatewayTracingMiddleware(answering(*ANSWERS["json"]), mirrors.exporter)
     await app(http_scope([(name, TRACEPARENT.encode())]), client.receive, client.send)
@@ -238,7 +238,7 @@ async def test_the_case_of_the_name_does_not_matter(name: bytes, mirrors: Mirror
     ],
 )
 async def test_what_is_no_call_is_left_alone(scope: dict[str, Any], app_sees: str, mirrors: Mirrors):
-    """Other methods and websockets go to the application with the server's own scope, receive and send."""
+    """Other methods and websockets reach the application with the server's own scope, receive and send."""
     client = Client()
     seen = []
 
@@ -253,7 +253,7 @@ async def test_what_is_no_call_is_left_alone(scope: dict[str, Any], app_sees: st
 
 
 async def test_many_calls_at_once(mirrors: Mirrors):
-    """50 calls under one trace and 20 traces at once: each mirror is under its own caller's span, none mixed up."""
+    """50 calls in one trace and 20 traces at once: each mirror has its own caller's span as parent."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(0)
@@ -311,7 +311,7 @@ NEARLY = st.from_regex(rb"0[01]-[0-9a-f]{32}-[0-9a-f]{15,17}-0[0-3](-x)?", fullm
 @settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, NEARLY | st.binary(max_size=60)), max_size=4))
 def test_junk_headers(headers: list[tuple[bytes, bytes]]):
-    """Whatever the headers hold, the request is served, and mirrored only if exactly one traceparent is right."""
+    """Whatever the headers hold, the request is served, and mirrored only with exactly one valid traceparent."""
     mirrors, client = Mirrors(), Client()
     app = GatewayTracingMiddleware(answering(start(200, JSON), body(b"ok")), mirrors.exporter)
     asyncio.run(app(http_scope(headers), client.receive, client.send))

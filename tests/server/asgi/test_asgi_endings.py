@@ -1,4 +1,4 @@
-"""asgi.py: the ways in which a call ends, and the end of the server."""
+"""asgi.py: how calls end, and how the server stops."""
 
 import asyncio
 import enum
@@ -17,7 +17,7 @@ from tests.support.asgi import EVENTS, Client, Mirrors, answering, body, http_sc
 
 @pytest.fixture
 def mirrors() -> Mirrors:
-    """With OpenTelemetry's names, by which a status of 200 can be told from one that is not known."""
+    """Uses OpenTelemetry's names, which distinguish a status of 200 from an unknown one."""
     return Mirrors(Convention.OTEL)
 
 
@@ -27,7 +27,7 @@ async def serve(mirrors: Mirrors, app: Any, client: Client) -> None:
 
 
 def knowing_its_caller(app: Any) -> Any:
-    """Return an application that has checked its caller's key."""
+    """Return an application that has authenticated its caller."""
 
     async def checked(scope: Any, receive: Any, send: Any) -> None:
         call = current_gateway_call()
@@ -47,14 +47,14 @@ def stream(*events: bytes) -> list[Any]:
     ("status", "error"), [(200, None), (302, None), (400, "400"), (404, "404"), (429, "429"), (500, "500")]
 )
 async def test_the_status_tells_success(status: int, error: str | None, mirrors: Mirrors):
-    """A status of 400 or more is the call's failure, and its number the type of the failure."""
+    """A status of 400 or more is the call's failure, with the number as the error type."""
     await serve(mirrors, knowing_its_caller(answering(start(status), body(b"canary"))), Client())
     assert mirrors.error_type == error
     assert mirrors.only["http.response.status_code"] == status
 
 
 async def test_an_answer_that_never_came_is_a_failure(mirrors: Mirrors):
-    """An application that returns without an answer, which servers turn into a 500, failed."""
+    """An application that returns without an answer, which servers turn into a 500, has failed."""
     await serve(mirrors, answering(), Client())
     assert mirrors.error_type == "500"
 
@@ -62,7 +62,7 @@ async def test_an_answer_that_never_came_is_a_failure(mirrors: Mirrors):
 @pytest.mark.parametrize("raises", [False, True], ids=["told", "send() raises"])
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 async def test_a_client_that_hangs_up_mid_stream(after: int, raises: bool, mirrors: Mirrors):
-    """A client that goes after the start or any chunk but the last is marked as such, with what was known so far."""
+    """A client that disconnects after any chunk but the last is recorded, with the facts known so far."""
     client = Client(hang_up_after=after, raises=raises)
     try:
         await serve(mirrors, answering(*stream(b"1", b"2", b"3", b"[DONE]")), client)
@@ -88,7 +88,7 @@ async def test_a_client_that_hangs_up_mid_stream(after: int, raises: bool, mirro
 async def test_a_client_that_stops_after_the_last_event_has_not_hung_up(
     last_event: bytes, raises: bool, mirrors: Mirrors
 ):
-    """Many clients close the connection as soon as they have the event that ends the stream; nothing failed."""
+    """Many clients close the connection once they have the stream's last event; the call has not failed."""
     messages = stream(b"1", b"2", last_event)
     client = Client(hang_up_after=len(messages) - 1, raises=raises)
     try:
@@ -107,14 +107,14 @@ async def test_the_last_event_may_come_in_pieces(mirrors: Mirrors):
 
 @pytest.mark.parametrize("text", [b"[DONE]", b"message_stop", b"response.completed", b"finishReason"])
 async def test_an_answer_may_speak_of_last_events(text: bytes, mirrors: Mirrors):
-    """A model that writes about streaming APIs does not hide that the client hung up in the middle."""
+    """A model that writes about streaming APIs does not hide that the client disconnected midway."""
     said = b'{"choices": [{"delta": {"content": "' + text + b'"}}]}'
     await serve(mirrors, answering(*stream(b"1", said, b"3", b"4", b"5", b"[DONE]")), Client(hang_up_after=3))
     assert mirrors.error_type == "client_disconnect"
 
 
 async def test_a_client_that_does_not_wait_for_the_answer(mirrors: Mirrors):
-    """A client that goes before the answer has begun is marked as such; there is no status then."""
+    """A client that disconnects before the answer has begun is recorded; the call has no status."""
     client = Client(hang_up_after=0)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -127,7 +127,7 @@ async def test_a_client_that_does_not_wait_for_the_answer(mirrors: Mirrors):
 
 
 async def test_the_end_of_a_complete_answer_is_no_hang_up(mirrors: Mirrors):
-    """A server tells an application that goes on receiving http.disconnect after a complete answer; nothing failed."""
+    """After a complete answer, servers send http.disconnect to an application that keeps receiving; nothing failed."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -142,7 +142,7 @@ async def test_the_end_of_a_complete_answer_is_no_hang_up(mirrors: Mirrors):
 @pytest.mark.parametrize("error", [ValueError("canary"), asyncio.CancelledError("canary"), KeyboardInterrupt("canary")])
 @pytest.mark.parametrize("sent", [0, 1, 2])
 async def test_an_exception_is_told_by_its_class_and_goes_on(error: BaseException, sent: int, mirrors: Mirrors):
-    """What the application raises before its answer is complete is the call's failure, and reaches the server."""
+    """An exception raised before the answer is complete fails the call, and reaches the server."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         for message in stream(b"1", b"2")[:sent]:
@@ -157,7 +157,7 @@ async def test_an_exception_is_told_by_its_class_and_goes_on(error: BaseExceptio
 
 
 async def test_an_exception_after_the_answer_is_not_the_calls(mirrors: Mirrors):
-    """A background task that fails after the answer did not fail the call; the exception reaches the server."""
+    """A background task that fails after the answer does not fail the call; its exception reaches the server."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start())
@@ -173,7 +173,7 @@ async def test_an_exception_after_the_answer_is_not_the_calls(mirrors: Mirrors):
     "error", [TimeoutError(), ConnectionResetError(), OSError(), requests.ConnectionError(), aiohttp.ClientOSError()]
 )
 async def test_a_providers_failure_is_not_the_clients(error: OSError, mirrors: Mirrors):
-    """Network errors of HTTP clients are OSErrors too. Only one that comes out of send() is the client's."""
+    """Network errors of HTTP clients are OSErrors too. Only one raised by send() is the client's."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         for message in stream(b"1", b"2")[:2]:
@@ -187,10 +187,10 @@ async def test_a_providers_failure_is_not_the_clients(error: OSError, mirrors: M
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 async def test_a_hang_up_that_the_application_handles(after: int, mirrors: Mirrors):
-    """An application that catches what send() raises, or raises something else for it, has a client that hung up."""
+    """If an application handles what send() raises, or raises another exception, the client still disconnected."""
 
     class ClientDisconnect(Exception):
-        """As Starlette's."""
+        """Like Starlette's."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -205,7 +205,7 @@ async def test_a_hang_up_that_the_application_handles(after: int, mirrors: Mirro
 
 
 async def test_an_answer_that_cannot_be_delivered(mirrors: Mirrors):
-    """A client that has gone when the answer's only chunk is sent does not have the answer."""
+    """A client that has disconnected when the answer's only chunk is sent does not have the answer."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send(start())
@@ -218,7 +218,7 @@ async def test_an_answer_that_cannot_be_delivered(mirrors: Mirrors):
 
 @pytest.mark.parametrize("last", [body(b""), {"type": "http.response.pathsend", "path": "/answer.json"}])
 async def test_a_background_task_after_an_answer_without_a_body(last: Any, mirrors: Mirrors):
-    """The call ends with its answer, also where that has no body or is a file that the server reads."""
+    """The call ends with its answer, also if that is empty or is a file that the server sends."""
     ended = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -235,7 +235,7 @@ async def test_a_background_task_after_an_answer_without_a_body(last: Any, mirro
 
 @pytest.mark.parametrize("kind", ["pathsend", "zerocopysend"])
 async def test_the_end_of_a_file_is_no_hang_up(kind: str, mirrors: Mirrors):
-    """A server that sends the answer from a file says http.disconnect afterwards, as always; nothing failed."""
+    """A server that sends a file sends http.disconnect afterwards, as always; nothing failed."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -254,13 +254,13 @@ async def test_the_end_of_a_file_is_no_hang_up(kind: str, mirrors: Mirrors):
 
 
 class _Status(int, enum.Enum):
-    """As http.HTTPStatus before Python 3.11, where str() returns the member's name."""
+    """Like http.HTTPStatus before Python 3.11, whose str() returns the member's name."""
 
     NOT_FOUND = 404
 
 
 async def test_a_status_that_is_an_enumeration(mirrors: Mirrors):
-    """Its number is the type of the failure."""
+    """Its number is the error type."""
     await serve(mirrors, knowing_its_caller(answering(start(_Status.NOT_FOUND), body(b""))), Client())
     assert mirrors.error_type == "404"
 
@@ -281,7 +281,7 @@ class _Broken(AbstractContextManager[None]):
 @pytest.mark.usefixtures("guards_hold")
 @pytest.mark.parametrize("where", ["observe", "enter", "exit", "finish"])
 async def test_a_mistake_of_ours_does_not_fail_the_call(where: str, mirrors: Mirrors):
-    """Whatever goes wrong in what observes a call, the request is served and mirrored with what HTTP tells."""
+    """If observing a call fails, the request is still served, and mirrored with what HTTP shows."""
 
     class Observing(GatewayTracingMiddleware):
         def observe(self, call: Any, scope: Any) -> Any:

@@ -1,4 +1,4 @@
-"""lifespan.py: the start and the stop of an ASGI server, under the middleware."""
+"""lifespan.py: the start and stop of an ASGI server with the middleware."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ def mirrors() -> Mirrors:
 
 
 def lifespan(*types: str, at_stop: Callable[[], object] = lambda: None) -> tuple[Any, Any, list[str]]:
-    """Return receive, send and what was sent, of a server that starts and stops."""
+    """Return receive, send and the sent messages of a server that starts and stops."""
     waiting = [{"type": f"lifespan.{name}"} for name in types]
     sent: list[str] = []
 
@@ -36,7 +36,7 @@ def lifespan(*types: str, at_stop: Callable[[], object] = lambda: None) -> tuple
 
 
 async def test_the_servers_stop_sends_what_waits(mirrors: Mirrors):
-    """The application's own lifespan runs as before; after its end no mirror waits any more."""
+    """The application's own lifespan runs as before; after its end no mirror waits."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -57,25 +57,25 @@ async def test_the_servers_stop_sends_what_waits(mirrors: Mirrors):
 
 
 async def refuse(receive: Any, send: Any) -> None:
-    """Have no lifespan, as Django."""
+    """Support no lifespan, like Django."""
     raise ValueError("no lifespan here")
 
 
 async def return_at_once(receive: Any, send: Any) -> None:
-    """Have no lifespan, and no objection to one."""
+    """Accept the lifespan scope and return immediately."""
 
 
 async def return_when_started(receive: Any, send: Any) -> None:
-    """Take no part in the stop."""
+    """Return before the stop."""
     assert (await receive())["type"] == "lifespan.startup"
     await send({"type": "lifespan.startup.complete"})
 
 
 @pytest.mark.parametrize("in_lifespan", [refuse, return_at_once, return_when_started])
 async def test_an_application_without_lifespan(in_lifespan: Any):
-    """One that refuses the lifespan scope, or leaves it early, is started, and its mirrors are sent at the stop.
+    """An application that rejects the lifespan scope or leaves it early is started; its mirrors are sent at the stop.
 
-    uvicorn does not announce its stop to such an application, and then ends the process by a signal.
+    uvicorn does not announce its stop to such an application; it then ends the process with a signal.
     """
     store = Store(away=True)
     destination = MemoryDestination(store)
@@ -97,7 +97,7 @@ async def test_an_application_without_lifespan(in_lifespan: Any):
 
 
 async def test_a_start_that_raises_is_not_reported_as_done(mirrors: Mirrors):
-    """What an application raises once it has received lifespan.startup is for the server to judge."""
+    """An exception after lifespan.startup was received is raised to the server."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -110,7 +110,7 @@ async def test_a_start_that_raises_is_not_reported_as_done(mirrors: Mirrors):
 
 
 async def test_a_stop_does_not_block_the_event_loop():
-    """While mirrors are sent at the stop, other tasks of the server go on."""
+    """While mirrors are sent at the stop, the server's other tasks run."""
     other_task_ran = threading.Event()
 
     class Waiting(Exporter):
@@ -135,7 +135,7 @@ async def test_a_stop_does_not_block_the_event_loop():
 
 
 def test_a_stop_without_asyncio():
-    """Under another event loop, the stop is run where it is."""
+    """In an event loop other than asyncio's, the stop runs in the loop's thread."""
     ran: list[int] = []
     with pytest.raises(StopIteration):
         run_blocking(lambda: ran.append(1)).send(None)
@@ -143,7 +143,7 @@ def test_a_stop_without_asyncio():
 
 
 async def test_an_application_whose_start_fails(mirrors: Mirrors):
-    """What it says and raises goes through to the server."""
+    """Its messages and its exception reach the server."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()

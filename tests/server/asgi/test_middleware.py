@@ -1,4 +1,4 @@
-"""GatewayTracingMiddleware on real applications: what it finds out, and that nobody can tell it is there."""
+"""GatewayTracingMiddleware on real applications: the facts it reads, and that it changes nothing."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def mirrors() -> Mirrors:
 @pytest.mark.parametrize("framework", APPS)
 @pytest.mark.parametrize("name", SAMPLES)
 async def test_a_call_is_known_from_what_passes(name: str, framework: str, encoding: str | None, mirrors: Mirrors):
-    """Endpoint, model, tokens, finish reason, status and kind of answer of every format, with nothing configured."""
+    """Endpoint, model, tokens, finish reason, status and streaming are read for every format without configuration."""
     sample = SAMPLES[name]
     app = APPS[framework](sample, encoding)
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter)
@@ -48,7 +48,7 @@ async def test_a_call_is_known_from_what_passes(name: str, framework: str, encod
     assert of_call["mlflow.gateway.requestType"] in sample.path
     assert of_attempt["mlflow.llm.model"] == sample.facts.model
     usage = sample.facts.usage
-    # MLflow has no count of the reasoning.
+    # MLflow does not count reasoning tokens.
     names = set(TokenUsage.__slots__) - {"reasoning_output_tokens"}
     known = {name: count for name in names if (count := getattr(usage, name, None))}
     assert of_attempt.get("mlflow.chat.tokenUsage", {}) == known
@@ -64,7 +64,7 @@ async def test_a_call_is_known_from_what_passes(name: str, framework: str, encod
 
 
 def raw_exchange(url: str, path: str, headers: dict[str, str]) -> bytes:
-    """Send a request over a socket and return every byte of the answer, without its date."""
+    """Send a request over a socket and return every byte of the answer except its date."""
     body = json.dumps(REQUEST).encode()
     lines = [f"POST {path} HTTP/1.1", "host: gw", "connection: close", f"content-length: {len(body)}"]
     lines += ["content-type: application/json", *(f"{name}: {value}" for name, value in headers.items())]
@@ -79,12 +79,12 @@ def raw_exchange(url: str, path: str, headers: dict[str, str]) -> bytes:
 @pytest.mark.parametrize("framework", APPS)
 @pytest.mark.parametrize("name", ["chat", "chat stream", "message stream"])
 def test_every_byte_on_the_wire_is_the_same(name: str, framework: str, mirrors: Mirrors):
-    """Under a real server, header lines, chunk boundaries and bytes are those of the application without us."""
+    """On a real server, header lines, chunk boundaries and bytes are the application's own."""
     sample = SAMPLES[name]
     app = APPS[framework](sample)
     with Served(app) as url:
         without = raw_exchange(url, sample.path, TRACED)
-    # Each event was a chunk of its own: the length of the first stands before it.
+    # Each event was its own chunk: the length of the first comes before it.
     assert not sample.streaming or b"\r\n%x\r\n%s\r\n" % (len(sample.chunks[0]), sample.chunks[0]) in without
     app = APPS[framework](sample)
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter)
@@ -95,7 +95,7 @@ def test_every_byte_on_the_wire_is_the_same(name: str, framework: str, mirrors: 
 
 
 async def test_headers_that_can_be_read_once(mirrors: Mirrors):
-    """ASGI allows headers to be any iterable; the server gets them all, and the kind of answer is known."""
+    """ASGI allows headers to be any iterable; the server gets them all, and the content type is known."""
     sample = SAMPLES["chat"]
     headers = [(b"content-type", b"application/json"), (b"x-kept", b"1")]
 
@@ -110,7 +110,7 @@ async def test_headers_that_can_be_read_once(mirrors: Mirrors):
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
 async def test_a_failed_call(status: int, mirrors: Mirrors):
-    """A failed call is known by its status; neither its body nor the model that was asked for is believed."""
+    """A failed call is recorded by its status; neither its body nor the requested model is used."""
 
     async def serve(request: Any) -> Response:
         current_gateway_call().caller_is_known = True  # type: ignore[union-attr]
@@ -125,7 +125,7 @@ async def test_a_failed_call(status: int, mirrors: Mirrors):
 
 
 async def test_an_exception(mirrors: Mirrors):
-    """An exception of the application is raised as it was, and only its class is told."""
+    """The application's exception is raised unchanged, and only its class is recorded."""
 
     async def serve(request: Any) -> Response:
         raise ValueError(TEXT)
@@ -139,7 +139,7 @@ async def test_an_exception(mirrors: Mirrors):
 
 
 async def test_a_stream_that_fails_inside_a_200(mirrors: Mirrors):
-    """An error event fails call and attempt, with what was known up to then."""
+    """An error event fails call and attempt, with the facts known so far."""
     chunks = [*SAMPLES["chat stream"].chunks[:2], b'data: {"error": {"type": "server_error", "message": "%s"}}\n\n']
     sample = SAMPLES["chat stream"]._replace(chunks=[c.replace(b"%s", CANARY.encode()) for c in chunks])
     app = fastapi_app(sample)
@@ -153,7 +153,7 @@ async def test_a_stream_that_fails_inside_a_200(mirrors: Mirrors):
 
 
 async def test_what_the_application_says_goes_first(mirrors: Mirrors):
-    """Attempts of the application stand; the response fills in what they leave open, where it belongs."""
+    """The application's attempts take precedence; the response fills in what they leave out."""
     app = FastAPI()
 
     @app.post(CHAT)
@@ -180,7 +180,7 @@ async def test_what_the_application_says_goes_first(mirrors: Mirrors):
 
 
 async def test_a_failed_last_attempt_gets_nothing_of_the_answer(mirrors: Mirrors):
-    """When the application answers by itself after a provider failed, the tokens are not that provider's."""
+    """If the application answers by itself after a provider failed, the tokens are not that provider's."""
     app = FastAPI()
 
     @app.post(CHAT)
@@ -198,7 +198,7 @@ async def test_a_failed_last_attempt_gets_nothing_of_the_answer(mirrors: Mirrors
 
 @pytest.mark.parametrize("ends", ["cancelled", "left open"])
 async def test_the_winner_of_attempts_side_by_side_gets_the_tokens(ends: str, mirrors: Mirrors):
-    """An application that asks two providers at once, takes the quicker one and gives up the later one."""
+    """An application asks two providers at once, uses the faster answer and abandons the other."""
     app = FastAPI()
 
     @app.post(CHAT)
@@ -219,7 +219,7 @@ async def test_the_winner_of_attempts_side_by_side_gets_the_tokens(ends: str, mi
 
 
 async def test_many_callers_at_once(mirrors: Mirrors):
-    """A hundred requests side by side, each with a model of its own: none gets what belongs to another."""
+    """Of a hundred concurrent requests with different models, none gets another's facts."""
     app = FastAPI()
 
     @app.post(CHAT)

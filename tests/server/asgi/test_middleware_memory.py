@@ -1,4 +1,4 @@
-"""What the middleware holds on to, in bytes."""
+"""What the middleware keeps in memory, in bytes."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ from tests.support.wire_samples import CHAT_USAGE, SAMPLES
 
 KIB = 1024
 PER_CALL = 300 * KIB
-"""More than the bodies of a call may take: the ends of the request and of the response, and the spans."""
+"""More than the bodies of a call may take: the ends of request and response, and the spans."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def measured() -> Iterator[None]:
 
 
 class Busy:
-    """An exporter that is busy reading a call: what is submitted waits, unread, until ``go_on()``."""
+    """An exporter that is busy reading a call: submitted calls wait unread until ``go_on()``."""
 
     def __init__(self) -> None:
         self._may_go_on = threading.Event()
@@ -36,7 +36,7 @@ class Busy:
         self.exporter = Exporter(self.destination)
 
     async def begin(self) -> None:
-        """Let it be busy with a first call."""
+        """Make it busy with a first call."""
         is_busy = threading.Event()
 
         def read(call: GatewayCall) -> None:
@@ -75,7 +75,7 @@ def grown(since: int) -> int:
 
 
 async def test_a_stream_of_ten_thousand_chunks():
-    """A stream of 40 MB in 10,000 chunks leaves no more than its ends behind, at its end and at any time before."""
+    """Of a stream of 40 MB in 10,000 chunks only the ends are kept, at its end and at any time before."""
     busy = Busy()
     await busy.begin()
     tracemalloc.reset_peak()
@@ -105,7 +105,7 @@ async def test_bodies_of_a_megabyte_that_wait():
 
 
 async def test_more_calls_wait_than_may_hold_their_bodies(monkeypatch: pytest.MonkeyPatch):
-    """When the exporter falls far behind, the oldest calls let go of their bodies, and keep what else is known."""
+    """If the exporter falls far behind, the oldest calls drop their bodies and keep their other facts."""
     monkeypatch.setattr(intake, "MAX_UNREAD", 10)
     busy = Busy()
     await busy.begin()
@@ -119,7 +119,7 @@ async def test_more_calls_wait_than_may_hold_their_bodies(monkeypatch: pytest.Mo
 
 
 async def test_a_compressed_body_that_is_too_large():
-    """Of a compressed stream without end nothing is held in the end."""
+    """Nothing is kept of an endless compressed stream."""
     busy = Busy()
     await busy.begin()
     before = tracemalloc.get_traced_memory()[0]
@@ -130,7 +130,7 @@ async def test_a_compressed_body_that_is_too_large():
 
 
 async def test_requests_that_are_not_traced_leave_nothing():
-    """Ten thousand requests without a traceparent hold on to nothing at all."""
+    """Ten thousand requests without a traceparent leave nothing in memory."""
     exporter = Exporter(MemoryDestination())
 
     async def receive() -> Any:

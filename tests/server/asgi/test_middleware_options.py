@@ -1,4 +1,4 @@
-"""GatewayTracingMiddleware's options, and what it takes to write another gateway."""
+"""GatewayTracingMiddleware's options, and support for another gateway."""
 
 import inspect
 from typing import Any
@@ -33,7 +33,7 @@ ENDPOINTS: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("name", ENDPOINTS)
 async def test_the_endpoints_name(name: str, mirrors: Mirrors):
-    """The application may name the endpoint, by what its router found too; a mistake there costs only the name."""
+    """The application may set the endpoint, also from its router's result; an error there costs only the name."""
     endpoint, expected = ENDPOINTS[name]
     app = FastAPI()
 
@@ -58,7 +58,7 @@ async def test_the_endpoints_name(name: str, mirrors: Mirrors):
     ids=["a sentence", "no text", "none", "behind 500 KB", "before 500 KB"],
 )
 async def test_an_endpoint_named_by_the_request(body: Any, expected: str, mirrors: Mirrors):
-    """Only what looks like a model's name becomes the endpoint's, however long the request is."""
+    """Only text with the form of a model's name becomes the endpoint, however long the request is."""
     app = starlette_app(SAMPLES["chat"])
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter)
     await post(app, CHAT, json=body)
@@ -75,7 +75,7 @@ async def test_an_endpoint_named_by_the_request(body: Any, expected: str, mirror
     ],
 )
 async def test_an_endpoint_named_by_the_path(path: str, expected: str, mirrors: Mirrors):
-    """Gemini's and Azure's requests name their model in the path."""
+    """Gemini's and Azure's requests have their model in the path."""
     app = starlette_app(SAMPLES["chat"])
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter)
     await post(app, path, json={})
@@ -99,7 +99,7 @@ async def test_an_endpoint_named_by_the_path(path: str, expected: str, mirrors: 
     ],
 )
 async def test_which_requests_are_calls(path: str, is_call: bool, mirrors: Mirrors):
-    """The routes of the known APIs are, below any prefix, and nothing else."""
+    """The routes of the known APIs are calls, below any prefix, and no others."""
     app = starlette_app(SAMPLES["chat"])
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter)
     assert (await post(app, path)).status_code == 200
@@ -107,7 +107,7 @@ async def test_which_requests_are_calls(path: str, is_call: bool, mirrors: Mirro
 
 
 async def test_the_application_says_which_requests_are_calls(mirrors: Mirrors, caplog: pytest.LogCaptureFixture):
-    """A predicate decides by anything in the scope; one that fails costs the mirror and not the call."""
+    """A predicate decides by the scope; if it raises, the call is served without a mirror."""
 
     def is_call(scope: Any) -> bool:
         return bool(dict(scope["headers"])[b"x-tenant"] == b"ours")
@@ -121,14 +121,14 @@ async def test_the_application_says_which_requests_are_calls(mirrors: Mirrors, c
     app.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter, is_call=is_call)
     for tenant in ({"x-tenant": "ours"}, {"x-tenant": "theirs"}, {}):
         assert (await post(app, "/ask/x", headers={**TRACED, **tenant}, json={})).status_code == 200
-    # Its name is the route's, as the application wrote it, and no attempt is made up.
+    # Its name is the application's route, and no attempt is added.
     assert [name for name, _ in spans_of(mirrors)] == ["gateway/ask/{topic}"]
     assert "is_call() raised KeyError" in caplog.text
 
 
 @pytest.mark.parametrize("strip", [False, True])
 async def test_the_callers_trace_headers(strip: bool, mirrors: Mirrors):
-    """They reach the application as they came, unless it asks for them to be taken off."""
+    """They reach the application unchanged unless the option removes them."""
     seen: list[str] = []
 
     async def serve(request: Any) -> Response:
@@ -143,7 +143,7 @@ async def test_the_callers_trace_headers(strip: bool, mirrors: Mirrors):
 
 
 async def test_an_application_in_an_application(mirrors: Mirrors):
-    """It works on a mounted application too, with the gateway's path below the mount."""
+    """The middleware works on a mounted application, with the gateway's path below the mount."""
     inner = fastapi_app(SAMPLES["chat"])
     inner.add_middleware(GatewayTracingMiddleware, exporter=mirrors.exporter)
     await post(Starlette(routes=[Mount("/llm", inner)]), f"/llm{CHAT}")
@@ -151,7 +151,7 @@ async def test_an_application_in_an_application(mirrors: Mirrors):
 
 
 class AcmeGateway(GatewayTracingMiddleware):
-    """A made-up gateway: calls go to /acme/ask/ENDPOINT, and a header of the answer lists the providers it tried."""
+    """A made-up gateway: calls go to /acme/ask/ENDPOINT, and a response header lists the providers it tried."""
 
     def is_call(self, scope: Any) -> bool:
         return bool(scope["path"].startswith("/acme/ask/"))
@@ -179,7 +179,7 @@ class AcmeApp:
 
 
 async def test_another_gateway_is_one_small_class(mirrors: Mirrors):
-    """A gateway that nobody has thought of takes one class of under 40 lines, and its mirror is complete."""
+    """An adapter for an unknown gateway is one class of under 40 lines, and its mirror is complete."""
     assert len(inspect.getsource(AcmeGateway).splitlines()) < 40
     await post(AcmeGateway(AcmeApp(), mirrors.exporter), "/acme/ask/travel")
     (gateway, _), (east, failed), (west, answered) = spans_of(mirrors)
@@ -191,7 +191,7 @@ async def test_another_gateway_is_one_small_class(mirrors: Mirrors):
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize("tried", [False, True], ids=["turned away", "the provider's own"])
 async def test_who_is_turned_away_leaves_no_mirror(status: int, tried: bool, mirrors: Mirrors):
-    """Who may not call may not write into a trace; a status that a provider answered with is mirrored."""
+    """A rejected caller does not write into a trace; a status that a provider answered with is mirrored."""
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
         if tried:

@@ -1,4 +1,4 @@
-"""The middleware with nothing but the environment: the exporter that all share, and an environment that cannot work."""
+"""The middleware configured only by the environment: the shared exporter, and an invalid environment."""
 
 import contextlib
 import threading
@@ -18,7 +18,7 @@ from tests.support.wire_samples import CHAT, SAMPLES
 
 @pytest.fixture(autouse=True)
 def nothing_shared_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Begin as a new process does, and stop what the test began."""
+    """Start as a new process does, and stop what the test started."""
     monkeypatch.setattr(shared, "_exporter", None)
     for name in ("AGENT_GATEWAY_EXPORTER", "AGENT_GATEWAY_WAIT_SECONDS"):
         monkeypatch.delenv(name, raising=False)
@@ -34,7 +34,7 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> MemoryDestination:
-    """Where the environment says that spans go."""
+    """The store that the environment configures."""
     destination = MemoryDestination()
     monkeypatch.setattr(shared, "destination_from_environment", lambda mlflow: destination)
     return destination
@@ -47,7 +47,7 @@ def traced_app() -> Any:
 
 
 async def test_one_exporter_for_all(store: MemoryDestination):
-    """Two applications and code that is none send through one queue and one thread."""
+    """Two applications and code that is not ASGI send through one queue and one thread."""
     for _ in range(2):
         await post(traced_app(), CHAT)
     with gateway_call(TRACED, endpoint="worker"):
@@ -58,7 +58,7 @@ async def test_one_exporter_for_all(store: MemoryDestination):
 
 
 def test_one_exporter_for_all_threads(monkeypatch: pytest.MonkeyPatch):
-    """Threads that need the exporter at once get the same, which is made once."""
+    """Threads that need the exporter at the same time get the same one, which is made once."""
     made = []
 
     def destination(mlflow: object) -> MemoryDestination:
@@ -82,7 +82,7 @@ def test_one_exporter_for_all_threads(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_wrong_environment_fails_the_start(wrong: None, caplog: pytest.LogCaptureFixture):
-    """A server that tells its application of its start does not start, and says why in one line."""
+    """A server that runs the application's lifespan does not start, and logs the reason in one line."""
     server = uvicorn.Server(uvicorn.Config(traced_app(), log_config=None, ws="none"))
     # Newer versions of uvicorn end the process here, older ones do it in uvicorn.run().
     with listen() as listener, contextlib.suppress(SystemExit):
@@ -94,7 +94,7 @@ def test_a_wrong_environment_fails_the_start(wrong: None, caplog: pytest.LogCapt
 
 
 async def test_a_wrong_environment_fails_no_request(wrong: None, caplog: pytest.LogCaptureFixture):
-    """Where the server tells nothing of its start, requests are served as without us, and the log says why once."""
+    """If the server runs no lifespan, requests are served without mirrors, and the log has the reason once."""
     app = traced_app()
     for _ in range(3):
         response = await post(app, CHAT)
@@ -103,7 +103,7 @@ async def test_a_wrong_environment_fails_no_request(wrong: None, caplog: pytest.
 
 
 def test_a_wrong_environment_fails_no_call(wrong: None, caplog: pytest.LogCaptureFixture):
-    """Code that is no ASGI application is not failed either."""
+    """Calls of code that is not ASGI are not failed either."""
     for _ in range(3):
         with gateway_call(TRACED) as call:
             assert current_gateway_call() is call

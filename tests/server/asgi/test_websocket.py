@@ -1,4 +1,4 @@
-"""The ASGI middleware and the Realtime API's websockets: one mirror for a session, with the tokens of its answers."""
+"""The ASGI middleware and realtime websockets: one mirror per session, with the tokens of its answers."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ def scope_of(path: str = "/v1/realtime", headers: Any = TRACED, query: bytes = b
 
 
 async def play(app: Any, mirrors: Mirrors, scope: Any = None, goes: int | None = 1000, **options: Any) -> list[Any]:
-    """Open a session, send a message for each that comes, and go with a close code; returns what was sent."""
+    """Open a session, send a message for each one received, and close with a code; returns what was sent."""
     sent: list[Any] = []
     messages = iter([{"type": "websocket.connect"}, {"type": "websocket.receive", "text": CANARY}])
     last = 0
@@ -86,7 +86,7 @@ def mirrors() -> Iterator[Mirrors]:
 
 
 async def test_one_mirror_for_a_session(mirrors: Mirrors):
-    """A session is one call, and its tokens are those of all of its answers."""
+    """A session is one call with the tokens of all its answers."""
     sent = await play(session(CREATED, done(10, 5, 4), done(20, 7)), mirrors, provider="openai")
     assert [message["type"] for message in sent] == ["websocket.accept", *["websocket.send"] * 3]
     gateway, attempt = mirrors.spans
@@ -116,7 +116,7 @@ def turn(read: int, written: int, thoughts: int) -> bytes:
 
 
 def live(*turns: bytes, setup: str = "models/gemini-live-2.5-flash", accepted: bool = True, code: int = 1000) -> Any:
-    """Return a gateway of Gemini Live."""
+    """Return a gateway for Gemini Live."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert (await receive())["type"] == "websocket.connect"
@@ -159,7 +159,7 @@ async def play_live(app: Any, mirrors: Mirrors, path: str = LIVE, setup: str = "
     ],
 )
 async def test_a_session_of_gemini_live(path: str, setup: str, mirrors: Mirrors):
-    """A session is one call: the model is that of the first message, the tokens are those of all turns."""
+    """A session is one call with the model of the first message and the tokens of all turns."""
     await play_live(live(turn(100, 20, 3), turn(140, 10, 0), setup=setup), mirrors, path, setup)
     gateway, attempt = mirrors.spans
     assert (gateway.name, attempt.name) == ("gateway/gemini-live-2.5-flash", "provider/gemini")
@@ -170,14 +170,14 @@ async def test_a_session_of_gemini_live(path: str, setup: str, mirrors: Mirrors)
 
 
 async def test_a_model_that_was_not_accepted(mirrors: Mirrors):
-    """The name in a first message that the provider refuses could be anybody's text."""
+    """The model name in a rejected first message could be any text, so it is left out."""
     await play_live(live(setup=CANARY, accepted=False, code=1008), mirrors, setup=CANARY)
     assert [span.name for span in mirrors.spans] == ["gateway/realtime"]
     assert mirrors.error_type == "1008"
 
 
 async def test_the_messages_pass_as_they_are(mirrors: Mirrors):
-    """Texts, bytes, and what is no JSON are passed on, and raise nothing."""
+    """Texts, bytes and invalid JSON are passed on without errors."""
     events = ['{"type": "response.done", "response": ', '"response.done"', '{"type": "response.done", "response": [1]}']
     sent = await play(session(*events), mirrors)
     assert [message.get("text") for message in sent[1:]] == events
@@ -196,13 +196,13 @@ async def test_the_messages_pass_as_they_are(mirrors: Mirrors):
     ],
 )
 async def test_how_a_session_ends(app: Any, goes: int, error_type: str | None, mirrors: Mirrors):
-    """A client that goes as it should is no failure; one that is cut off, and a gateway that gives up, are."""
+    """A normal close is not a failure; a broken connection and a gateway that gives up are."""
     await play(app, mirrors, goes=goes)
     assert mirrors.error_type == error_type
 
 
 async def test_an_application_that_fails(mirrors: Mirrors):
-    """Its exception goes on, and the mirror has its class."""
+    """Its exception is raised, and the mirror has its class."""
     with pytest.raises(KeyError):
         await play(session(CREATED, failure=KeyError(CANARY)), mirrors)
     assert mirrors.error_type == "KeyError"
@@ -210,7 +210,7 @@ async def test_an_application_that_fails(mirrors: Mirrors):
 
 @pytest.mark.parametrize("denied", [False, True], ids=["close", "response"])
 async def test_who_is_refused_leaves_nothing(denied: bool, mirrors: Mirrors):
-    """A handshake that the gateway refuses has no mirror."""
+    """A handshake that the gateway rejects is not mirrored."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -234,7 +234,7 @@ async def test_who_is_refused_leaves_nothing(denied: bool, mirrors: Mirrors):
     ids=["another route", "no parent", "unsampled"],
 )
 async def test_what_is_left_alone(scope: Any, mirrors: Mirrors):
-    """Other websockets, and callers that are not tracing, get no mirror; the application gets the scope as it is."""
+    """Other websockets, and callers that are not tracing, are not mirrored; the scope is passed unchanged."""
     seen = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -247,7 +247,7 @@ async def test_what_is_left_alone(scope: Any, mirrors: Mirrors):
 
 
 async def test_the_applications_own_attempt_and_options(mirrors: Mirrors):
-    """An attempt that the application notes gets the tokens; may_join, endpoint and strip_trace_context apply."""
+    """The application's own attempt gets the tokens; may_join, endpoint and strip_trace_context apply."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         assert scope["headers"] == []
@@ -262,13 +262,13 @@ async def test_the_applications_own_attempt_and_options(mirrors: Mirrors):
 
 
 async def test_a_model_that_is_a_sentence(mirrors: Mirrors):
-    """What the caller asks for is said only in the form of a name."""
+    """The requested model is recorded only if it has the form of a name."""
     await play(session(CREATED), mirrors, scope_of(query=f"model=ignore%20{CANARY}".encode()))
     assert mirrors.spans[0].name == "gateway/realtime"
 
 
 async def test_a_real_server_and_client(mirrors: Mirrors):
-    """uvicorn and the package websockets: a session with three answers is one mirror."""
+    """With uvicorn and the package websockets, a session with three answers has one mirror."""
     app = GatewayTracingMiddleware(session(CREATED, done(1, 2), done(3, 4)), mirrors.exporter)
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""One call cannot stop the others: what a destination does not take is narrowed down to the calls at fault."""
+"""One call cannot block the others: if a destination fails, the exporter narrows it down to the calls at fault."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -15,7 +15,7 @@ from tests.support.server import small_call
 
 
 class Fussy(Destination):
-    """Takes what it is not told to fail of. Names of one letter and a number; the letter is the place."""
+    """Accepts all names except those it is told to reject. A name is a letter, the place, and a number."""
 
     convention = Convention.MLFLOW
 
@@ -60,7 +60,7 @@ POISON = [TypeError("canary"), Refused("400"), RuntimeError("HTTP 500")]
 @pytest.mark.parametrize("error", POISON, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("at", [0, 1, 99, 198, 199])
 def test_one_call_at_fault(error: Exception, at: int):
-    """Of two hundred calls the one that the destination fails of is dropped, and all others are stored."""
+    """Of two hundred calls the one that the destination fails on is dropped, and all others are stored."""
     everyone = [f"a{number}" for number in range(200)]
     everyone[at] = "x"
     destination = Fussy(x=error)
@@ -75,7 +75,7 @@ def test_one_call_at_fault(error: Exception, at: int):
 
 
 def test_where_every_call_fails_alike_it_is_the_destination():
-    """A destination that fails of everything is at fault: nothing is dropped, and it is not asked for each call."""
+    """If a destination fails on everything, it is at fault: nothing is dropped, and calls are not sent one by one."""
     destination = Fussy(a=RuntimeError("HTTP 500"))
     outcome = deliver(queued(*(f"a{number}" for number in range(200))), destination)
     assert (outcome.sent, outcome.dropped, len(outcome.again)) == ([], [], 200)
@@ -85,7 +85,7 @@ def test_where_every_call_fails_alike_it_is_the_destination():
 
 
 def test_bad_calls_first():
-    """Three bad calls at the front look like a destination at fault; sent last the next time, they are found out."""
+    """Three bad calls at the front look like a failing destination; sent last the next time, they are identified."""
     destination = Fussy(x=RuntimeError())
     calls = queued("x1", "x2", "x3", *(f"a{number}" for number in range(20)))
     for one in calls:
@@ -99,7 +99,7 @@ def test_bad_calls_first():
 
 
 def test_a_lone_call_is_given_time():
-    """A call that comes alone may be bad, or the destination may be; it is dropped when it was refused five times."""
+    """A call that arrives alone may be bad, or the destination may be; it is dropped after five rejections."""
     destination = Fussy(x=Refused("400"))
     calls = queued("x")
     for _ in range(4):
@@ -109,7 +109,7 @@ def test_a_lone_call_is_given_time():
 
 @pytest.mark.parametrize("error", [Unavailable("HTTP 503", retry_after=7.0), ConnectionError("canary")])
 def test_a_destination_that_is_away_ends_the_batch(error: Exception):
-    """What says that the destination is away stops all, at once, and nothing is narrowed down."""
+    """An error that means the destination is down stops the batch immediately; nothing is narrowed down."""
     destination = Fussy(a=error)
     outcome = deliver(queued("a1", "a2", "b1"), destination)
     assert fates(outcome) == ([], [], ["a1", "a2", "b1"])
@@ -120,7 +120,7 @@ def test_a_destination_that_is_away_ends_the_batch(error: Exception):
 
 
 def test_one_place_that_is_not_ours_to_write_to():
-    """An experiment that the gateway may not write to keeps its own calls waiting, and no others."""
+    """If the gateway may not write to an experiment, only the calls for that experiment wait."""
     destination = Fussy(a=Unavailable("HTTP 403", one_place=True))
     outcome = deliver(queued("a1", "b1", "a2", "c1"), destination)
     assert fates(outcome) == (["b1", "c1"], [], ["a1", "a2"])
@@ -129,11 +129,11 @@ def test_one_place_that_is_not_ours_to_write_to():
 
 
 def test_a_trace_that_is_gone():
-    """A trace that was deleted is no reason to wait, also where it is the only one."""
+    """A deleted trace is no reason to wait, even if it is the only one."""
     assert fates(deliver(queued("x"), Fussy(x=TraceGone("gone"))))[1] == [("x", Reason.TRACE_GONE)]
 
 
 def test_a_configuration_that_cannot_work():
-    """Where there is no destination, calls are dropped, and do not fill the queue."""
+    """Without a destination, calls are dropped and do not fill the queue."""
     outcome = deliver(queued("a", "b"), Fussy(a=Misconfigured("ConfigurationError"), b=Misconfigured("x")))
     assert [reason for _, reason in fates(outcome)[1]] + fates(outcome)[2] == [Reason.MISCONFIGURED] * 2

@@ -1,4 +1,4 @@
-"""The exporter: flushing, ending, and what a call that is finished in the exporter's thread may do to it."""
+"""The exporter: flush, shutdown, and failures of calls that are finished in the exporter's thread."""
 
 import threading
 
@@ -10,7 +10,7 @@ from tests.support.server import DEADLINE_S, MemoryDestination, Store, gateways,
 
 
 def test_flushing_nothing_needs_no_thread():
-    """An exporter that was given nothing is flushed at once, and starts no thread."""
+    """An exporter without calls is flushed immediately, and starts no thread."""
     before = threading.active_count()
     exporter = Exporter(MemoryDestination())
     assert exporter.flush(0)
@@ -19,7 +19,7 @@ def test_flushing_nothing_needs_no_thread():
 
 
 def test_flush_tells_that_it_did_not_succeed():
-    """flush() returns False when the time is up, and what waits stays."""
+    """flush() returns False after its timeout, and waiting calls are kept."""
     store = Store(away=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination)
@@ -31,7 +31,7 @@ def test_flush_tells_that_it_did_not_succeed():
 
 
 def test_shutdown_sends_what_waits(logged: pytest.LogCaptureFixture):
-    """After a clean stop nothing waits, nothing was lost, and nothing is said."""
+    """After a clean stop nothing waits, nothing was lost, and nothing is logged."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     submit(exporter, "abc")
@@ -41,7 +41,7 @@ def test_shutdown_sends_what_waits(logged: pytest.LogCaptureFixture):
 
 
 def test_shutdown_says_what_is_lost(logged: pytest.LogCaptureFixture):
-    """A stop while the store is away ends, and says how many calls are lost."""
+    """A stop while the store is down ends, and says how many calls are lost."""
     destination = MemoryDestination(Store(away=True))
     exporter = Exporter(destination)
     submit(exporter, "abc")
@@ -51,7 +51,7 @@ def test_shutdown_says_what_is_lost(logged: pytest.LogCaptureFixture):
 
 
 def test_finish_adds_to_the_call_outside_the_request():
-    """finish() runs in the exporter's thread, after the call has ended, and what it adds is mirrored."""
+    """finish() runs in the exporter's thread after the call has ended, and its facts are mirrored."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     threads: list[threading.Thread] = []
@@ -68,7 +68,7 @@ def test_finish_adds_to_the_call_outside_the_request():
 
 @pytest.mark.usefixtures("guards_hold")
 def test_a_finish_that_raises_costs_only_its_details(logged: pytest.LogCaptureFixture):
-    """A call whose details cannot be read is mirrored without them; that is said once, without the error's message."""
+    """A call whose details cannot be read is mirrored without them; one warning has only the error's class."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
 
@@ -86,7 +86,7 @@ def test_a_finish_that_raises_costs_only_its_details(logged: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("where", ["submitted", "finished"])
 def test_a_call_of_which_no_spans_can_be_made_is_dropped(where: str):
-    """A gateway's code may put anything into a call; then that call is counted as dropped, and all others arrive."""
+    """Gateway code may put anything into a call; if no spans can be made of it, it is dropped; all others arrive."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     bad = small_call("bad")
@@ -106,7 +106,7 @@ def test_a_call_of_which_no_spans_can_be_made_is_dropped(where: str):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_thread_is_replaced():
-    """When the exporter's thread has died, the next call starts another, which also sends what was left."""
+    """If the exporter's thread has died, the next call starts another, which also sends the rest."""
 
     def die(names: list[str]) -> None:
         if len(destination.tries) == 1:
@@ -126,7 +126,7 @@ def test_a_dead_thread_is_replaced():
 
 
 def test_a_call_after_a_quiet_time_is_sent_at_once(monkeypatch: pytest.MonkeyPatch):
-    """It may be the last one of its trace, whose tokens MLflow sums up only until the client has ended the trace."""
+    """It may be the last of its trace, and MLflow sums up its tokens only until the client has ended the trace."""
     monkeypatch.setattr(sender, "BATCH_SECONDS", 3_600.0)
     destination = MemoryDestination()
     submit(Exporter(destination), "a")

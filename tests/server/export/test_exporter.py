@@ -12,7 +12,7 @@ from tests.support.server import DEADLINE_S, MemoryDestination, Store, full_call
 
 
 def test_calls_arrive_in_order_and_once():
-    """What is submitted is sent, each call's spans together, in the order of the calls."""
+    """Submitted calls are sent, each call's spans together, in the order of the calls."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     exporter.submit(full_call())
@@ -28,7 +28,7 @@ def test_calls_arrive_in_order_and_once():
 
 
 def test_calls_that_come_together_are_sent_together():
-    """While one batch is under way the next one gathers, up to a bounded number of calls."""
+    """While one batch is being sent the next one collects calls, up to a limit."""
     store = Store(blocked=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination)
@@ -44,7 +44,7 @@ def test_calls_that_come_together_are_sent_together():
 
 
 def test_the_destinations_convention_is_used():
-    """The spans are made in the convention that the destination asks for."""
+    """The spans are made in the destination's convention."""
     destination = MemoryDestination(convention=Convention.OTEL)
     exporter = Exporter(destination)
     exporter.submit(small_call("a"))
@@ -53,7 +53,7 @@ def test_the_destinations_convention_is_used():
 
 
 def test_submitting_does_not_wait_for_the_store():
-    """A call is taken while the store hangs, in the thread of the request, without a word to the store."""
+    """While the store hangs, submit() accepts calls and does not contact the store from the request's thread."""
     store = Store(blocked=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination)
@@ -67,7 +67,7 @@ def test_submitting_does_not_wait_for_the_store():
 
 
 def test_many_threads_submit():
-    """Calls of many threads at once all arrive, each once."""
+    """Calls from many concurrent threads all arrive, each once."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     start = threading.Barrier(20)
@@ -88,7 +88,7 @@ def test_many_threads_submit():
 
 
 def test_a_store_that_is_away_is_tried_until_it_is_back():
-    """Mirrors wait while the store is away, and arrive once when it is back."""
+    """Mirrors wait while the store is down, and arrive once when it is back."""
     store = Store(away=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination)
@@ -102,7 +102,7 @@ def test_a_store_that_is_away_is_tried_until_it_is_back():
 
 
 def test_only_what_the_store_rejects_is_dropped(logged: pytest.LogCaptureFixture):
-    """Of a batch that the store rejects only the bad calls are lost; that is counted and said."""
+    """Of a batch that the store rejects only the bad calls are lost; they are counted and a warning says so."""
     store = Store(blocked=True, rejected=("b", "d"))
     destination = MemoryDestination(store)
     exporter = Exporter(destination)
@@ -117,7 +117,7 @@ def test_only_what_the_store_rejects_is_dropped(logged: pytest.LogCaptureFixture
 
 
 def test_a_rejected_call_is_counted_once():
-    """A store that goes away between a rejected call and a good one does not make the bad one count twice."""
+    """If the store goes down between a rejected call and a good one, the rejected call is not counted twice."""
     destination = MemoryDestination()
     away = iter([True])
 
@@ -137,7 +137,7 @@ def test_a_rejected_call_is_counted_once():
 
 
 def test_too_many_calls_drop_the_oldest():
-    """Beyond the bound the oldest that wait are dropped, and counted; the newest arrive."""
+    """Above the limit the oldest waiting calls are dropped and counted; the newest arrive."""
     store = Store(blocked=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination, max_waiting_calls=3)
@@ -151,7 +151,7 @@ def test_too_many_calls_drop_the_oldest():
 
 
 def test_a_long_absence_keeps_the_newest():
-    """While the store is away for long, each call is in the end either sent, in order, or counted as dropped."""
+    """While the store is down for long, each call is eventually either sent, in order, or counted as dropped."""
     store = Store(away=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination, max_waiting_calls=3)
@@ -162,7 +162,7 @@ def test_a_long_absence_keeps_the_newest():
     store.away = False
     assert exporter.flush(DEADLINE_S)
     sent = [name.removeprefix("gateway/") for name in destination.names]
-    # The bound holds for those that wait to be read and for those that wait to be sent, beside a batch under way.
+    # The limit holds for calls waiting to be read and those waiting to be sent; a batch being sent is extra.
     assert 0 < len(sent) <= 9
     assert sent == sorted(sent, key=int)
     assert sent[-3:] == names[-3:]
@@ -170,7 +170,7 @@ def test_a_long_absence_keeps_the_newest():
 
 
 def test_calls_are_read_while_the_store_is_away():
-    """What a call holds on to is let go of as it comes in, not when the store is back."""
+    """A call's bodies are read and released when it comes in, not when the store is back."""
     store = Store(away=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination)
@@ -187,7 +187,7 @@ def test_calls_are_read_while_the_store_is_away():
 
 @pytest.mark.parametrize("cause", ["away", "overflow", "rejected"])
 def test_trouble_is_logged_once_a_minute(cause: str, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """However often a store fails, there is one warning a minute, and it quotes nothing that was sent."""
+    """However often a store fails, there is one warning a minute, and it does not quote the spans."""
     now = 1000.0
     monkeypatch.setattr(counts, "time", SimpleNamespace(monotonic=lambda: now, sleep=time.sleep))
     monkeypatch.setattr(sender, "FIRST_RETRY_SECONDS", 0)

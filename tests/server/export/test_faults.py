@@ -1,4 +1,4 @@
-"""The exporter when the machine is short of something, and when much is lost at once."""
+"""The exporter when the machine lacks resources, and when many calls are lost at once."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from tests.support.server import DEADLINE_S, MemoryDestination, Store, gateways,
 
 @pytest.fixture
 def quick_switches() -> Iterator[None]:
-    """Let Python switch between threads as often as it can, so that they meet in the middle of things."""
+    """Let Python switch threads as often as possible, to provoke races."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -23,7 +23,7 @@ def quick_switches() -> Iterator[None]:
 
 
 def test_every_call_is_sent_or_counted(quick_switches: None):
-    """Of calls that many threads submit to a queue that overflows all the time, none is lost uncounted."""
+    """Of calls that many threads submit to a queue that constantly overflows, none is lost uncounted."""
     destination = MemoryDestination()
     exporter = Exporter(destination, max_waiting_calls=5)
     start = threading.Barrier(8)
@@ -47,7 +47,7 @@ def test_every_call_is_sent_or_counted(quick_switches: None):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("ending", ["flush", "shutdown"])
 def test_what_a_dead_thread_left_is_sent_at_the_end(ending: str):
-    """When the exporter's thread has died and no call comes any more, the end of the process sends what is left."""
+    """If the exporter's thread has died and no call comes any more, the end of the process sends the rest."""
 
     def die(names: list[str]) -> None:
         if len(destination.tries) == 1:
@@ -68,7 +68,7 @@ def test_what_a_dead_thread_left_is_sent_at_the_end(ending: str):
 def test_a_machine_without_a_thread_left_fails_no_call(
     monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ):
-    """Calls wait until a thread can be started again; meanwhile requests go on, and it is said."""
+    """Calls wait until a thread can be started again; requests are served meanwhile, and a warning says so."""
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -86,7 +86,7 @@ def test_a_machine_without_a_thread_left_fails_no_call(
 
 
 def test_a_loss_at_the_end_is_counted(logged: pytest.LogCaptureFixture):
-    """What a stop gives up counts as dropped, so that sent and dropped are always all."""
+    """Calls that a stop gives up count as dropped, so sent and dropped always add up to all."""
     destination = MemoryDestination(Store(away=True))
     exporter = Exporter(destination)
     submit(exporter, "abc")
@@ -97,7 +97,7 @@ def test_a_loss_at_the_end_is_counted(logged: pytest.LogCaptureFixture):
 
 
 def test_sent_waiting_and_dropped_add_up(quick_switches: None):
-    """Whatever is lost on the way, the counts add up to what was submitted, at any moment."""
+    """Whatever is lost, the counts add up to the number of submitted calls at any moment."""
     destination = MemoryDestination(Store(away=True))
     exporter = Exporter(destination, max_waiting_calls=100)
     start = threading.Barrier(5)
@@ -127,7 +127,7 @@ def test_sent_waiting_and_dropped_add_up(quick_switches: None):
 
 
 def test_what_is_counted_as_lost_was_lost():
-    """A stop that finds the store hanging counts what waits as lost, and what was on its way as neither."""
+    """A stop while the store hangs counts waiting calls as lost; those being sent count as neither sent nor lost."""
     store = Store(blocked=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination)
@@ -152,7 +152,7 @@ def test_what_is_counted_as_lost_was_lost():
     ],
 )
 def test_values_that_cannot_be_stored(facts: dict[str, Any], left: dict[str, int], logged: pytest.LogCaptureFixture):
-    """A number that no store takes costs that number and not the mirror; the gateway's developer is told once."""
+    """A number that no store accepts is left out of the mirror; one warning informs the gateway's developer."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     call = small_call("a")
@@ -166,7 +166,7 @@ def test_values_that_cannot_be_stored(facts: dict[str, Any], left: dict[str, int
 @pytest.mark.parametrize("time_ns", [2**63, -1, "noon", 1.5])
 @pytest.mark.parametrize("field", ["start_time_ns", "end_time_ns"])
 def test_times_that_cannot_be_stored(time_ns: Any, field: str):
-    """A time that no store takes is replaced by one that contains the call."""
+    """A time that no store accepts is replaced by one that contains the call."""
     destination = MemoryDestination()
     exporter = Exporter(destination)
     call = small_call("a")

@@ -70,7 +70,7 @@ def environment(receiver: Receiver, exporter: str, directory: Path) -> dict[str,
 
 @pytest.mark.parametrize("exporter", ["mlflow", "otlp"])
 def test_parent_and_child_do_not_share_a_connection(exporter: str, tmp_path: Path):
-    """Both go on to send, each its own, each once: a connection that was open before belongs to one of them."""
+    """Both keep sending their own calls once each: a connection opened before the fork belongs to one of them."""
     with Receiver() as receiver:
         done = subprocess.run(
             [sys.executable, "-c", FORK],
@@ -104,7 +104,7 @@ def test_gunicorn_with_preload(tmp_path: Path):
             wait_until_it_answers(url, process, log)
             for number in range(1, CALLS + 1):
                 headers = {"traceparent": f"00-{TRACE_ID:032x}-{number:016x}-01"}
-                # A connection each, so that both workers have some.
+                # One connection each, so that both workers get some.
                 assert httpx.post(f"{url}/chat", headers=headers, timeout=DEADLINE_S).status_code == 200
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE_S) == 0, log.read_text()

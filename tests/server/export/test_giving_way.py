@@ -1,4 +1,4 @@
-"""MLflow's other writers come first: mirrors are written when they have left the store's connections free."""
+"""MLflow's other writers come first: mirrors are written when the store has free connections."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Iterator[SqlAlchemyStore]:
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
-    """Released each time a write finds the connections in use."""
+    """Released each time a write finds all connections in use."""
     looked = threading.Semaphore(0)
 
     class Clock:
@@ -44,7 +44,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
 def test_a_mirror_waits_for_a_free_connection(
     store: SqlAlchemyStore, looked: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ):
-    """While the pool's own connections are all in use, nothing is written; once one is free, the mirror is."""
+    """While all of the pool's connections are in use, nothing is written; once one is free, the mirror is."""
     monkeypatch.setattr(mlflow_store, "_GIVE_WAY_SECONDS", DEADLINE_S)
     exporter = Exporter(MlflowDestination(SqlStore(lambda: store)))
     in_use = [store.engine.connect() for _ in range(store.engine.pool.size())]  # type: ignore[attr-defined]
@@ -62,7 +62,7 @@ def test_a_mirror_waits_for_a_free_connection(
 def test_a_mirror_does_not_wait_for_ever(
     store: SqlAlchemyStore, looked: threading.Semaphore, monkeypatch: pytest.MonkeyPatch
 ):
-    """Where connections stay in use, the mirror is written after a stated time."""
+    """If connections stay in use, the mirror is written after a timeout."""
     monkeypatch.setattr(mlflow_store, "_GIVE_WAY_SECONDS", 0.1)
     exporter = Exporter(MlflowDestination(SqlStore(lambda: store)))
     in_use = [store.engine.connect() for _ in range(store.engine.pool.size())]  # type: ignore[attr-defined]
@@ -75,14 +75,14 @@ def test_a_mirror_does_not_wait_for_ever(
 
 @pytest.mark.parametrize("pool", [None, NullPool(lambda: None), QueuePool(lambda: None, pool_size=0)])  # type: ignore[arg-type]
 def test_a_store_without_a_bounded_pool(pool: object, looked: threading.Semaphore):
-    """Where SQLAlchemy counts no connections, or does not limit them, nothing waits."""
+    """If SQLAlchemy does not count or limit connections, nothing waits."""
     mlflow_store._give_way(SimpleNamespace(engine=SimpleNamespace(pool=pool)))
     mlflow_store._give_way(object())
     assert not looked.acquire(timeout=0.0)
 
 
 def test_a_slow_destination_gets_a_rest(monkeypatch: pytest.MonkeyPatch):
-    """After a batch that took its time there is a rest as long as it took, within a bound."""
+    """After a slow batch the exporter pauses for the same time, up to a limit."""
     rests: list[float] = []
     rested = threading.Event()
 

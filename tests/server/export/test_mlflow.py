@@ -1,4 +1,4 @@
-"""The environment's choice of a destination, and MLflow as the destination."""
+"""The choice of a destination in the environment, and MLflow as the destination."""
 
 import logging
 import re
@@ -63,7 +63,7 @@ from tests.support.server import (
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of the machine's user says where spans go."""
+    """Clear the variables of the machine's user that configure a destination."""
     for name in ("AGENT_GATEWAY_EXPORTER", "AGENT_GATEWAY_EXPERIMENT_ID", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"):
         monkeypatch.delenv(name, raising=False)
     for name in ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
@@ -78,7 +78,7 @@ def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def caller(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Trace into an experiment of the caller's own in the database; gives its id."""
+    """Trace into the caller's own experiment in the database; yields its id."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     logger = logging.getLogger("mlflow")
@@ -93,13 +93,13 @@ def caller(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def taker() -> Destination:
-    """Return the destination that takes the place of MLflow's."""
+    """Return a destination that replaces MLflow's."""
     return MemoryDestination()
 
 
 @pytest.mark.parametrize("value", [None, "", "mlflow"])
 def test_mlflow_is_the_default(value: str | None, monkeypatch: pytest.MonkeyPatch):
-    """Without a choice, and with the choice of MLflow, the given maker of MLflow's destination is used."""
+    """Without a choice, and if MLflow is chosen, the given factory creates MLflow's destination."""
     if value is not None:
         monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", value)
     expected = taker()
@@ -142,7 +142,7 @@ def test_otlp_can_be_chosen(value: str, monkeypatch: pytest.MonkeyPatch):
 def test_a_value_that_cannot_work_is_an_error_at_once(
     variables: dict[str, str], said: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """A bad value is one ConfigurationError that names the variable or value and what can be given instead."""
+    """A bad value raises one ConfigurationError with the variable or value and the valid choices."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as raised:
@@ -153,7 +153,7 @@ def test_a_value_that_cannot_work_is_an_error_at_once(
 
 def test_a_tracking_uri_that_mlflow_does_not_know_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch):
     """An MLFLOW_TRACKING_URI with a scheme that MLflow does not have is one ConfigurationError."""
-    # What was set in this process goes before the variable.
+    # A URI set in this process takes precedence over the variable.
     mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "carrier-pigeon://host")
     with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_URI"):
@@ -161,7 +161,7 @@ def test_a_tracking_uri_that_mlflow_does_not_know_is_an_error_at_once(monkeypatc
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
-    """Without OpenTelemetry's exporter the error says which extra to install."""
+    """Without OpenTelemetry's exporter the error names the extra to install."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(MissingDependencyError, match=re.escape(install_command("server"))):
@@ -170,7 +170,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(("value", "seconds"), [(None, 3600.0), ("", 3600.0), ("0", 0.0), ("7.5", 7.5)])
 def test_the_wait_can_be_chosen(value: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch):
-    """AGENT_GATEWAY_WAIT_SECONDS says how long a mirror waits for its caller's trace; an hour by default."""
+    """AGENT_GATEWAY_WAIT_SECONDS sets how long a mirror waits for its caller's trace; an hour by default."""
     if value is not None:
         monkeypatch.setenv("AGENT_GATEWAY_WAIT_SECONDS", value)
     assert wait_seconds_from_environment() == seconds
@@ -178,14 +178,14 @@ def test_the_wait_can_be_chosen(value: str | None, seconds: float, monkeypatch: 
 
 @pytest.mark.parametrize("value", ["an hour", "-1", "nan", "inf"])
 def test_a_wait_that_is_not_a_time_is_an_error(value: str, monkeypatch: pytest.MonkeyPatch):
-    """What is not a number of seconds is one ConfigurationError with the variable's name."""
+    """Anything but a number of seconds raises one ConfigurationError with the variable's name."""
     monkeypatch.setenv("AGENT_GATEWAY_WAIT_SECONDS", value)
     with pytest.raises(ConfigurationError, match="AGENT_GATEWAY_WAIT_SECONDS"):
         wait_seconds_from_environment()
 
 
 def test_the_experiment_cannot_be_chosen_any_more(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
-    """AGENT_GATEWAY_EXPERIMENT_ID is gone; who still sets it is told why."""
+    """AGENT_GATEWAY_EXPERIMENT_ID was removed; the error tells users who still set it why."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPERIMENT_ID", "7")
     check_environment()
     assert ["3.18" in message for message in logged.messages] == [True]
@@ -201,10 +201,10 @@ def call_under(parent: TraceContext | None) -> Any:
 
 
 def agents_call(in_span: Callable[[Any], object] = lambda call: None) -> tuple[str, Any]:
-    """Trace an agent that makes a call; returns the trace's id and the call.
+    """Trace an agent that makes a call; returns the trace id and the call.
 
     Args:
-        in_span: Runs inside the agent's span, so before MLflow stores the trace.
+        in_span: Runs inside the agent's span, before MLflow stores the trace.
     """
     with mlflow.start_span("agent") as agent:
         call = call_under(current_trace_context())
@@ -213,7 +213,7 @@ def agents_call(in_span: Callable[[Any], object] = lambda call: None) -> tuple[s
 
 
 def stored(trace_id: str) -> Trace:
-    """Return a trace as the store has it."""
+    """Return a trace as stored."""
     trace: Trace = MlflowClient().get_trace(trace_id)
     return trace
 
@@ -232,19 +232,19 @@ def destination(store: SqlAlchemyStore) -> MlflowDestination:
 
 @pytest.mark.parametrize("first", ["mirror", "caller"])
 def test_the_mirror_joins_the_callers_trace(first: str, caller: str, destination: MlflowDestination):
-    """Whichever comes first, the trace is one, in the caller's experiment, with its tokens and cost counted once."""
+    """In either order the trace stays one, in the caller's experiment, with tokens and cost counted once."""
     exporter = Exporter(destination)
 
     def send(call: Any) -> None:
         exporter.submit(call)
-        # Before the caller's trace is known, the mirror waits.
+        # The mirror waits until the caller's trace is known.
         assert exporter.flush(DEADLINE_S if first == "caller" else 0.2) is (first == "caller")
 
     trace_id, call = agents_call(send if first == "mirror" else lambda call: None)
     if first == "caller":
         send(call)
     assert exporter.flush(DEADLINE_S)
-    deliver_to(destination, call)  # once more, as after an answer that was lost
+    deliver_to(destination, call)  # Sent again, as after a lost answer.
 
     trace = stored(trace_id)
     assert trace.info.experiment_id == caller
@@ -270,7 +270,7 @@ def test_the_mirror_joins_the_callers_trace(first: str, caller: str, destination
 def test_cache_writes_for_one_hour_have_their_price(
     caller: str, store: SqlAlchemyStore, destination: MlflowDestination, monkeypatch: pytest.MonkeyPatch
 ):
-    """MLflow's own price list counts Anthropic's one-hour cache writes at their price; LiteLLM's function cannot."""
+    """MLflow's price list has the price of Anthropic's one-hour cache writes; LiteLLM's function does not."""
     monkeypatch.setitem(sys.modules, "litellm", None)
     row = next(row for row in ROWS if row.name == "Anthropic")
     model = "claude-sonnet-4-5-20250929"
@@ -289,13 +289,13 @@ def test_cache_writes_for_one_hour_have_their_price(
 
 
 PLAIN_BYTES = 1_400
-"""What MLflow stores of both spans of a plain call, as JSON. One fact more is 35 bytes or more."""
+"""What MLflow stores for both spans of a plain call, as JSON. One more fact takes 35 bytes or more."""
 
 
 def test_what_a_plain_call_takes_in_the_database(
     caller: str, store_uri: str, store: SqlAlchemyStore, destination: MlflowDestination
 ):
-    """A plain call takes less than with MLflow's own mirror, and anything more in it has to be a decision."""
+    """A plain call takes less space than with MLflow's own mirror; adding to it must be a decision."""
     now = time.time_ns()
     call = plain_call(
         parent=TraceContext(secrets.randbits(128), new_span_id(), 1),
@@ -303,7 +303,7 @@ def test_what_a_plain_call_takes_in_the_database(
         start_time_ns=now,
         end_time_ns=now + 40_000_000,
         linked=TraceContext(secrets.randbits(128), new_span_id(), 1),
-        # MLflow's store sets the cost itself.
+        # MLflow's store computes the cost.
         attempts=[plain_attempt(start_time_ns=now + 10_000_000, end_time_ns=now + 30_000_000, cost=None)],
     )
     begin_trace(store, call.parent)
@@ -320,9 +320,9 @@ def test_what_a_plain_call_takes_in_the_database(
 def test_mirrors_that_come_after_the_end_are_counted(
     late: int, counts_itself: bool, caller: str, destination: MlflowDestination
 ):
-    """Of three calls, however many of the mirrors come after the trace has ended, all tokens are counted, once.
+    """Of three calls, all tokens are counted once, however many mirrors arrive after the trace has ended.
 
-    A caller that counts its own tokens is taken at its word, as MLflow does.
+    A caller's own token counts are used as they are, as MLflow does.
     """
     with mlflow.start_span("agent") as agent:
         agent.set_attribute("mine", 1)
@@ -358,7 +358,7 @@ class BrokenStore(SqlStore):
 def test_totals_that_cannot_be_completed_do_not_keep_mirrors(
     caller: str, store: SqlAlchemyStore, logged: pytest.LogCaptureFixture
 ):
-    """Where MLflow does not let a trace be read, the mirrors are sent all the same, and one warning says so."""
+    """If MLflow does not allow reading a trace, mirrors are still sent, and one warning says so."""
     begin_trace(store)
     destination = MlflowDestination(BrokenStore(lambda: store))
     exporter = Exporter(destination)
@@ -368,12 +368,12 @@ def test_totals_that_cannot_be_completed_do_not_keep_mirrors(
     assert (exporter.counts().sent, exporter.dropped) == (2, 0)
     assert ["AttributeError" in message for message in logged.messages] == [True]
     assert "canary" not in logged.text
-    # Its thread would try again, and say so, in other tests.
+    # Its thread would retry and warn in other tests.
     destination.after_fork()
 
 
 def test_the_tracking_uri_is_where_mirrors_go(caller: str):
-    """Outside an MLflow server, mirrors go where MLFLOW_TRACKING_URI says."""
+    """Outside an MLflow server, mirrors go to MLFLOW_TRACKING_URI."""
     exporter = exporter_from_environment()
     trace_id, call = agents_call()
     exporter.submit(call)
@@ -387,7 +387,7 @@ def test_the_tracking_uri_is_where_mirrors_go(caller: str):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_store_that_keeps_no_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """MLflow's file store cannot log spans; that is said, and the gateway works on."""
+    """MLflow's file store cannot log spans; a warning says so, and the gateway works on."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     store: AbstractStore = FileStore(str(tmp_path))
     destination = MlflowDestination(SqlStore(lambda: store))
@@ -396,13 +396,13 @@ def test_a_store_that_keeps_no_spans(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def refused(code: int) -> Exception:
-    """Return what the exporter makes of an exception of MLflow with a code."""
+    """Return the exporter's error for an MLflow exception with this code."""
     return as_export_error(MlflowException("canary", error_code=code))
 
 
 @pytest.mark.parametrize("code", [INVALID_PARAMETER_VALUE, BAD_REQUEST])
 def test_what_mlflow_refuses(code: int):
-    """An answer that says that the spans are wrong is about the spans; the reason is MLflow's code, not its message."""
+    """An answer that calls the spans invalid rejects them; the reason is MLflow's code, not its message."""
     error = refused(code)
     assert type(error) is Refused
     assert "canary" not in str(error)
@@ -410,20 +410,20 @@ def test_what_mlflow_refuses(code: int):
 
 @pytest.mark.parametrize("code", [INVALID_STATE, RESOURCE_DOES_NOT_EXIST])
 def test_a_trace_that_is_gone(code: int):
-    """A trace that was deleted or archived takes no spans any more."""
+    """A deleted or archived trace does not accept spans."""
     assert type(refused(code)) is TraceGone
 
 
 @pytest.mark.parametrize("code", [TEMPORARILY_UNAVAILABLE, REQUEST_LIMIT_EXCEEDED, UNAUTHENTICATED, PERMISSION_DENIED])
 def test_what_says_that_the_store_is_away(code: int):
-    """A server in trouble or without a permission may be mended, so the mirrors wait."""
+    """A server in trouble or a missing permission may be fixed, so the mirrors wait."""
     error = refused(code)
     assert type(error) is Unavailable
     assert "canary" not in str(error)
 
 
 def test_an_error_of_the_server_says_nothing_of_the_store():
-    """The server fails of some spans (HTTP 500), and may take others."""
+    """The server may fail for some spans (HTTP 500) and accept others."""
     error = refused(INTERNAL_ERROR)
     assert type(error) is ExportError
     assert str(error) == "HTTP 500"

@@ -1,4 +1,4 @@
-"""MLflow may move what we use of it: each private name is removed in turn, and mirrors go on or say what to do."""
+"""MLflow may move private names: each is removed in turn, and mirrors are still sent or a warning says what to do."""
 
 import sys
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ def store(tmp_path: Path) -> Iterator[SqlAlchemyStore]:
 def test_the_columns_of_traces(
     name: str, store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ):
-    """Traces are then looked up by MLflow's public method, and one warning names the version."""
+    """Traces are looked up with MLflow's public method, and one warning has the version."""
     stand_in: object = store
     if name == "mlflow_columns":
-        # As where something that it imports has moved.
+        # Like an import error of something that it needs.
         monkeypatch.setitem(sys.modules, mlflow_columns.__name__, None)
         monkeypatch.delattr(export, name)
     elif name == "SqlTraceInfo":
@@ -54,7 +54,7 @@ def test_the_columns_of_traces(
 
 
 def test_the_servers_tracking_store(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
-    """Inside a server whose store cannot be found, mirrors wait, and the log names the version and the remedy."""
+    """If the store cannot be found inside a server, mirrors wait, and the log has the version and the remedy."""
     monkeypatch.setitem(sys.modules, "mlflow.server.handlers", None)
     exporter = Exporter(MlflowDestination(SqlStore(server_store)))
     exporter.submit(full_call())
@@ -67,7 +67,7 @@ def test_the_servers_tracking_store(monkeypatch: pytest.MonkeyPatch, logged: pyt
 def test_the_clients_requests(
     store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ):
-    """Where MLflow's client sends requests in another way, its own methods are used, and one warning says so."""
+    """If MLflow's client sends requests in another way, its own methods are used, and one warning says so."""
     monkeypatch.setitem(sys.modules, "mlflow.utils.rest_utils", None)
     monkeypatch.delitem(sys.modules, "agent_gateway_client.server.export.mlflow_server", raising=False)
     assert isinstance(store_of(store), SqlStore)

@@ -1,4 +1,4 @@
-"""An OTLP endpoint as the place that spans are sent to."""
+"""An OTLP endpoint as the destination."""
 
 import logging
 import socket
@@ -36,7 +36,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 def value_of(value: AnyValue) -> Any:
-    """Return what an OTLP value holds."""
+    """Return the value of an OTLP value message."""
     kind = value.WhichOneof("value")
     if kind == "array_value":
         return [value_of(item) for item in value.array_value.values]
@@ -44,7 +44,7 @@ def value_of(value: AnyValue) -> Any:
 
 
 def dict_of(attributes: Any) -> dict[str, Any]:
-    """Return OTLP attributes as a dictionary; none of them twice."""
+    """Return OTLP attributes as a dictionary; keys are unique."""
     pairs: list[KeyValue] = list(attributes)
     assert len({pair.key for pair in pairs}) == len(pairs)
     return {pair.key: value_of(pair.value) for pair in pairs}
@@ -109,7 +109,7 @@ def test_spans_can_be_compressed(receiver: Receiver, monkeypatch: pytest.MonkeyP
 def test_an_endpoint_that_cannot_take_them_is_tried_again(
     receiver: Receiver, status: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Spans wait for an endpoint that is in trouble or not yet set up right, and arrive once."""
+    """Spans wait for an endpoint that is failing or misconfigured, and arrive once."""
     receiver.troubles = [status]
     exporter = exporter_from_environment()
     exporter.submit(full_call())
@@ -120,7 +120,7 @@ def test_an_endpoint_that_cannot_take_them_is_tried_again(
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_the_endpoint_refuses_is_rejected(receiver: Receiver, status: int):
-    """A request that the endpoint calls wrong must not be sent for ever, nor hold up those behind it."""
+    """A request that the endpoint rejects is neither sent for ever nor blocks those behind it."""
     receiver.troubles = [status]
     destination = OtlpDestination()
     with pytest.raises(Refused):
@@ -130,7 +130,7 @@ def test_what_the_endpoint_refuses_is_rejected(receiver: Receiver, status: int):
 def test_an_endpoint_that_is_away_is_no_flood_of_logs(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """A try that fails is an exception for the exporter, which logs once a minute; nothing else logs it."""
+    """A failed try raises an exception for the exporter, which logs once a minute; nothing else logs it."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
@@ -142,7 +142,7 @@ def test_an_endpoint_that_is_away_is_no_flood_of_logs(
 
 
 def test_an_endpoint_for_traces_alone(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
-    """The variables for traces go before those for all signals, and their endpoint is taken as it is."""
+    """The variables for traces take precedence over those for all signals, and their endpoint is used unchanged."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{receiver.url}/otlp/here")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
@@ -169,9 +169,9 @@ def test_an_endpoint_that_does_not_answer_is_given_up(receiver: Receiver, monkey
 
 
 def test_an_endpoint_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An https endpoint is trusted with the certificate in OTEL_EXPORTER_OTLP_CERTIFICATE, and not without.
+    """An https endpoint is trusted only with the certificate in OTEL_EXPORTER_OTLP_CERTIFICATE.
 
-    That there is a bundle of others for all programs of the machine makes no difference.
+    A bundle of other certificates for all programs of the machine does not change that.
     """
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
     certificate = make_certificate(tmp_path)
@@ -189,7 +189,7 @@ def test_an_endpoint_with_a_certificate_of_its_own(tmp_path: Path, monkeypatch: 
 
 
 def test_the_resource_is_what_the_environment_says(receiver: Receiver, monkeypatch: pytest.MonkeyPatch):
-    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES are honoured, and the scope is ours."""
+    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES apply, and the scope is this package's."""
     monkeypatch.setenv("OTEL_SERVICE_NAME", "our gateway")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
     _resource.cache_clear()
@@ -205,7 +205,7 @@ def test_the_resource_is_what_the_environment_says(receiver: Receiver, monkeypat
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
 def test_an_answer_is_named_as_such(receiver: Receiver, status: int):
-    """What a collector answers is what the log and the doctor say, and not a ConnectionError."""
+    """The log and the doctor show the collector's answer, not a ConnectionError."""
     receiver.troubles = [status] * 9
     destination = OtlpDestination()
     with pytest.raises(Unavailable, match=f"HTTP {status}"):
@@ -213,7 +213,7 @@ def test_an_answer_is_named_as_such(receiver: Receiver, status: int):
 
 
 def test_spans_that_are_rejected_of_a_request_that_is_taken(receiver: Receiver, logged: pytest.LogCaptureFixture):
-    """OTLP's partial success is said once."""
+    """One warning reports OTLP's partial success."""
     receiver.answer = ExportTraceServiceResponse(
         partial_success=ExportTracePartialSuccess(rejected_spans=2, error_message="canary")
     ).SerializeToString()
@@ -227,7 +227,7 @@ def test_spans_that_are_rejected_of_a_request_that_is_taken(receiver: Receiver, 
 
 @pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_CERTIFICATE", "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY"])
 def test_a_file_that_does_not_exist_is_an_error_at_the_start(variable: str, monkeypatch: pytest.MonkeyPatch):
-    """A certificate's path with a typing error is found when the gateway starts."""
+    """A misspelled certificate path raises an error when the gateway starts."""
     monkeypatch.setenv(variable, "/no/such/file.pem")
     with pytest.raises(ConfigurationError, match=f"{variable} is '/no/such/file.pem'"):
         OtlpDestination()
@@ -235,7 +235,7 @@ def test_a_file_that_does_not_exist_is_an_error_at_the_start(variable: str, monk
 
 @pytest.mark.parametrize(("rejected", "sent"), [(1, 1), (3, 0)])
 def test_rejected_spans_are_counted(receiver: Receiver, rejected: int, sent: int):
-    """It is not said whose they are: a call is dropped only where all spans of the request were rejected."""
+    """OTLP does not say which spans: a call is dropped only if all spans of the request were rejected."""
     receiver.answer = ExportTraceServiceResponse(
         partial_success=ExportTracePartialSuccess(rejected_spans=rejected)
     ).SerializeToString()

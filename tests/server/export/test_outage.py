@@ -1,7 +1,7 @@
-"""A gateway whose store is away: callers do not notice, and afterwards every mirror is there, once.
+"""A gateway whose store is down: callers notice nothing, and afterwards each mirror is stored once.
 
-With NIGHTLY the store, a real MLflow server too, is away for a minute of 20 calls a second, and what the calls took is
-compared with those of the same gateway without the companion, side by side. The figures are printed.
+With NIGHTLY the store, also a real MLflow server, is down for a minute at 20 calls a second, and latencies are compared
+with those of the same gateway without the companion, side by side. The figures are printed.
 """
 
 import statistics
@@ -31,7 +31,7 @@ CALLS_PER_SECOND = 20
 
 @pytest.fixture(autouse=True)
 def quick() -> None:
-    """Here the exporter takes its pauses as in production."""
+    """Keep the exporter's pauses as in production here."""
 
 
 class Store(Protocol):
@@ -45,7 +45,7 @@ class Store(Protocol):
     def stop(self) -> None: ...
 
     def parents(self) -> Counter[str]:
-        """Return the ids of the callers' spans that have mirrors, with the number of those."""
+        """Return the ids of the callers' spans that have mirrors, with the number of mirrors."""
 
 
 class ReceivingStore(Receiver):
@@ -79,7 +79,7 @@ def running(kind: str, directory: Path) -> Iterator[Store]:
 
 @pytest.mark.parametrize("kind", ["otlp", "mlflow", *(["mlflow server"] if NIGHTLY else [])])
 def test_the_store_is_away(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    """Each call is served, in the time that it takes without the companion; then each has its one mirror."""
+    """Each call is served as fast as without the companion; afterwards each has its one mirror."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp" if kind == "otlp" else "mlflow")
     with ExitStack() as stack:
         store = stack.enter_context(running(kind, tmp_path))
@@ -106,7 +106,7 @@ def test_the_store_is_away(kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
         took: list[list[float]] = [[], []]
         began = time.monotonic()
         for number in range(1, CALLS + 1):
-            # Each is first as often as the other.
+            # Alternate which is first.
             for which in (0, 1) if number % 2 else (1, 0):
                 took[which].append(call(clients[which], number))
             if NIGHTLY:

@@ -1,4 +1,4 @@
-"""The exporter at the edges of a process: its end, and a fork."""
+"""The exporter when a process ends or forks."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from agent_gateway_client.server.export import Exporter
 
 
 def run(code: str) -> list[str]:
-    """Run code in a new interpreter, and return the lines it prints."""
+    """Run code in a new interpreter, and return its output lines."""
     path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", SCRIPT + code],
@@ -30,7 +30,7 @@ def run(code: str) -> list[str]:
 
 @pytest.mark.parametrize("way_out", ["pass", "sys.exit()", "raise SystemExit(0)"])
 def test_what_waits_is_sent_when_the_process_ends(way_out: str):
-    """A process that ends by itself sends its last calls first."""
+    """A process that ends normally sends its last calls first."""
     lines = run(f"""
 destination = MemoryDestination(lambda names: print(*names, flush=True))
 Exporter(destination).submit(small_call("a"))
@@ -41,7 +41,7 @@ Exporter(destination).submit(small_call("a"))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork()")
 def test_a_fork_sends_only_its_own_calls():
-    """After a fork the child starts afresh: it sends its own calls, and the parent those that waited before."""
+    """After a fork the child has an empty queue and sends its own calls; the parent sends those that waited before."""
     lines = run("""
 go_on = threading.Event()
 destination = MemoryDestination(lambda names: go_on.wait(DEADLINE_S))
@@ -81,7 +81,7 @@ def call(name="a"):
 
 
 def test_no_thread_per_call_while_the_exporter_is_made():
-    """Calls that end while the exporter is being made, which may take seconds, start two threads in all."""
+    """Calls that end while the exporter is being made, which may take seconds, start only two threads in total."""
     lines = run(f"""{SLOW_TO_MAKE}
 before = threading.active_count()
 for _ in range(1_000):
@@ -95,7 +95,7 @@ print(len(destination.spans))
 
 
 def test_a_machine_without_threads_while_the_exporter_is_made():
-    """Where no thread can be started, calls are served; they wait for a thread."""
+    """If no thread can be started, calls are served; they wait for a thread."""
     lines = run(f"""{SLOW_TO_MAKE}
 go_on.set()
 start = threading.Thread.start
@@ -116,7 +116,7 @@ print(len(destination.spans))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork()")
 def test_a_fork_while_the_exporter_is_made():
-    """A child that is forked just then mirrors its own calls, and ends."""
+    """A child forked at that moment mirrors its own calls, and ends."""
     lines = run(f"""{SLOW_TO_MAKE}
 call("parent")
 while not shared._exporter.destination._is_being_made:
@@ -135,7 +135,7 @@ if child:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork()")
 def test_a_pool_of_processes_while_the_exporter_is_made():
-    """multiprocessing.Pool works and ends, whatever the exporter is doing at the fork."""
+    """multiprocessing.Pool works and ends, whatever the exporter does at the fork."""
     lines = run(f"""{SLOW_TO_MAKE}
 call("parent")
 while not shared._exporter.destination._is_being_made:
@@ -149,7 +149,7 @@ go_on.set()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork()")
 def test_a_fork_while_modules_are_imported():
-    """A child whose parent was importing MLflow cannot import it; it drops its mirrors, says so, works and ends."""
+    """A child whose parent was importing MLflow cannot import it; it drops its mirrors, warns, works and ends."""
     lines = run(f"""{SLOW_TO_MAKE}
 import logging, sys, types
 logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -175,7 +175,7 @@ else:
 
 
 def test_a_stop_while_the_store_hangs():
-    """A process whose store does not answer ends at its deadline, for all of its exporters together."""
+    """A process whose store does not answer ends at one deadline for all its exporters."""
     lines = run("""
 from agent_gateway_client.server.export import exporter
 exporter.STOP_SECONDS = 0.5

@@ -1,4 +1,4 @@
-"""The exporter and real destinations, when the store is in trouble: nothing is lost, and nothing arrives twice."""
+"""The exporter and real destinations with a failing store: nothing is lost, and nothing arrives twice."""
 
 import os
 import sqlite3
@@ -29,7 +29,7 @@ def receiver() -> Receiver:
 
 @pytest.fixture(params=["mlflow", "otlp"])
 def exporter(request: pytest.FixtureRequest, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Exporter:
-    """An exporter to MLflow's server, or to an OTLP endpoint, that does not wait long for an answer."""
+    """An exporter to MLflow's server, or to an OTLP endpoint, with short timeouts."""
     monkeypatch.setattr(mlflow_server, "TIMEOUT_SECONDS", 1)
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", request.param)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", receiver.url)
@@ -44,7 +44,7 @@ def names(receiver: Receiver) -> list[str]:
 
 @pytest.mark.parametrize("troubles", TROUBLES, ids=lambda troubles: "-".join(map(str, troubles)))
 def test_a_store_in_trouble_is_tried_again(troubles: list[Trouble], receiver: Receiver, exporter: Exporter):
-    """An answer that is no yes, a broken connection or none at all: the mirrors wait, and arrive once."""
+    """After an error, a broken connection or a timeout the mirrors wait, and arrive once."""
     receiver.troubles = list(troubles)
     with receiver:
         submit(exporter, "ab")
@@ -56,7 +56,7 @@ def test_a_store_in_trouble_is_tried_again(troubles: list[Trouble], receiver: Re
 
 
 def test_a_store_that_is_down_at_the_start(receiver: Receiver, exporter: Exporter, logged: pytest.LogCaptureFixture):
-    """A gateway that is started before its store, or restarted while that is away, loses nothing for it."""
+    """A gateway that starts before its store loses nothing."""
     submit(exporter, "a")
     assert not exporter.flush(1)
     with receiver:
@@ -68,7 +68,7 @@ def test_a_store_that_is_down_at_the_start(receiver: Receiver, exporter: Exporte
 
 
 def test_a_store_that_dies_and_comes_back(receiver: Receiver, exporter: Exporter):
-    """Connections that were kept open are of no use any more; what was sent before is not sent again."""
+    """Kept-alive connections no longer work; mirrors sent before are not sent again."""
     with receiver:
         submit(exporter, "a")
         assert exporter.flush(DEADLINE_S)
@@ -83,7 +83,7 @@ def test_a_store_that_dies_and_comes_back(receiver: Receiver, exporter: Exporter
 
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_a_store_refuses_is_not_sent_for_ever(status: int, receiver: Receiver, exporter: Exporter):
-    """An answer about the spans themselves is final, whatever its body says: they are dropped and counted."""
+    """A rejection of the spans themselves is final, whatever its body is: they are dropped and counted."""
     receiver.troubles = [status] * 5
     with receiver:
         submit(exporter, "a")
@@ -101,7 +101,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(database: Path) -> Iterator[Exporter]:
-    """An exporter into MLflow's tables in SQLite, which gives up soon on a locked database."""
+    """An exporter into MLflow's tables in SQLite, with a short timeout for a locked database."""
     mlflow_store = SqlAlchemyStore(f"sqlite:///{database}?timeout=0.05", "mlflow-artifacts:/")
     begin_trace(mlflow_store)
     yield Exporter(MlflowDestination(SqlStore(lambda: mlflow_store)))
@@ -115,7 +115,7 @@ def stored(database: Path, call: GatewayCall) -> int:
 
 
 def test_a_locked_database(database: Path, store: Exporter):
-    """While somebody else writes for long, mirrors wait."""
+    """Mirrors wait while another process writes for long."""
     call = GatewayCall(PARENT, endpoint="locked", start_time_ns=1, end_time_ns=2)
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -152,9 +152,9 @@ print("stored:", exporter.flush(DEADLINE_S), "dropped:", exporter.dropped, flush
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
 def test_a_full_disk(database: Path, store: Exporter):
-    """While nothing can be written any more mirrors wait, and when there is room again they are all stored.
+    """Mirrors wait while nothing can be written, and all are stored once there is room again.
 
-    The process is not allowed to make any file longer, which fails as a full disk does.
+    The process may not make any file longer, which fails like a full disk.
     """
     path = os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

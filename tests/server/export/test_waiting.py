@@ -1,4 +1,4 @@
-"""Calls whose traces the destination does not know: they wait, bounded in number, bytes and time, and are counted."""
+"""Calls whose traces are unknown to the destination wait, bounded in number, bytes and time, and are counted."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ from tests.support.server import DEADLINE_S, MemoryDestination, full_call
 
 
 class Knowing(MemoryDestination):
-    """A destination that knows some traces, and where others are."""
+    """A destination that knows some traces, and the places of others."""
 
     def __init__(self, *known: int, in_workspaces: Mapping[int, str] | None = None) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def call_in(trace_id: int, name: str = "a") -> GatewayCall:
 
 
 def test_nothing_is_stored_for_a_trace_that_is_not_known():
-    """A mirror waits until its trace is known, while those of other traces are stored."""
+    """A mirror waits until its trace is known; those of other traces are stored meanwhile."""
     destination = Knowing(2)
     exporter = Exporter(destination)
     exporter.submit(call_in(1, "early"))
@@ -62,7 +62,7 @@ def test_nothing_is_stored_for_a_trace_that_is_not_known():
 
 
 def test_a_trace_that_never_comes(logged: pytest.LogCaptureFixture):
-    """A call whose trace is not known in time is dropped, counted by its reason, and said with what to do."""
+    """A call whose trace is not known in time is dropped and counted by its reason; the warning says what to do."""
     destination = Knowing()
     exporter = Exporter(destination, wait_seconds=0.0)
     exporter.submit(call_in(1))
@@ -75,7 +75,7 @@ def test_a_trace_that_never_comes(logged: pytest.LogCaptureFixture):
 
 
 def test_a_trace_in_another_workspace(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture):
-    """A trace that lives in another workspace does not come; that is the reason which is counted and said."""
+    """A trace in another workspace never appears; this is the reason in the count and the warning."""
     monkeypatch.setattr(sender, "_OTHER_WORKSPACES_SECONDS", 0.0)
     destination = Knowing(in_workspaces={1: "team-b"})
     exporter = Exporter(destination)
@@ -89,7 +89,7 @@ def test_a_trace_in_another_workspace(monkeypatch: pytest.MonkeyPatch, logged: p
 
 @pytest.mark.parametrize("bound", ["number", "bytes"])
 def test_what_waits_is_bounded(bound: str):
-    """Beyond either bound the oldest are dropped and counted."""
+    """Above either bound the oldest are dropped and counted."""
     destination = Knowing()
     size = size_of(call_in(1))
     bounds = {"max_waiting_calls": 10} if bound == "number" else {"max_waiting_bytes": 10 * size}
@@ -107,7 +107,7 @@ def test_what_waits_is_bounded(bound: str):
 
 
 def test_calls_that_wait_hold_no_payload():
-    """What a call holds on to while it is served is let go of while it waits: less than a twentieth stays."""
+    """A waiting call keeps less than a twentieth of what it holds while it is served."""
     destination = Knowing()
     exporter = Exporter(destination)
     exporter.submit(call_in(1))
@@ -134,7 +134,7 @@ def test_calls_that_wait_hold_no_payload():
 
 
 def test_sizes_are_about_right():
-    """What a call is said to take is what it takes, within a factor of two."""
+    """A call's estimated size is right within a factor of two."""
     waiting = WaitingCalls(100_000, 1 << 40)
     tracemalloc.start()
     for number in range(2_000):
@@ -147,14 +147,14 @@ def test_sizes_are_about_right():
 
 
 def test_pauses_grow_with_the_wait():
-    """A mirror is late by a tenth of the time its trace took, by half a second at least, half a minute at most."""
+    """A mirror is late by a tenth of its trace's duration, by at least half a second and at most half a minute."""
     assert pause_after(0.0) < 1.0
     assert pause_after(60.0) == 6.0
     assert pause_after(100_000.0) == 30.0
 
 
 def test_a_stop_looks_until_its_deadline():
-    """A trace that comes while the process stops gets its mirrors."""
+    """A trace that appears while the process stops gets its mirrors."""
     destination = Knowing()
     exporter = Exporter(destination)
     exporter.submit(call_in(1))
@@ -169,7 +169,7 @@ def test_a_stop_looks_until_its_deadline():
 
 
 def test_a_stop_counts_what_it_gives_up(logged: pytest.LogCaptureFixture):
-    """What waits for its trace at the stop's deadline is lost, counted, and never stored after that."""
+    """A mirror that still waits at the stop's deadline is lost, counted, and never stored later."""
     destination = Knowing()
     exporter = Exporter(destination)
     exporter.submit(call_in(1))
@@ -196,7 +196,7 @@ actions = st.lists(
 @settings(deadline=None)
 @given(actions, st.integers(1, 8))
 def test_no_call_is_lost_or_doubled(steps: list[tuple[str, Any]], most: int):
-    """Whatever is added, taken and put back: each call is in one place, and the bound holds."""
+    """After any adding, taking and putting back, each call is in one place, and the bound holds."""
     waiting = WaitingCalls(most, 1 << 40)
     inside: set[int] = set()
     taken: list[Any] = []
@@ -226,7 +226,7 @@ def test_no_call_is_lost_or_doubled(steps: list[tuple[str, Any]], most: int):
 
 
 def test_looking_up_ten_thousand_is_one_question():
-    """All traces that are due at a time are looked up in batches, not one by one."""
+    """All traces due at the same time are looked up in batches, not one by one."""
     destination = Knowing()
     exporter = Exporter(destination)
     for number in range(1, 1_001):
@@ -242,7 +242,7 @@ def test_looking_up_ten_thousand_is_one_question():
 
 
 def test_no_span_is_made_of_a_call_that_waits(monkeypatch: pytest.MonkeyPatch):
-    """However often its trace is looked up: the spans of ten thousand waiting calls would be made again each time."""
+    """A look-up does not make spans: those of ten thousand waiting calls would be made again each time."""
     made = []
     mirror = delivery.mirror
     monkeypatch.setattr(delivery, "mirror", lambda call, *more: made.append(call.endpoint) or mirror(call, *more))
@@ -258,7 +258,7 @@ def test_no_span_is_made_of_a_call_that_waits(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_more_calls_wait_the_longer_are_the_pauses():
-    """Look-ups of all that waits take a stated share of the time; those of one batch need no longer pause."""
+    """Look-ups take a bounded share of the time; those of a single batch need no longer pause."""
     exporter = Exporter(Knowing())
     for number in range(1, Destination.max_batch + 1):
         exporter._waiting.add(call_in(number), now=0.0)

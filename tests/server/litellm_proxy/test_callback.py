@@ -1,6 +1,6 @@
-"""What the LiteLLM Proxy's callback makes of callbacks in an order, or of a shape, that no test can provoke at will.
+"""The LiteLLM Proxy's callback with events in orders and shapes that no test can provoke in the real proxy.
 
-The shapes are those that litellm 1.106.2 was seen to hand out; tests/e2e/test_litellm_proxy*.py run the real proxy.
+The shapes were observed in litellm 1.106.2; tests/e2e/test_litellm_proxy*.py run the real proxy.
 """
 
 import asyncio
@@ -46,12 +46,12 @@ DEPLOYMENTS = [
 
 
 def deployment_id(group: str, model: str) -> str:
-    """Return LiteLLM's id of a deployment; a wildcard's is that of all models."""
+    """Return LiteLLM's id of a deployment; with a wildcard, all models have the same id."""
     return "id of *" if "*" in group else f"id of {model}"
 
 
 def key() -> dict[str, Any]:
-    """Return the metadata of a request that the proxy has let in."""
+    """Return the metadata of a request that the proxy has authenticated."""
     return {"user_api_key_auth": UserAPIKeyAuth()}
 
 
@@ -88,7 +88,7 @@ def mirror(destination: MemoryDestination) -> Iterator[LiteLLMProxyMirror]:
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait long for what does not come."""
+    """Shorten the wait for events that do not arrive."""
     monkeypatch.setattr(_callback, "NO_HOOK_SECONDS", 0.01)
     monkeypatch.setattr(_callback, "LATE_EVENT_SECONDS", 0.01)
 
@@ -96,7 +96,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def request(
     call_id: str = "1", headers: Any = None, arrival_time: float | None = 0, method: str = "POST", **more: Any
 ) -> dict[str, Any]:
-    """Return a request's data, as the hooks of the proxy get it. By default, each call id is another request's."""
+    """Return a request's data as the proxy's hooks get it. By default, each call id belongs to one request."""
     headers = {"traceparent": TRACEPARENT} if headers is None else headers
     http = {"url": "http://gw:4000/v1/chat/completions", "method": method, "headers": headers}
     if arrival_time is not None:
@@ -106,7 +106,7 @@ def request(
 
 
 def details(group: str = "chat", model: str = "gpt-4o-mini", first_group: str | None = None, **more: Any) -> Any:
-    """Return a call's details, as LiteLLM logs them: what the router chose is in the metadata."""
+    """Return a call's details as LiteLLM logs them, with the router's choice in the metadata."""
     asked = request(**{key: more.pop(key) for key in ("call_id", "headers", "arrival_time") if key in more})
     routing = {
         "model_group": group,
@@ -145,7 +145,7 @@ def success(model: str = "gpt-4o-mini", group: str = "chat", **payload: Any) -> 
 
 
 def test_cache_writes_for_one_hour():
-    """LiteLLM's usage object, made by LiteLLM of an answer of Anthropic's, has them; its own cost counts them."""
+    """LiteLLM's usage object for an Anthropic answer contains them, and its cost includes them."""
     usage = AnthropicConfig().calculate_usage(CLAUDE_USAGE, None)
     payload = {
         "prompt_tokens": usage.prompt_tokens,
@@ -159,28 +159,28 @@ def test_cache_writes_for_one_hour():
 
 
 def ask(mirror: LiteLLMProxyMirror, *args: Any, **more: Any) -> None:
-    """Tell that a provider is asked."""
+    """Report that a provider is asked."""
     mirror.log_pre_api_call("", CANARY, details(*args, **more))
 
 
 async def fail(mirror: LiteLLMProxyMirror, error: Exception, model: str = "gpt-4o-mini") -> None:
-    """Tell that a deployment has failed."""
+    """Report that a deployment has failed."""
     arguments = request(model_info={"id": f"id of {model}"})
     await mirror.async_post_call_failure_deployment_hook(arguments, error, None)
 
 
 async def log(mirror: LiteLLMProxyMirror, logged: Any) -> None:
-    """Tell of a logged success."""
+    """Report a logged success."""
     await mirror.async_log_success_event(logged, None, None, None)
 
 
 async def respond(mirror: LiteLLMProxyMirror) -> None:
-    """Tell that the response is ready."""
+    """Report that the response is ready."""
     await mirror.async_post_call_success_hook(request(), None, None)
 
 
 async def stream(mirror: LiteLLMProxyMirror, chunks: AsyncIterator[Any]) -> list[Any]:
-    """Read a response that is a stream."""
+    """Read a streamed response."""
     return [chunk async for chunk in mirror.async_post_call_streaming_iterator_hook(None, chunks, request())]
 
 
@@ -190,25 +190,25 @@ async def of(*chunks: Any) -> AsyncIterator[Any]:
 
 
 def sent(mirror: LiteLLMProxyMirror, destination: MemoryDestination) -> list[ReadableSpan]:
-    """Return the spans that have been sent."""
+    """Return the spans sent so far."""
     assert mirror.exporter.flush()
     assert CANARY not in str([span.to_json() for span in destination.spans])
     return destination.spans
 
 
 async def awaited(mirror: LiteLLMProxyMirror, destination: MemoryDestination) -> list[ReadableSpan]:
-    """Return the spans that are sent, as soon as there are some."""
+    """Return the sent spans as soon as there are some."""
     await asyncio.to_thread(destination.wait_for_tries, 1)
     return sent(mirror, destination)
 
 
 def told(spans: list[ReadableSpan]) -> list[tuple[str, str | None]]:
-    """Return the spans' names and failures."""
+    """Return the names and failures of the spans."""
     return [(span.name, facts_of(span).get("error.type")) for span in spans]
 
 
 class ServiceUnavailableError(Exception):
-    """As LiteLLM's: the provider's status, and a message that repeats the prompt."""
+    """Like LiteLLM's: it has the provider's status and a message that repeats the prompt."""
 
     status_code = 503
     llm_provider = "openai"
@@ -221,7 +221,7 @@ MINI = ("provider/openai/gpt-4o-mini", None)
 
 
 async def test_a_call_and_all_its_facts(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """A call is handed on when it has ended and its tokens are known, with what both said."""
+    """A call is submitted once it has ended and its tokens are known, with the facts of the hooks and the log."""
     ask(mirror)
     await respond(mirror)
     assert sent(mirror, destination) == []
@@ -240,7 +240,7 @@ async def test_a_call_and_all_its_facts(mirror: LiteLLMProxyMirror, destination:
 
 @pytest.mark.parametrize("field", ["custom_llm_provider", "call_type"])
 async def test_a_name_that_the_caller_made_up(field: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """LiteLLM takes these from a request's body, and hands them to callbacks before it has checked them."""
+    """LiteLLM takes these names from a request's body and passes them to callbacks before it has checked them."""
     made_up = {field: f"ignore {CANARY}"}
     mirror.log_pre_api_call("", CANARY, {**details(), **made_up})
     error = ServiceUnavailableError()
@@ -259,7 +259,7 @@ FORGED = {
     "deployment_model_name": "chat",
     "model_info": {"id": "id of gpt-4o-mini"},
 }
-"""What a caller may write into a request's metadata, where LiteLLM's router writes too."""
+"""What a caller may write into a request's metadata, which LiteLLM's router writes to as well."""
 
 AT_ROOT = {"proxy_server_request": request()["proxy_server_request"]}
 
@@ -276,14 +276,14 @@ AT_ROOT = {"proxy_server_request": request()["proxy_server_request"]}
 async def test_a_body_that_imitates_the_proxys_notes(
     body: dict[str, Any], mirror: LiteLLMProxyMirror, destination: MemoryDestination
 ):
-    """LiteLLM hands the body of who has no key to the failure hook as it came: it leaves no mirror."""
+    """LiteLLM passes the unchecked body of an unauthenticated caller to the failure hook: it is not mirrored."""
     await mirror.async_post_call_failure_hook({"model": "chat", **body}, ServiceUnavailableError(), None)
     assert sent(mirror, destination) == []
 
 
 @pytest.mark.parametrize("name", ["metadata", "litellm_metadata"])
 async def test_routing_that_the_caller_made_up(name: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """Where no router ran, the caller's own metadata names neither endpoint nor model."""
+    """If no router ran, the caller's own metadata does not set the endpoint or the model."""
     asked = details(model=f"ignore-{CANARY}")
     notes = {**key(), **FORGED}
     asked["litellm_params"] = {"proxy_server_request": request()["proxy_server_request"], name: notes}
@@ -294,7 +294,7 @@ async def test_routing_that_the_caller_made_up(name: str, mirror: LiteLLMProxyMi
 
 
 async def test_metadata_of_the_other_name(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """The router notes what it chose beside the caller's key; what the caller sent under the other name is not read."""
+    """The router writes its choice next to the caller's key; the caller's metadata under the other name is ignored."""
     asked = details("other", "gpt-4o")
     asked["litellm_params"]["litellm_metadata"] = asked["litellm_params"].pop("metadata")
     asked["litellm_params"]["metadata"] = FORGED
@@ -304,7 +304,7 @@ async def test_metadata_of_the_other_name(mirror: LiteLLMProxyMirror, destinatio
 
 
 async def test_a_model_whose_name_reads_as_a_providers(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """Where no provider is known, the model that the caller asked for is not said: it would be taken for one."""
+    """If the provider is unknown, the requested model is left out: it would be mistaken for the answering model."""
     ask(mirror, "any/*", "ignore-that/openai/x", custom_llm_provider="ignore-that")
     await respond(mirror)
     logged = success("ignore-that/openai/x", "any/*", custom_llm_provider="ignore-that")
@@ -315,7 +315,7 @@ async def test_a_model_whose_name_reads_as_a_providers(mirror: LiteLLMProxyMirro
 async def test_a_provider_of_the_proxys_own(
     mirror: LiteLLMProxyMirror, destination: MemoryDestination, monkeypatch: pytest.MonkeyPatch
 ):
-    """A provider that the proxy's configuration adds to LiteLLM's is known."""
+    """A custom provider from the proxy's configuration is recognized."""
     monkeypatch.setattr(litellm, "custom_provider_map", [{"provider": "in-house", "custom_handler": object()}])
     ask(mirror, custom_llm_provider="in-house")
     await respond(mirror)
@@ -324,7 +324,7 @@ async def test_a_provider_of_the_proxys_own(
 
 
 async def test_a_retry_with_the_same_call_id(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """A caller may send x-litellm-call-id, and an SDK sends it again when it retries: these are two requests."""
+    """A caller may send x-litellm-call-id, and an SDK repeats it in a retry: these are two requests."""
     ask(mirror, call_id="chosen")
     await mirror.async_post_call_failure_hook(request("chosen"), ServiceUnavailableError(), None)
     ask(mirror, call_id="chosen", arrival_time=NOW_S + 1)
@@ -334,7 +334,7 @@ async def test_a_retry_with_the_same_call_id(mirror: LiteLLMProxyMirror, destina
 
 
 async def test_a_call_within_a_call(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """LiteLLM serves Gemini's route by a chat completion with another call id: it is one request, with one mirror."""
+    """LiteLLM serves Gemini's route with a chat completion that has another call id: one request, one mirror."""
     inner = details(call_id="inner", arrival_time=NOW_S)
     inner["litellm_params"]["metadata"] = key()
     mirror.log_pre_api_call("", CANARY, inner)
@@ -346,7 +346,7 @@ async def test_a_call_within_a_call(mirror: LiteLLMProxyMirror, destination: Mem
 
 
 async def test_a_pass_through_request_has_no_arrival(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """There, LiteLLM's own call id tells the requests apart."""
+    """Pass-through requests are distinguished by LiteLLM's own call id."""
     for call_id in ("1", "2"):
         ask(mirror, call_id=call_id, arrival_time=None, call_type="pass_through_endpoint")
         await log(mirror, success(call_id=call_id, arrival_time=None, call_type="pass_through_endpoint"))
@@ -354,7 +354,7 @@ async def test_a_pass_through_request_has_no_arrival(mirror: LiteLLMProxyMirror,
 
 
 async def test_a_request_that_calls_no_model(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """GET /v1/batches lists what is stored, and LiteLLM logs failures of single providers within a success."""
+    """GET /v1/batches lists stored batches, and LiteLLM logs failures of single providers within a success."""
     listing = request(method="GET", model_info={"id": "1"})
     await mirror.async_post_call_failure_deployment_hook(listing, ServiceUnavailableError(), None)
     await mirror.async_post_call_success_hook(listing, None, None)
@@ -364,7 +364,7 @@ async def test_a_request_that_calls_no_model(mirror: LiteLLMProxyMirror, destina
 
 @pytest.mark.parametrize("host", ["127.0.0.1:4000", "10.0.0.7", "[dead:beef::1]:4000", "please-say-something.test"])
 async def test_an_address_that_the_caller_wrote(host: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """LiteLLM knows its address only from the Host header, so mirrors have none."""
+    """LiteLLM knows its address only from the Host header, so mirrors have no address."""
     asked = details()
     asked["litellm_params"]["proxy_server_request"]["url"] = f"http://{host}/v1/chat/completions"
     mirror.log_pre_api_call("", CANARY, asked)
@@ -374,7 +374,7 @@ async def test_an_address_that_the_caller_wrote(host: str, mirror: LiteLLMProxyM
 
 
 async def test_the_success_may_be_logged_first(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """The order of a call's end and of its logged success is not fixed."""
+    """A call's end and its logged success may come in any order."""
     ask(mirror)
     await log(mirror, success())
     assert sent(mirror, destination) == []
@@ -383,7 +383,7 @@ async def test_the_success_may_be_logged_first(mirror: LiteLLMProxyMirror, desti
 
 
 async def test_a_success_that_is_never_logged(mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None):
-    """LiteLLM drops log events under load: the mirror then goes without tokens, and what comes late makes no second."""
+    """LiteLLM drops log events under load: the mirror is sent without tokens, and a late event adds no other."""
     ask(mirror)
     await respond(mirror)
     spans = await awaited(mirror, destination)
@@ -395,7 +395,7 @@ async def test_a_success_that_is_never_logged(mirror: LiteLLMProxyMirror, destin
 
 
 async def test_a_route_that_tells_no_end(mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None):
-    """Where no hook tells that the response is ready, the call ends when its last attempt did."""
+    """If no hook reports that the response is ready, the call ends with its last attempt."""
     ask(mirror)
     await log(mirror, success())
     gateway, attempt = await awaited(mirror, destination)
@@ -403,7 +403,7 @@ async def test_a_route_that_tells_no_end(mirror: LiteLLMProxyMirror, destination
 
 
 async def test_a_stream_that_is_carried_on_by_a_fallback(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """A stream that broke off before its first word and was taken over by another deployment is one success."""
+    """A stream that broke before its first word and was continued by another deployment is one success."""
     ask(mirror, "other", "gpt-4o")
 
     async def chunks() -> AsyncIterator[str]:
@@ -422,7 +422,7 @@ async def test_a_stream_that_is_carried_on_by_a_fallback(mirror: LiteLLMProxyMir
 async def test_an_error_in_a_stream_that_only_the_log_knows(
     mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None
 ):
-    """On some routes LiteLLM puts an error into the stream and ends it like any other; the log tells of it."""
+    """On some routes LiteLLM writes an error into the stream and ends it normally; only the log has the error."""
     ask(mirror)
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -438,7 +438,7 @@ async def test_an_error_in_a_stream_that_only_the_log_knows(
 async def test_a_stream_that_fails_and_nobody_tells_the_client(
     mirror: LiteLLMProxyMirror, destination: MemoryDestination, soon: None
 ):
-    """An exception in a stream is the call's failure, also where no hook tells of it."""
+    """An exception in a stream fails the call even if no hook reports it."""
     ask(mirror)
 
     async def chunks() -> AsyncIterator[str]:
@@ -465,7 +465,7 @@ async def test_a_stream_that_fails_and_nobody_tells_the_client(
 async def test_a_client_that_closes_a_stream(
     chunk: Any, error: str | None, mirror: LiteLLMProxyMirror, destination: MemoryDestination
 ):
-    """A client that closes the connection has hung up, unless it had the last event of its API."""
+    """A client that closes the connection has disconnected early, unless it had received the API's last event."""
     ask(mirror)
     streaming = mirror.async_post_call_streaming_iterator_hook(None, of(chunk, "more"), request())
     assert await anext(streaming) is chunk
@@ -475,7 +475,7 @@ async def test_a_client_that_closes_a_stream(
 
 
 async def test_several_attempts_at_once(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """Of several models that are asked at once, the one that answered is the success and the others were given up."""
+    """If several models are asked at once, the one that answered is the success and the others were abandoned."""
     for model in ("slow", "gpt-4o-mini", "slower"):
         ask(mirror, "chat", model)
     await respond(mirror)
@@ -485,7 +485,7 @@ async def test_several_attempts_at_once(mirror: LiteLLMProxyMirror, destination:
 
 
 async def test_a_failure_that_is_told_twice(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """A call within a call fails once, though LiteLLM tells that both have failed."""
+    """A call within a call fails once, although LiteLLM reports both failures."""
     ask(mirror)
     await fail(mirror, ServiceUnavailableError())
     await fail(mirror, ServiceUnavailableError())
@@ -496,7 +496,7 @@ async def test_a_failure_that_is_told_twice(mirror: LiteLLMProxyMirror, destinat
 async def test_a_deployment_that_fails_before_its_provider_is_asked(
     mirror: LiteLLMProxyMirror, destination: MemoryDestination
 ):
-    """A deployment without a key, for one, is a failed attempt, and the next one is another."""
+    """A deployment that fails early, for example without a key, is a failed attempt; the next one is another."""
     await fail(mirror, ServiceUnavailableError(), "gpt-4o")
     ask(mirror)
     await respond(mirror)
@@ -517,7 +517,7 @@ async def test_a_deployment_that_fails_before_its_provider_is_asked(
 async def test_what_an_attempt_failed_of(
     error: Exception, name: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination
 ):
-    """It is the provider's HTTP status; where there is none, the exception's class, and never its message."""
+    """The error type is the provider's HTTP status or, if there is none, the exception's class; never its message."""
     ask(mirror)
     await fail(mirror, error)
     await mirror.async_post_call_failure_hook(request(), error, None)
@@ -527,7 +527,7 @@ async def test_what_an_attempt_failed_of(
 
 
 async def test_names_that_a_caller_can_choose(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """The endpoint is a name of the configuration, and a model that the caller chose is said when it has answered."""
+    """The endpoint is a name from the configuration; a model chosen by the caller is mirrored if it has answered."""
     ask(mirror, "any/*", "gpt-5", first_group=f"any/{CANARY}")
     ask(mirror, "any/*", CANARY, call_id="2")
     await mirror.async_post_call_failure_hook(request("2", model=f"any/{CANARY}"), ServiceUnavailableError(), None)
@@ -545,7 +545,7 @@ async def test_names_that_a_caller_can_choose(mirror: LiteLLMProxyMirror, destin
 async def test_a_request_that_no_deployment_gets(
     model: str, name: str, mirror: LiteLLMProxyMirror, destination: MemoryDestination
 ):
-    """A request that the proxy itself refuses has a mirror without attempts, named if the proxy knows the name."""
+    """A request that the proxy itself rejects has a mirror without attempts, with the model if the proxy knows it."""
     refused = request(model=model)
     mirror.log_pre_api_call("", CANARY, {**details(model), "litellm_no_upstream_llm_call": True})
     await mirror.async_post_call_failure_hook(refused, ServiceUnavailableError(), None)
@@ -564,7 +564,7 @@ async def test_a_request_that_no_deployment_gets(
 async def test_callers_that_are_not_tracing(
     headers: dict[str, str], mirror: LiteLLMProxyMirror, destination: MemoryDestination
 ):
-    """Without a valid, sampled traceparent nothing is kept of a request, and a stream passes as it is."""
+    """Nothing is kept of a request without a valid, sampled traceparent, and its stream passes unchanged."""
     ask(mirror, headers=headers)
     data = request(headers=headers)
     await mirror.async_post_call_success_hook(data, None, None)
@@ -575,7 +575,7 @@ async def test_callers_that_are_not_tracing(
 
 
 async def test_calls_of_one_id(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """Callers choose LiteLLM's ids themselves; the same one in two traces is two calls."""
+    """Callers can set LiteLLM's call ids; the same id in two traces means two calls."""
     other = TRACEPARENT.replace("b7ad6b7169203331", "00f067aa0ba902b7")
     ask(mirror)
     ask(mirror, "other", "gpt-4o", headers={"traceparent": other})
@@ -595,7 +595,7 @@ async def test_what_never_ends_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    """Requests under way are bounded in number and in age; what is forgotten is said once."""
+    """The number and the age of open requests are bounded; one warning reports those that are forgotten."""
     monkeypatch.setattr(_calls, "MAX_OPEN_CALLS", 10)
     for number in range(100):
         ask(mirror, call_id=str(number), arrival_time=None)
@@ -613,7 +613,7 @@ async def test_what_never_ends_is_forgotten(
 async def test_a_shape_that_is_not_known_is_no_matter_for_the_request(
     mirror: LiteLLMProxyMirror, destination: MemoryDestination, caplog: pytest.LogCaptureFixture
 ):
-    """Whatever LiteLLM hands out, no callback raises, streams pass, and one warning says what to do."""
+    """Whatever LiteLLM passes, no callback raises, streams pass, and one warning says what to do."""
     odd: Any = {"litellm_call_id": 1, "proxy_server_request": {"headers": {"traceparent": 5}}, "litellm_params": 7}
     mirror.log_pre_api_call(None, None, odd)
     await mirror.async_post_call_success_deployment_hook(odd, None, None)
@@ -634,7 +634,7 @@ async def test_a_shape_that_is_not_known_is_no_matter_for_the_request(
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No exporter has been made yet."""
+    """Start without an exporter."""
     monkeypatch.setattr(shared, "_exporter", None)
     monkeypatch.delitem(vars(litellm_proxy), "mirror", raising=False)
     for name in ("MLFLOW_TRACKING_URI", "AGENT_GATEWAY_EXPORTER"):
@@ -642,7 +642,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_the_configurations_line(fresh: None, server: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """LiteLLM finds the callback by its dotted path wherever the configuration is; it is one object, and is flushed."""
+    """LiteLLM finds the callback by its dotted path wherever the configuration is; one object is shared and flushed."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     stopped: list[str] = []
@@ -658,7 +658,7 @@ async def test_the_configurations_line(fresh: None, server: Any, monkeypatch: py
     assert found.exporter is shared.shared_exporter()
     monkeypatch.setattr(found.exporter, "shutdown", lambda: stopped.append(threading.current_thread().name))
     await server.proxy_shutdown_event(worker_heartbeat=None)
-    # Not in the thread of the event loop, which has other requests to finish.
+    # Not in the event loop's thread, which must finish other requests.
     assert stopped == ["litellm", ANY]
     assert stopped[1] != threading.current_thread().name
 
@@ -667,7 +667,7 @@ async def test_the_configurations_line(fresh: None, server: Any, monkeypatch: py
 def test_a_litellm_whose_application_is_elsewhere(
     missing: str, fresh: None, server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """It costs the status, which is said once, and nothing else."""
+    """The mirror has no status, one warning says so, and everything else works."""
     monkeypatch.setenv("AGENT_GATEWAY_EXPORTER", "otlp")
     server.app, server.user_api_key_auth = FastAPI(), lambda: None
     before = len(server.app.routes)
@@ -683,7 +683,7 @@ def test_a_litellm_whose_application_is_elsewhere(
 def test_an_environment_that_cannot_work(
     environment: dict[str, str], told: str, fresh: None, monkeypatch: pytest.MonkeyPatch
 ):
-    """It is an error where LiteLLM reads its configuration."""
+    """An invalid environment raises an error when LiteLLM reads its configuration."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=told):
@@ -704,7 +704,7 @@ async def is_ours_async(scope: Any) -> bool:
 @pytest.mark.parametrize("may_join", [is_ours, is_ours_async], ids=["sync", "async"])
 @pytest.mark.parametrize("way", ["answer", "stream", "failure", "stop"])
 async def test_who_may_join(way: str, may_join: Any, destination: MemoryDestination):
-    """A predicate decides by the caller whom LiteLLM knows, however the request ends, and when the proxy stops."""
+    """A predicate decides by the caller that LiteLLM knows, however the request ends, and also when the proxy stops."""
     mirror = LiteLLMProxyMirror(Exporter(destination), may_join)
     for team in ("theirs", "ours"):
         data = request(team)
@@ -727,7 +727,7 @@ async def test_who_may_join(way: str, may_join: Any, destination: MemoryDestinat
 
 
 async def test_who_asks_for_the_companion_is_told(mirror: LiteLLMProxyMirror):
-    """By a response header, as from the middleware; who does not ask is told nothing."""
+    """A probe is answered with a response header, as by the middleware; other requests get no such header."""
     hook = mirror.async_post_call_response_headers_hook
     assert await hook({}, None, None, {"traceparent": TRACEPARENT}) is None
     assert await hook({}, None, None, None) is None

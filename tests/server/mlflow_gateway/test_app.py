@@ -1,4 +1,4 @@
-"""mlflow_gateway without a server: which requests it touches, what it takes off them, and how it is started."""
+"""mlflow_gateway without a server: the requests it mirrors, the headers it removes, and how it is started."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ OTHERS = [(b"host", b"gw"), (b"x-kept", b"1"), (b"x-kept", b"2"), (b"x-trace", b
 
 
 class Application:
-    """An application that notes the scopes it is called with."""
+    """An application that records the scopes it is called with."""
 
     def __init__(self) -> None:
         self.scopes: list[Any] = []
@@ -35,7 +35,7 @@ def mirrors() -> Mirrors:
 
 
 async def serve(mirrors: Mirrors, scope: dict[str, Any]) -> Any:
-    """Serve one request; returns the scope that MLflow would see."""
+    """Serve one request; returns the scope for MLflow."""
     application, client = Application(), Client()
     await MlflowGateway(application, mirrors.exporter)(scope, client.receive, client.send)
     (seen,) = application.scopes
@@ -55,7 +55,7 @@ async def serve(mirrors: Mirrors, scope: dict[str, Any]) -> Any:
     ],
 )
 async def test_what_is_no_call_of_the_gateway_is_left_alone(method: str, path: str, mirrors: Mirrors):
-    """MLflow's UI and API, which has trace context of its own, see the server's own scope, and make no mirror."""
+    """MLflow's UI and API, which has its own trace context, get the server's own scope, and are not mirrored."""
     scope = http_scope(CALLERS, method=method, path=path)
     assert await serve(mirrors, scope) is scope
     assert mirrors.spans == []
@@ -74,9 +74,9 @@ async def test_what_is_no_call_of_the_gateway_is_left_alone(method: str, path: s
     ],
 )
 def test_what_mlflow_refuses(status: int, state: dict[str, Any], refused: bool, mirrors: Mirrors):
-    """Only 401 and 403 before an endpoint was chosen mean that MLflow does not know the caller.
+    """Only 401 and 403 before an endpoint was chosen mean that MLflow has rejected the caller.
 
-    A budget that is used up (429), a guardrail (400) and a provider's 403 come later, and are mirrored.
+    An exhausted budget (429), a guardrail (400) and a provider's 403 come later, and are mirrored.
     """
     call = GatewayCall(PARENT, http_status=status)
     assert MlflowGateway(Application(), mirrors.exporter).is_refused(call, {"state": state}) is refused
@@ -84,7 +84,7 @@ def test_what_mlflow_refuses(status: int, state: dict[str, Any], refused: bool, 
 
 @pytest.mark.parametrize("traced", [True, False])
 async def test_the_callers_context_is_taken_off(traced: bool, mirrors: Mirrors):
-    """MLflow sees no traceparent, tracestate or baggage, valid or not, and all other headers in their order."""
+    """MLflow gets no traceparent, tracestate or baggage, valid or not, and all other headers in their order."""
     headers = [*OTHERS[:2], *(CALLERS if traced else [(b"traceparent", b"no"), *CALLERS[1:]]), *OTHERS[2:]]
     scope = http_scope(headers, path="/gateway/openai/v1/chat/completions")
     seen = await serve(mirrors, scope)
@@ -114,7 +114,7 @@ async def test_the_callers_context_is_taken_off(traced: bool, mirrors: Mirrors):
 async def test_routes_have_mlflows_names(
     path: str, request_type: str | None, prefix: str, mirrors: Mirrors, monkeypatch: pytest.MonkeyPatch
 ):
-    """Every call below the gateway's path is mirrored, also below --static-prefix, with MLflow's name of its route."""
+    """Every call below the gateway's path, with --static-prefix too, is mirrored with MLflow's name of its route."""
     monkeypatch.setenv("_MLFLOW_STATIC_PREFIX", prefix)
     await serve(mirrors, http_scope(path=f"{prefix}/gateway{path}"))
     assert mirrors.only.get("mlflow.gateway.requestType") == request_type
@@ -122,7 +122,7 @@ async def test_routes_have_mlflows_names(
 
 @pytest.mark.parametrize("server", ["gunicorn", "waitress"])
 def test_only_uvicorn_will_do(server: str, monkeypatch: pytest.MonkeyPatch):
-    """Under a WSGI server, which has no gateway, the start fails with one error that says which option to leave out."""
+    """Under a WSGI server, which has no gateway, the start fails with one error that names the option to remove."""
     monkeypatch.setenv("_MLFLOW_SGI_NAME", server)
     with pytest.raises(ConfigurationError, match=f"without --{server}-opts"):
         create_app()
@@ -136,7 +136,7 @@ def test_only_uvicorn_will_do(server: str, monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_a_value_that_cannot_work_fails_the_import(variables: dict[str, str], said: str):
-    """MLflow imports the module once before it starts its workers; a bad value is one error there."""
+    """MLflow imports the module once before it starts its workers; a bad value raises one error there."""
     done = subprocess.run(
         [sys.executable, "-c", "import agent_gateway_client.server.mlflow_gateway"],
         env={**os.environ, **variables},

@@ -1,4 +1,4 @@
-"""Who may write where, as MLflow's basic-auth says it at the time of writing; tests/e2e/test_permissions.py runs it."""
+"""Write permissions, as MLflow's basic-auth has them at the time of writing; tests/e2e/test_permissions.py runs it."""
 
 import contextlib
 import logging
@@ -42,7 +42,7 @@ class OneStore:
 
 
 def test_only_who_may_write_leaves_a_mirror():
-    """A caller's mirrors go to the experiments that the caller may write to; what nobody sent goes nowhere."""
+    """A caller's mirrors go to experiments that the caller may write to; those without a caller go nowhere."""
     store, waiting = OneStore(), WaitingCalls(100, 10**6)
     destination = MlflowDestination(store, lambda user, experiment_id: (user, experiment_id) in ALLOWED)  # type: ignore[arg-type]
     for user in ("alice", "bob", None):
@@ -61,7 +61,7 @@ def test_only_who_may_write_leaves_a_mirror():
 def test_mlflow_asks_in_another_way(
     gone: str, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture, guards_hold: None
 ):
-    """Where MLflow cannot be asked, nobody may write, and that is said once."""
+    """If MLflow cannot be asked, nobody may write, and one warning says so."""
     monkeypatch.delattr(auth, gone)
     assert not _permissions.may_write("alice", "1")
     assert not _permissions.may_write("alice", "1")
@@ -70,7 +70,7 @@ def test_mlflow_asks_in_another_way(
 
 
 def test_a_user_who_is_gone(monkeypatch: pytest.MonkeyPatch):
-    """A user who was deleted meanwhile may not write."""
+    """A user who has been deleted may not write."""
 
     class Users:
         def get_user(self, username: str) -> Any:
@@ -81,7 +81,7 @@ def test_a_user_who_is_gone(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_users_that_cannot_be_looked_up_now(monkeypatch: pytest.MonkeyPatch):
-    """Mirrors wait while MLflow's users are out of reach."""
+    """Mirrors wait while MLflow's users cannot be read."""
 
     class Users:
         def get_user(self, username: str) -> Any:
@@ -101,7 +101,7 @@ def test_users_that_cannot_be_looked_up_now(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_when_mlflow_is_asked(variables: dict[str, str], asks: bool, monkeypatch: pytest.MonkeyPatch):
-    """MLflow is asked where it has users, unless the operator has said who may join."""
+    """MLflow is asked if it has users, unless the operator has configured who may join."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert (_app._own_store()._may_write is not None) is asks

@@ -1,4 +1,4 @@
-"""observed/companion.py: the first line in the log, in the host's format, and the warm-up."""
+"""observed/companion.py: the first log line, in the host's format, and the warm-up."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ def line_of(caplog: pytest.LogCaptureFixture, name: str = "agent_gateway_client"
 
 
 def test_one_line(caplog: pytest.LogCaptureFixture):
-    """Version, destination, who may join, the gateways behind, and whose line it is; no credentials."""
+    """Version, destination, who may join, upstream gateways, and the logger's name; no credentials."""
     companion = Companion(Exporter(MemoryDestination()), may_join, ["http://user:c4n4ry@gw:5000/gateway"])
     with caplog.at_level(logging.INFO, logger="agent_gateway_client"):
         companion.start()
@@ -67,7 +67,7 @@ async def test_it_comes_when_the_worker_starts(caplog: pytest.LogCaptureFixture)
 
 
 def test_the_server_logs_it_where_nobody_listens_to_us(monkeypatch: pytest.MonkeyPatch):
-    """Under uvicorn our own logger has no handler: its INFO lines would be lost."""
+    """Under uvicorn our own logger has no handler, so its INFO lines would be lost."""
     lines: list[str] = []
 
     class Handler(logging.Handler):
@@ -90,7 +90,7 @@ def test_the_server_logs_it_where_nobody_listens_to_us(monkeypatch: pytest.Monke
 
 
 def test_a_warm_up_runs_before_the_first_mirror_and_blocks_nothing(monkeypatch: pytest.MonkeyPatch):
-    """It runs in the thread that sends: the start returns at once, and calls are taken meanwhile."""
+    """It runs in the thread that sends: the start returns immediately, and calls are accepted meanwhile."""
     monkeypatch.setenv("AGENT_GATEWAY_WARM_UP", "1")
     begun, go_on, threads = threading.Event(), threading.Event(), []
 

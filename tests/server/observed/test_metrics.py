@@ -18,12 +18,12 @@ from tests.support.server import MemoryDestination, Store, submit
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
-    """A process in which nothing was counted yet, and in which somebody reads what is."""
+    """A reader in a process without counts."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(_internal, "_METER_PROVIDER", provider)
     assert api.get_meter_provider() is provider
-    # Prometheus's registry is the whole process's: test_prometheus.py has processes of its own.
+    # Prometheus's registry belongs to the whole process: test_prometheus.py uses separate processes.
     monkeypatch.setattr(metrics, "find_prometheus", lambda *arguments: None)
     monkeypatch.setattr(metrics, "_process", metrics._Process())
     yield reader
@@ -31,7 +31,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
 
 
 def read(reader: InMemoryMetricReader) -> dict[tuple[str, str | None], Any]:
-    """Return the values by name and reason; of a histogram, the number of its values."""
+    """Return the values by name and reason; for a histogram, the number of its values."""
     data = reader.get_metrics_data()
     found: dict[tuple[str, str | None], Any] = {}
     for resource in data.resource_metrics if data else ():
@@ -47,7 +47,7 @@ def read(reader: InMemoryMetricReader) -> dict[tuple[str, str | None], Any]:
 
 
 def test_what_becomes_of_calls_is_counted(reader: InMemoryMetricReader):
-    """Those that were sent, those that were dropped, with the reason, and the time that each took."""
+    """Sent calls, dropped calls with the reason, and the time that each took are counted."""
     exporter = Exporter(MemoryDestination(Store(rejected=("c",))))
     submit(exporter, "abcd")
     assert exporter.flush()
@@ -64,7 +64,7 @@ def test_what_becomes_of_calls_is_counted(reader: InMemoryMetricReader):
 
 
 def test_what_waits_is_counted(reader: InMemoryMetricReader):
-    """A store that is away shows as a queue that grows, and not as calls that are gone."""
+    """A store that is down shows as a growing queue, not as lost calls."""
     store = Store(away=True)
     destination = MemoryDestination(store)
     exporter = Exporter(destination, max_waiting_calls=3)
@@ -81,7 +81,7 @@ def test_what_waits_is_counted(reader: InMemoryMetricReader):
 
 
 def test_two_exporters_add_up(reader: InMemoryMetricReader):
-    """Also when one of them is gone."""
+    """Their counts add up, also if one of them is gone."""
     for names in ("ab", "cde"):
         exporter = Exporter(MemoryDestination())
         submit(exporter, names)
@@ -94,7 +94,7 @@ def test_two_exporters_add_up(reader: InMemoryMetricReader):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_child_counts_from_zero(reader: InMemoryMetricReader):
-    """What the parent counted is the parent's to tell; a fork leaves no lock behind."""
+    """The parent reports its own counts; a fork leaves no lock behind."""
     exporter = Exporter(MemoryDestination())
     submit(exporter, "abc")
     assert exporter.flush()
@@ -108,7 +108,7 @@ def test_a_child_counts_from_zero(reader: InMemoryMetricReader):
 def test_what_goes_wrong_costs_no_call(
     reader: InMemoryMetricReader, guards_hold: None, monkeypatch: pytest.MonkeyPatch
 ):
-    """Metrics that raise lose numbers, and neither mirrors nor the exporter's threads."""
+    """If metrics raise, numbers are lost, but no mirrors and no threads of the exporter."""
 
     def fail(*arguments: Any) -> None:
         raise ValueError("canary")
@@ -123,7 +123,7 @@ def test_what_goes_wrong_costs_no_call(
 
 
 def test_counts_of_an_earlier_time_are_never_noted(reader: InMemoryMetricReader):
-    """The counts are read under the lock, so what is noted last is what was counted last."""
+    """The counts are read under the lock, so the last values recorded are the latest."""
     meter = metrics.ExporterMeter(10)
     meter.note(lambda: Counts(submitted=3, sent=1, waiting=2, dropped={}))
     meter.note(lambda: Counts(submitted=3, sent=2, waiting=0, dropped={"refused": 1}))

@@ -21,7 +21,7 @@ STATUS = "/agent-gateway/status"
 
 
 class Guarded(GatewayTracingMiddleware):
-    """A gateway that turns strangers away from everything, as MLflow's does with basic-auth."""
+    """A gateway that rejects unauthenticated requests to all paths, as MLflow's does with basic-auth."""
 
     app_guards_pages = True
 
@@ -40,7 +40,7 @@ async def get(
     answers: int = 404,
     **scope: Any,
 ) -> tuple[int, dict[str, str], bytes]:
-    """Ask a gateway for a page; returns the status, the headers and the body of what comes back."""
+    """Request a page from a gateway; returns the response's status, headers and body."""
     app = answering(start(answers), body(b"the application's"))
     middleware = kind(app, exporter or Exporter(MemoryDestination()))
     client = Client()
@@ -50,7 +50,7 @@ async def get(
 
 
 async def test_the_status(token: None):
-    """What an operator asks first: is it there, where to, what waits, what was lost, and why."""
+    """An operator's first questions: is it there, what is its destination, what waits, what was lost, and why."""
     store = Store(rejected=("b",))
     exporter = Exporter(MemoryDestination(store))
     submit(exporter, "abc")
@@ -76,7 +76,7 @@ async def test_the_status(token: None):
 
 
 async def test_a_store_that_is_away(token: None):
-    """It does not make the probe fail: requests are served as before, and a restart would lose what waits."""
+    """It does not fail the probe: requests are served as before, and a restart would lose what waits."""
     destination = MemoryDestination(Store(away=True))
     exporter = Exporter(destination)
     submit(exporter, "a")
@@ -101,13 +101,13 @@ async def test_strangers_are_turned_away(token: None, headers: list[tuple[bytes,
 
 
 async def test_without_a_token_there_is_no_page():
-    """A gateway of one's own has keys that the middleware cannot ask for: nothing is told to anybody."""
+    """The middleware cannot check the keys of a custom gateway, so nobody may read the page."""
     assert await get() == (404, {"content-type": "application/json"}, b"the application's")
 
 
 @pytest.mark.parametrize("answers", [200, 302, 401, 403, 500])
 async def test_a_gateway_that_turns_strangers_away_answers_itself(answers: int):
-    """Only who gets as far as "no such page" was let in."""
+    """Only a request that reaches "no such page" was authenticated."""
     assert (await get(kind=Guarded, answers=answers))[::2] == (answers, b"the application's")
 
 
@@ -117,7 +117,7 @@ async def test_a_gateway_that_lets_somebody_in():
 
 
 async def test_only_get_and_head(token: None):
-    """A POST there is the application's, and HEAD gets no body."""
+    """A POST there goes to the application, and HEAD gets no body."""
     assert (await get(headers=AUTHORIZED, method="POST"))[::2] == (404, b"the application's")
     status, lines, text = await get(headers=AUTHORIZED, method="HEAD")
     assert (status, text) == (200, b"")
@@ -131,7 +131,7 @@ async def test_all_other_requests_are_the_applications(token: None):
 
 @pytest.mark.parametrize("value", ["short", "a token with spaces in it", "ein-Schlüssel-mit-Umlaut"])
 async def test_a_token_that_cannot_work(value: str, monkeypatch: pytest.MonkeyPatch):
-    """It fails the start, and its value is not repeated."""
+    """An invalid token fails the start, and the error does not repeat it."""
     monkeypatch.setenv("AGENT_GATEWAY_STATUS_TOKEN", value)
     with pytest.raises(ConfigurationError, match="at least 16") as raised:
         GatewayTracingWSGIMiddleware(lambda environ, start_response: [], Exporter(MemoryDestination()))
@@ -143,7 +143,7 @@ async def test_a_token_that_cannot_work(value: str, monkeypatch: pytest.MonkeyPa
 
 
 def get_by_wsgi(**environ: str) -> tuple[str, dict[str, str], bytes]:
-    """Ask a WSGI gateway for the status."""
+    """Request the status from a WSGI gateway."""
     seen: list[Any] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
@@ -171,7 +171,7 @@ def test_wsgi_without_a_token():
 
 
 async def test_metrics_without_prometheus(token: None, monkeypatch: pytest.MonkeyPatch):
-    """The page says what is missing; the status is there all the same."""
+    """The metrics page says what to install; the status page works."""
     monkeypatch.setattr(prometheus, "is_installed", lambda: False)
     status, _, text = await get("/agent-gateway/metrics", AUTHORIZED)
     assert (status, "pip install prometheus_client" in json.loads(text)["detail"]) == (404, True)

@@ -1,4 +1,4 @@
-"""observed/prometheus.py: the page, in processes of its own: prometheus_client has one registry per process."""
+"""observed/prometheus.py: the page, in separate processes because prometheus_client has one registry per process."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def start_worker(directory: Path | None, *arguments: str) -> "subprocess.Popen[s
 
 
 def values(page: str) -> dict[str, float]:
-    """Return the values that are not zero, without those of buckets and times."""
+    """Return the values that are not zero, except those of buckets and times."""
     lines = [line.rpartition(" ") for line in page.splitlines() if line and not line.startswith("#")]
     found = {name: float(value) for name, _, value in lines}
     return {
@@ -68,7 +68,7 @@ def page_of(directory: Path | None, *arguments: str) -> dict[str, float]:
 
 
 def test_one_worker():
-    """The page has our metrics and nothing of the gateway's own."""
+    """The page has our metrics and none of the gateway's own."""
     page = page_of(None, "abcx")
     page.pop("agent_gateway_exporter_call_delay_seconds_created", None)
     assert {
@@ -94,7 +94,7 @@ print(prometheus.page()[1].decode())
 
 
 def test_every_reason_is_there_before_the_first_call():
-    """With 0, so that ``increase()`` sees the first call that is dropped."""
+    """Each reason starts at 0, so that ``increase()`` sees the first dropped call."""
     root = Path(__file__).parents[3]
     environment = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
     environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [environment.get("PYTHONPATH")])])
@@ -107,7 +107,7 @@ def test_every_reason_is_there_before_the_first_call():
 
 
 def test_two_workers_add_up(tmp_path: Path):
-    """The directory is made. Each worker answers for both; what waited in one that has ended does not wait any more."""
+    """The directory is created. Each worker answers for both; calls that waited in an ended worker are not counted."""
     tmp_path /= "metrics"
     assert page_of(tmp_path, "ab", "wait")["agent_gateway_exporter_call_queue_size"] == 2
     staying = start_worker(tmp_path, "abc", "wait", "stay")
@@ -130,7 +130,7 @@ def test_two_workers_add_up(tmp_path: Path):
 
 
 def test_the_dashboard_and_the_alerts_ask_for_what_there_is():
-    """Each query of deploy/ names metrics and labels that a gateway's page has."""
+    """Each query in deploy/ uses metrics and labels that a gateway's page has."""
     worker = start_worker(None, "abx")
     page, _ = worker.communicate(timeout=120)
     names = {line.split(" ")[0].partition("{")[0] for line in page.splitlines() if line and not line.startswith("#")}
@@ -141,7 +141,7 @@ def test_the_dashboard_and_the_alerts_ask_for_what_there_is():
     queries += [rule["expr"] for rule in group["rules"]]
     asked = {name for query in queries for name in re.findall(r"agent_gateway_\w+", query)}
     assert asked - names == set()
-    # And none of ours is forgotten, but for what Prometheus makes of a histogram.
+    # No metric of ours is missing, except those that Prometheus derives from a histogram.
     made = {name for name in names if not name.endswith(("_created", "_sum", "_count"))}
     assert made - asked == set()
     labels = {name for query in queries for name in re.findall(r"[{,(] ?(\w+)(?:!?=~?\")", query)}

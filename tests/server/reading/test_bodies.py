@@ -1,4 +1,4 @@
-"""bodies.py: what is kept of a body, and how much at most."""
+"""bodies.py: what is kept of a body, and its size limit."""
 
 import contextlib
 import gzip
@@ -23,7 +23,7 @@ from agent_gateway_client.server.reading.bodies import (
 )
 
 MOST = HEAD_BYTES + 3 * TAIL_BYTES
-"""Bytes of content that may be kept of any body."""
+"""The maximum of content that is kept of any body, in bytes."""
 
 
 def kept(chunks: list[bytes]) -> KeptBody:
@@ -35,7 +35,7 @@ def kept(chunks: list[bytes]) -> KeptBody:
 
 @given(st.lists(st.integers(1, 40_000), max_size=12))
 def test_the_two_ends_are_kept(sizes: list[int]):
-    """Whatever the chunks, the first and last bytes are there, all of them if nothing was cut."""
+    """The first and last bytes are kept, however the chunks are split; all bytes if nothing was cut."""
     whole = random.Random(0).randbytes(sum(sizes))
     at = 0
     chunks = []
@@ -56,14 +56,14 @@ def test_the_two_ends_are_kept(sizes: list[int]):
 
 
 def test_a_small_body_is_not_cut():
-    """A body of some kilobytes is there as a whole."""
+    """A body of a few kilobytes is kept whole."""
     body = kept([b"x" * 5_000] * 6)
     assert not body.cut
     assert b"".join(body.ends()) == b"x" * 30_000
 
 
 def test_one_huge_chunk():
-    """Of a chunk of 10 MB only the two ends are held."""
+    """Of a 10 MB chunk only the two ends are kept."""
     body = kept([b"a" * 5_000_000 + b"b" * 5_000_000])
     head, tail = body.ends()
     assert body.cut
@@ -72,14 +72,14 @@ def test_one_huge_chunk():
 
 @pytest.mark.slow
 def test_tiny_chunks_count_for_what_they_take():
-    """A million chunks of two bytes are bounded in number, not just in content."""
+    """A million chunks of two bytes are limited in number, not only in content."""
     body = kept([b"%02d" % (number % 100) for number in range(1_000_000)])
     assert body.cut
     assert sum(map(len, body.ends())) < MOST / 20
 
 
 def test_other_bytes_are_copied():
-    """A bytearray or memoryview, which the server may use again, is kept as it was."""
+    """A bytearray or memoryview, which the server may reuse, is copied."""
     buffer = bytearray(b"before")
     body = kept([])
     body.add(buffer)
@@ -89,7 +89,7 @@ def test_other_bytes_are_copied():
 
 
 def test_cleared():
-    """A body that was cleared holds nothing."""
+    """A cleared body holds nothing."""
     body = kept([b"x" * 100_000])
     body.clear()
     assert body.ends() == (b"", b"")
@@ -105,7 +105,7 @@ COMPRESSIONS = {
 @pytest.mark.parametrize("name", COMPRESSIONS)
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_compressed(name: str, size: int):
-    """A compressed body is read whatever its kind and however it was cut into chunks."""
+    """A compressed body is read in each encoding, however it was split into chunks."""
     data = b"".join(b'{"number": %d}' % number for number in range(2_000))
     packed = COMPRESSIONS[name](data)
     body = CompressedBody()
@@ -117,11 +117,11 @@ def test_compressed(name: str, size: int):
 
 
 OPTIONAL = {b"br": ("brotli", "brotlicffi"), b"zstd": ("zstandard", "backports.zstd", "compression.zstd")}
-"""Content encodings that are read where one of these packages is installed."""
+"""Content encodings that are read if one of these packages is installed."""
 
 
 def pack(encoding: bytes, data: bytes) -> bytes:
-    """Compress with the package that is there, or skip the test where there is none."""
+    """Compress with the installed package, or skip the test if there is none."""
     for name in OPTIONAL[encoding]:
         with contextlib.suppress(ImportError):
             package = importlib.import_module(name)
@@ -133,7 +133,7 @@ def pack(encoding: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize("encoding", OPTIONAL)
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 def test_compressed_by_a_package(encoding: bytes, size: int):
-    """Brotli and zstd are read where their packages are, in one piece or several, and broken off."""
+    """Brotli and zstd are read if their packages are installed, in one piece or several, and if broken off."""
     data = b"".join(b'{"number": %d}' % number for number in range(2_000))
     packed = pack(encoding, data)
     assert can_be_expanded(encoding)
@@ -151,7 +151,7 @@ def test_compressed_by_a_package(encoding: bytes, size: int):
 
 @pytest.mark.parametrize("encoding", OPTIONAL)
 def test_a_bomb_of_a_package(encoding: bytes):
-    """A body that grows a thousandfold is given up at the bound there too."""
+    """A body that expands a thousandfold is dropped at the limit for these encodings too."""
     body = CompressedBody(encoding)
     body.add(pack(encoding, b"\x00" * (MAX_EXPANDED_BYTES + 1_000_000)))
     assert body.expanded().ends() == (b"", b"")
@@ -185,7 +185,7 @@ def test_several_gzip_members():
 
 
 def test_a_compressed_body_that_was_broken_off():
-    """What came before the break is read."""
+    """The part before the break is read."""
     data = os.urandom(9_000) + b"the end"
     body = CompressedBody()
     body.add(gzip.compress(data)[:5_000])
@@ -195,14 +195,14 @@ def test_a_compressed_body_that_was_broken_off():
 
 @pytest.mark.parametrize("junk", [b"", b"\x1f", b"\x1f\x8b", b"\x1f\x8bjunk", b"\x78\x9cjunk", b"junk", b"\x00" * 50])
 def test_what_is_not_compressed(junk: bytes):
-    """Bytes that are nothing of the kind raise nothing."""
+    """Bytes that are not compressed raise no error."""
     body = CompressedBody()
     body.add(junk)
     assert len(b"".join(body.expanded().ends())) < 100
 
 
 def test_a_large_compressed_body_is_let_go():
-    """Beyond the bound nothing is kept, and nothing more is taken."""
+    """Above the limit nothing is kept, and no more is accepted."""
     body = CompressedBody()
     for _ in range(20):
         body.add(os.urandom(MAX_COMPRESSED_BYTES // 10))
@@ -211,7 +211,7 @@ def test_a_large_compressed_body_is_let_go():
 
 @pytest.mark.slow
 def test_a_bomb():
-    """A body that grows a thousandfold is given up at the bound."""
+    """A body that expands a thousandfold is dropped at the limit."""
     body = CompressedBody()
     body.add(gzip.compress(b"\x00" * (MAX_EXPANDED_BYTES + 1_000_000)))
     assert body.expanded().ends() == (b"", b"")

@@ -1,4 +1,4 @@
-"""json_ends.py: from either end of a cut JSON text, every member is found where it is and none where it is not."""
+"""json_ends.py: from either end of a cut JSON text, exactly the members that are there are found."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ Member = tuple[int, str, Any]
 
 
 def members_of(text: str) -> list[tuple[int, int, Member]]:
-    """Read a whole document slowly: where each wanted member begins and ends, and the member."""
+    """Slowly read a whole document: the start and end of each wanted member, and its value."""
     found: list[tuple[int, int, Member]] = []
     depth, position = 0, 0
     while position < len(text):
@@ -48,13 +48,13 @@ def members_of(text: str) -> list[tuple[int, int, Member]]:
 @given(DOCUMENTS, st.booleans(), st.sampled_from([None, 1]), st.data())
 @example({"a": "\\", "usage": 1234}, True, None, None)
 def test_every_cut(document: Any, ascii_only: bool, indent: int | None, data: Any):
-    """For a cut at any place, the end gives the members whose names are whole in it, and so does the beginning."""
+    """For a cut at any place, the end yields the members whose names are whole in it, and so does the beginning."""
     text = json.dumps(document, ensure_ascii=ascii_only, indent=indent)
     expected = members_of(text)
     cuts = range(len(text) + 1) if data is None else [data.draw(st.integers(0, len(text)))]
     for cut in cuts:
         head, tail = text[:cut], text[cut:]
-        # A quote or backslash right at the cut may belong to an escape, and is given up.
+        # A quote or backslash right at the cut may belong to an escape, and is skipped.
         begins = len(text) - len(tail.lstrip('"\\')) if cut else 0
         assert last_members(tail, NAMES) == [member for start, _, member in expected if start >= begins]
         assert first_members(head, NAMES) == [member for _, end, member in expected if end < cut]
@@ -63,19 +63,19 @@ def test_every_cut(document: Any, ascii_only: bool, indent: int | None, data: An
 @pytest.mark.slow
 @given(DOCUMENTS)
 def test_a_whole_document_from_its_beginning(document: Any):
-    """Nothing is cut: everything is found."""
+    """In an uncut document everything is found."""
     text = json.dumps(document)
     assert first_members(text, NAMES) == [member for _, _, member in members_of(text)]
 
 
 @given(st.text(alphabet='"\\{}[]:usage1, ', max_size=60))
 def test_junk(text: str):
-    """What is no JSON raises nothing."""
+    """Invalid JSON raises nothing."""
     first_members(text, NAMES)
     last_members(text, NAMES)
 
 
 def test_what_nests_too_deeply_is_passed_over():
-    """A value that Python's reader gives up on is not found, and the others are."""
+    """A value that Python's parser rejects is not found, the others are."""
     text = '{"model": ' + "[" * 100_000 + "]" * 100_000 + ', "usage": 1}'
     assert last_members(text, NAMES) == [(1, "usage", 1)]

@@ -1,4 +1,4 @@
-"""What is read of real providers' answers, as docs/providers.md has it; the rows are in tests/support/providers.py."""
+"""The facts of real providers' answers, as listed in docs/providers.md; the rows are in tests/support/providers.py."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def read(body: bytes, streaming: bool = False, chunk: int = 0) -> ResponseFacts:
 
 
 def test_the_page_has_the_table():
-    """The page shows the rows that are tested, and no others."""
+    """The page shows exactly the rows that are tested."""
     page = PAGE.read_text().splitlines()
     start = page.index(table()[0])
     assert page[start : start + len(table())] == table()
@@ -39,12 +39,12 @@ def test_a_row(row: Row):
 
 @each_row
 def test_a_row_in_small_pieces(row: Row):
-    """However the server cuts the body, the same is read."""
+    """The same facts are read however the server splits the body."""
     assert read(row.body, row.streaming, 7) == read(row.body, row.streaming)
 
 
 def test_a_long_event_stream():
-    """Of a stream that is cut between its ends, the beginning of the end is found."""
+    """If a stream is cut between its ends, the first whole message of its end is found."""
     delta = message("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "x" * 300}})
     row = next(one for one in ROWS if one.name == "Bedrock, ConverseStream")
     facts = read(delta * 400 + row.body, True, 1_000)
@@ -59,20 +59,20 @@ def test_a_long_event_stream():
     ],
 )
 def test_an_exception_in_an_event_stream(stream: bytes, error_type: str):
-    """Bedrock ends a stream that fails with the exception's class."""
+    """Bedrock ends a failing stream with the exception's class."""
     assert read(message("messageStart", {"role": "assistant"}) + stream, True).error_type == error_type
 
 
 @pytest.mark.parametrize("cut", range(1, 200, 13))
 def test_an_event_stream_that_was_broken_off(cut: int):
-    """What is no whole message is not read, and raises nothing."""
+    """An incomplete message is not read, and raises nothing."""
     row = next(one for one in ROWS if one.name == "Bedrock, ConverseStream")
     assert read(row.body[:-cut], True).usage is None
     assert read(row.body[:-cut] + b"\x00" * cut, True).usage is None
 
 
 def test_what_the_model_says_is_no_event():
-    """An answer in base64 that imitates a usage object stays an answer."""
+    """A base64 answer that imitates a usage object is not read as one."""
     text = json.dumps({"usage": {"input_tokens": 7}})
     assert read(wrapped({"type": "content_block_delta", "delta": {"text": text}}), True).usage is None
 
@@ -94,12 +94,12 @@ def test_what_the_model_says_is_no_event():
     ],
 )
 def test_costs(usage: dict[str, object], cost: Cost | None):
-    """A cost is an amount of USD; what is not is left out."""
+    """A cost is an amount in USD; other values are left out."""
     assert read(chat({"prompt_tokens": 1, **usage})).cost == cost
 
 
 def test_cache_writes_by_their_lifetime():
-    """Where a total of them is missing, those of five minutes and of one hour are added up."""
+    """If there is no total, the writes for five minutes and for one hour are added up."""
     lifetimes = {"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200}
     body = json.dumps({"usage": {"input_tokens": 10, "output_tokens": 5, "cache_creation": lifetimes}})
     assert read(body.encode()).usage == TokenUsage(310, 5, 315, None, 300, None, 200)
@@ -107,7 +107,7 @@ def test_cache_writes_by_their_lifetime():
 
 @pytest.mark.parametrize("name", ["Anthropic", "Bedrock, ConverseStream", "Cohere, v2", "Ollama", "OpenRouter"])
 def test_how_a_stream_ends(name: str):
-    """A client that closes the connection at the last event has not hung up, and one that does so before has."""
+    """A client that closes the connection at the last event has not disconnected early; before it, it has."""
     body = next(row.body for row in ROWS if row.name == name)
     assert has_last_event(body)
     assert not has_last_event(body[: len(body) // 4])

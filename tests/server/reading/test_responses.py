@@ -1,4 +1,4 @@
-"""responses.py: what each format says, wherever it is cut, and that nothing else ever comes out."""
+"""responses.py: the facts of each format, cut anywhere, and that nothing else is ever returned."""
 
 import dataclasses
 import gzip
@@ -62,7 +62,7 @@ def test_each_format(name: str):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_each_format_compressed(name: str):
-    """A compressed response says the same."""
+    """A compressed response has the same facts."""
     body = CompressedBody()
     body.add(gzip.compress(SAMPLES[name].body))
     assert read_response(body.expanded(), streaming=SAMPLES[name].streaming) == SAMPLES[name].facts
@@ -70,7 +70,7 @@ def test_each_format_compressed(name: str):
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_split_at_every_byte(name: str):
-    """Where a server cuts its answer into chunks makes no difference."""
+    """The facts do not depend on how a server splits its answer into chunks."""
     sample = SAMPLES[name]
     for at in range(1, len(sample.body)):
         assert read_response(kept(sample.body[:at], sample.body[at:]), streaming=sample.streaming) == sample.facts
@@ -83,9 +83,9 @@ def of(facts: ResponseFacts) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_cut_at_every_byte(name: str, monkeypatch: pytest.MonkeyPatch):
-    """Of a response of which a part was let go, each fact is the right one or unknown.
+    """If part of a response was dropped, each fact is right or unknown.
 
-    Gemini counts as it goes: where its last event is lost, the count before that is right.
+    Gemini sends running counts: if its last event is lost, the count before it is right.
     """
     sample = SAMPLES[name]
     size = len(sample.body)
@@ -131,14 +131,14 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 def test_large_documents(name: str):
-    """A JSON document beyond the bound says the same as one below it, as its telling parts are near its ends."""
+    """A JSON document above the size limit has the same facts as one below it: they are near its ends."""
     small = json.loads(json.dumps(LARGE[name]).replace("x" * 100_000, "").replace("0.123456789, ", ""))
     assert read_json(LARGE[name]) == read_json(small)
     assert read_json(small).usage is not None
 
 
 def test_a_large_last_event():
-    """OpenAI's response.completed repeats the whole response, and may be larger than what is kept of the stream."""
+    """OpenAI's response.completed repeats the whole response, and may exceed what is kept of the stream."""
     response = {**RESPONSE, "output": [{"content": [{"text": MANY}]}], "instructions": None}
     begun = {**response, "output": [], "usage": None, "status": "in_progress"}
     completed = {"type": "response.completed", "response": response, "sequence_number": 9}
@@ -149,7 +149,7 @@ def test_a_large_last_event():
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 50, 5_000])
 def test_a_stream_of_ten_thousand_chunks(size: int):
-    """However long a stream is, its first and last events are there."""
+    """However long a stream is, its first and last events are kept."""
     middle = [chat_chunk({"content": "x" * size})] * 10_000
     assert read_events(*CHAT_CHUNKS[:1], *middle, *CHAT_CHUNKS[-3:]) == CHAT_FACTS
     middle = [{"type": "content_block_delta", "delta": {"text": "x" * size}}] * 10_000
@@ -157,13 +157,13 @@ def test_a_stream_of_ten_thousand_chunks(size: int):
 
 
 def test_a_stream_that_was_broken_off():
-    """What was sent up to then is known. Anthropic's first count of the output is no count of what was sent."""
+    """The facts sent until then are kept. Anthropic's first output count does not cover what was sent."""
     assert read_events(*CHAT_CHUNKS[:3]) == ResponseFacts(MODEL)
     assert read_events(*MESSAGE_EVENTS[:4]) == ResponseFacts(CLAUDE, TokenUsage(45, None, None, 30, 5))
 
 
 def test_a_byte_order_mark():
-    """Some servers begin a body with one."""
+    """Some servers begin a body with a byte order mark."""
     body = kept(b"\xef\xbb\xbf" + b'{"model": "m", "usage": {"prompt_tokens": 1}}')
     assert read_response(body, streaming=False) == ResponseFacts("m", TokenUsage(1))
     body = kept(b'\xef\xbb\xbfdata: {"model": "m"}\n\n')
@@ -171,13 +171,13 @@ def test_a_byte_order_mark():
 
 
 def test_one_huge_number():
-    """A number that Python does not convert costs no other fact."""
+    """A number that Python does not convert does not affect other facts."""
     body = kept(b'{"model": "m", "seed": ' + b"9" * 5_000 + b', "usage": {"prompt_tokens": 1}}')
     assert read_response(body, streaming=False) == ResponseFacts("m", TokenUsage(1))
 
 
 def test_later_counts_replace_earlier_ones():
-    """Some providers send the usage so far with every chunk; Anthropic may correct the input's at the end."""
+    """Some providers send running usage with every chunk; Anthropic may correct the input count at the end."""
     first, last = ({"usage": {"prompt_tokens": 5, "completion_tokens": n, "total_tokens": 5 + n}} for n in (1, 9))
     assert read_events(first, last).usage == TokenUsage(5, 9, 14)
     usage = {"input_tokens": 20, "cache_read_input_tokens": 40, "output_tokens": 3}
@@ -201,7 +201,7 @@ def test_later_counts_replace_earlier_ones():
     ids=["no space", "two lines", "other fields", "CR", "JSON lines", "cut", "no JSON", "line separator", "bad UTF-8"],
 )
 def test_forms_of_a_stream(stream: bytes, facts: ResponseFacts):
-    """Server-sent events are read as their standard says, and so is one object a line."""
+    """Server-sent events are read according to the standard, and so is one JSON object per line."""
     assert read_response(kept(stream), streaming=True) == facts
 
 
@@ -227,19 +227,19 @@ def test_forms_of_a_stream(stream: bytes, facts: ResponseFacts):
     ],
 )
 def test_errors_inside_a_stream(event: Any, error_type: str | None):
-    """A failure that comes as an event, when the HTTP status has long said 200, is known by its name alone."""
+    """For an error event after the HTTP status 200, only the error's name is read."""
     facts = read_events(chat_chunk({"content": TEXT}), event)
     assert facts.error_type == (error_type or "server_error")
     assert facts.model == MODEL
 
 
 def test_an_error_as_a_successful_document():
-    """Some gateways answer 200 with an error in it."""
+    """Some gateways answer 200 with an error in the document."""
     assert read_json({"error": {"code": 502, "message": TEXT}}) == ResponseFacts(error_type="502")
 
 
 def test_no_error_is_made_of_null():
-    """OpenAI's responses carry error: null."""
+    """OpenAI's responses contain error: null."""
     assert read_events(*RESPONSE_EVENTS).error_type is None
 
 
@@ -281,7 +281,7 @@ def test_finish_reasons(response: Any, finish_reason: str | None):
     ],
 )
 def test_counts(usage: Any, tokens: TokenUsage | None):
-    """Counts are whole numbers, not negative, and small enough for every reader; the rest is not known."""
+    """Counts are non-negative integers that every reader can hold; other values are unknown."""
     assert read_json({"usage": usage}).usage == tokens
 
 
@@ -289,13 +289,13 @@ def test_counts(usage: Any, tokens: TokenUsage | None):
     "value", ["gpt-4o", "openai/gpt-4o:free", "ft:gpt-4o@acme", "projects/p/models/gemini_1.5", "x" * 200]
 )
 def test_names_of_models(value: str):
-    """What a model's name looks like."""
+    """These values have the form of a model's name."""
     assert model_name(value) == value
 
 
 @pytest.mark.parametrize("value", ["", "two words", "x" * 201, "line\n", "naïve", "a\x00", '"', 7, None, ["gpt"]])
 def test_what_is_no_name(value: Any):
-    """Free text does not look like a model's name."""
+    """Free text does not have the form of a model's name."""
     assert model_name(value) is None
     assert read_json({"model": value}).model is None
 
@@ -309,7 +309,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_model_that_is_asked_for(name: str):
-    """The request's own model is found, and not one that its messages speak of."""
+    """The request's own model is found, not one mentioned in its messages."""
     assert read_requested_model(kept(json.dumps(REQUESTS[name]).encode())) == "chat"
 
 
@@ -317,5 +317,5 @@ def test_the_model_that_is_asked_for(name: str):
     "body", [b"", b"[]", b"7", b"{", b'{"model": "two words"}', b'{"a": {"model": "chat"}}', b"\xff"]
 )
 def test_no_model_is_asked_for(body: bytes):
-    """A request may ask for no model, or make no sense."""
+    """A request may have no model, or be malformed."""
     assert read_requested_model(kept(body)) is None

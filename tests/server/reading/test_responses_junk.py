@@ -1,4 +1,4 @@
-"""responses.py: what no gateway should send, and what comes out of it nevertheless: counts and names, or nothing."""
+"""responses.py: for malformed responses only counts and names are returned, or nothing."""
 
 import dataclasses
 import random
@@ -21,7 +21,7 @@ def kept(*chunks: bytes) -> KeptBody:
 
 
 def assert_harmless(facts: ResponseFacts) -> None:
-    """Assert that nothing is in there but counts and names of the strict forms."""
+    """Assert that there is nothing but counts and names of the strict forms."""
     assert facts.model is None or re.fullmatch(r"[A-Za-z0-9._:/@-]{1,200}", facts.model)
     assert facts.finish_reason is None or re.fullmatch(r"[A-Za-z_]{1,40}", facts.finish_reason)
     assert facts.error_type is None or re.fullmatch(r"[A-Za-z_]{1,100}|[45]\d\d", facts.error_type)
@@ -31,7 +31,7 @@ def assert_harmless(facts: ResponseFacts) -> None:
 
 @given(st.binary(max_size=400) | st.text(alphabet='{}[]":,\\ntrudaseg01 ', max_size=300).map(str.encode), st.booleans())
 def test_junk(body: bytes, streaming: bool):
-    """Bytes that make no sense raise nothing."""
+    """Random bytes raise nothing."""
     assert_harmless(read_response(kept(body), streaming=streaming))
     read_requested_model(kept(body))
 
@@ -39,7 +39,7 @@ def test_junk(body: bytes, streaming: bool):
 @settings(deadline=None)
 @given(st.sampled_from(sorted(SAMPLES)), st.integers(0, 2**32), st.booleans())
 def test_damaged_responses(name: str, seed: int, streaming: bool):
-    """A response with bytes lost, doubled or changed raises nothing, cut or not, and gives away no text."""
+    """Responses with bytes lost, doubled or changed raise nothing, cut or not, and no text leaks."""
     rng = random.Random(seed)
     body = bytearray(SAMPLES[name].body)
     for _ in range(rng.randint(1, 8)):
@@ -56,5 +56,5 @@ def test_damaged_responses(name: str, seed: int, streaming: bool):
 @pytest.mark.parametrize("body", [b"[" * 200_000, b'{"a":' * 200_000, b'{"usage":' + b"[" * 40_000])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_deep_nesting(body: bytes, streaming: bool):
-    """What nests too deeply to be read is passed over."""
+    """Values nested too deeply are skipped."""
     assert read_response(kept(b"data: " + body if streaming else body), streaming=streaming) == ResponseFacts()
