@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Fixtures and environment variables for all tests."""
 
 import gc
 import os
@@ -15,11 +15,11 @@ from tests.support.tables import mark_cells, pytest_terminal_summary
 
 __all__ = ["pytest_terminal_summary"]
 
-# Read when MLflow and LiteLLM are imported, here and in the servers that tests start: nothing leaves this machine.
+# Read when MLflow and LiteLLM are imported, here and in the servers that tests start: no telemetry is sent.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
-# Read when this package is imported, here and in the programs that tests start: a bug that a guard would hide fails.
+# Read when this package is imported, here and in the programs that tests start: errors that a guard would hide fail.
 os.environ["AGENT_GATEWAY_RAISE_INTERNAL_ERRORS"] = "1"
 
 pytest.register_assert_rewrite("tests.support.e2e")
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def guards_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the guards stop errors, as they do for users, in a test that provokes one."""
+    """Let the guards stop errors, as they do for users, in a test that provokes an error."""
     from agent_gateway_client import _guard
 
     monkeypatch.setattr(_guard, "reraises", False)
@@ -52,33 +52,33 @@ PROCESS_WIDE = "agent_gateway_client.http._process_wide"
 
 
 def handles() -> set[Any]:
-    """Return what keeps process-wide hooks on."""
+    """Return the handles of process-wide hooks."""
     return set(sys.modules[PROCESS_WIDE]._patches.handles) if PROCESS_WIDE in sys.modules else set()
 
 
 @pytest.fixture(autouse=True)
 def _nothing_goes_on() -> Iterator[None]:
-    """Let what one test leaves disturb no other: its hooks are undone, its exporters have nothing to do."""
+    """Clean up after each test: undo its hooks, and stop its exporters."""
     exporters_before, handles_before = exporters(), handles()
     yield
     for exporter in exporters() - exporters_before:
-        # Its thread would look at the totals of its traces again, in a store that is gone.
+        # Its thread would look up totals of its traces again, in a store that no longer exists.
         exporter.destination.after_fork()
     deadline = time.monotonic() + 10
     while left := handles() - handles_before:
         for handle in left:
             if not handle.for_adapter:
-                # instrument(), or trace_headers() beside OpenTelemetry's instrumentations: on until uninstrument().
+                # instrument(), or trace_headers() beside OpenTelemetry's instrumentations: active until uninstrument().
                 sys.modules[PROCESS_WIDE]._counts.pop(handle, None)
                 sys.modules[PROCESS_WIDE]._patches.remove(handle)
-        # A model call that has begun is followed to its end, which may be its collection.
+        # A model call that has begun is followed to its end, which may be its garbage collection.
         gc.collect()
         assert time.monotonic() < deadline, f"a framework's adapter is still on: {left}"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish() -> None:
-    """Collect the clients that LiteLLM leaves open in event loops of its own, before pytest takes them for ours."""
+    """Collect clients that LiteLLM leaves open in its own event loops, before pytest attributes them to us."""
     if "litellm" in sys.modules:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

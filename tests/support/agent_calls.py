@@ -1,4 +1,4 @@
-"""What an agent does with OpenAI's SDK, the same through every gateway, and what its trace then holds."""
+"""An agent's calls with OpenAI's SDK, the same through every gateway, and their traces."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from tests.support.e2e import USER, children_of, mirrored, mirrors_in
 from tests.support.gateways import MODELS, Column
 
 Tokens = tuple[int, int]
-"""Input and output tokens as the SDK hands them to the agent."""
+"""Input and output tokens as the SDK returns them to the agent."""
 
 STREAM: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -77,8 +77,8 @@ class Mode(NamedTuple):
     """A way to call a model.
 
     Attributes:
-        call: Makes the call, and returns the tokens that the agent was told.
-        model: What the gateway is asked for.
+        call: Makes the call, and returns the tokens that the agent got.
+        model: The requested model.
         streamed: Whether the response is a stream.
     """
 
@@ -106,12 +106,12 @@ INSTRUMENTATIONS = ["start_span", "autolog"]
 
 
 class Call(NamedTuple):
-    """A call that was made, and what became of it in its trace.
+    """A call, and its result in the trace.
 
     Attributes:
         mode: The way it was made.
         caller: The innermost span that was active when the request was sent.
-        tokens: What the agent was told; ``None`` where the call failed.
+        tokens: The tokens that the agent got; ``None`` if the call failed.
         status: The HTTP status that the agent saw.
         trace: The agent's trace.
         mirrors: The gateway's spans in it.
@@ -144,7 +144,7 @@ class _Made(NamedTuple):
 
 
 def make_calls(column: Column) -> dict[str, Call]:
-    """Call in each mode with each instrumentation, each in a trace of its own, and read the traces."""
+    """Call in each mode with each instrumentation, each in a separate trace, and read the traces."""
     made = {}
     for instrumentation in INSTRUMENTATIONS:
         with _instrumented(instrumentation):

@@ -1,4 +1,4 @@
-"""A program of agents that call gateways and trace into MLflow, in the ways that agents do. It logs what it did.
+"""A program of agents that call gateways and trace into MLflow in typical ways. It logs what it did.
 
 Usage: ``python -m tests.support.agents_at_work KINDS RUNS EXPERIMENT TRACKING_URI GATEWAYS LOG``: kinds of agents and
 the gateways' base URLs of OpenAI's API, with commas between them, and a file that gets a JSON object per line.
@@ -32,7 +32,7 @@ _lock = threading.Lock()
 
 
 class Log:
-    """What the program did, one JSON object per line, each written at once."""
+    """The program's log, one JSON object per line, each written immediately."""
 
     def __init__(self, path: Path, kind: str, experiment_id: str) -> None:
         self._file = path.open("a")

@@ -1,8 +1,8 @@
-"""What OpenTelemetry's instrumentation of aiohttp does to a request, for where that package cannot be installed.
+"""What OpenTelemetry's instrumentation of aiohttp does to a request, for environments without that package.
 
-Like it, in ``opentelemetry-instrumentation-aiohttp-client``: a trace configuration that begins a span before the
-request is made, has it the current one, writes its context into the headers that aiohttp makes every hop's request of,
-and ends it with the last one.
+Like ``opentelemetry-instrumentation-aiohttp-client``, it uses a trace configuration: it starts a span before the
+request is made, makes it current, writes its context into the headers from which aiohttp makes the request of every
+hop, and ends the span with the last hop.
 """
 
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""ASGI without a server: a request that is played to an application, and what it sent."""
+"""ASGI without a server: sends a request to an application and records its messages."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -46,12 +46,12 @@ def body(data: bytes = b"{}", more: bool = False) -> Message:
 
 
 class Client:
-    """The other side of an ASGI application: sends one request, keeps the answer, and may hang up.
+    """The other side of an ASGI application: sends one request, keeps the answer, and may disconnect.
 
     Args:
-        hang_up_after: Messages of the answer after which it has gone; never by default. As with uvicorn, an application
-            that receives after the whole answer is told ``http.disconnect`` too.
-        raises: Whether sending to a client that has gone raises, as some servers do.
+        hang_up_after: Messages of the answer after which it disconnects; by default never. As with uvicorn, an
+            application that receives after the whole answer gets ``http.disconnect`` too.
+        raises: Whether sending to a disconnected client raises, as with some servers.
     """
 
     def __init__(self, *, hang_up_after: int | None = None, raises: bool = False) -> None:
@@ -91,9 +91,9 @@ class Client:
 
 
 def answering(*messages: Message) -> Any:
-    """Return an application that reads the request and sends these messages, as Starlette does.
+    """Return an application that reads the request and sends these messages, like Starlette.
 
-    It watches for a client that hangs up while it sends, and stops then.
+    It watches for a disconnect while it sends, and then stops.
     """
 
     async def app(scope: Any, receive: Receive, send: Send) -> None:
@@ -111,7 +111,7 @@ def answering(*messages: Message) -> Any:
 
 
 class Mirrors:
-    """An exporter, and the mirrors that came out of it."""
+    """An exporter, and the mirrors that it sent."""
 
     def __init__(self, convention: Convention = Convention.MLFLOW) -> None:
         self.destination = MemoryDestination(convention=convention)
@@ -124,13 +124,13 @@ class Mirrors:
 
     @property
     def only(self) -> dict[str, Any]:
-        """The facts of the only gateway span there is."""
+        """The facts of the only gateway span."""
         (span,) = [span for span in self.spans if span.name.startswith("gateway/")]
         return facts_of(span)
 
     @property
     def error_type(self) -> str | None:
-        """What the only gateway span failed of; its status agrees."""
+        """The error type of the only gateway span; its status agrees."""
         (span,) = [span for span in self.spans if span.name.startswith("gateway/")]
         error: str | None = self.only.get("error.type")
         assert span.status.is_ok is (error is None)

@@ -1,7 +1,7 @@
-"""Where traces are kept beside MLflow on SQLite: an OpenTelemetry collector, PostgreSQL, Arize Phoenix.
+"""Back ends for traces besides MLflow on SQLite: an OpenTelemetry collector, PostgreSQL, Arize Phoenix.
 
-The collector and Phoenix are programs of an environment of their own, ``.venv-backends`` (``make venv-backends``), or
-of the one that ``BACKENDS_VENV`` names. PostgreSQL is the system's.
+The collector and Phoenix are installed in a separate environment, ``.venv-backends`` (``make venv-backends``), or in
+the one named by ``BACKENDS_VENV``. PostgreSQL is the system's.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ STOP_DEADLINE_S = 60.0
 
 
 def in_backends(program: str) -> Path:
-    """Return a program of the environment, or skip the test where there is none; in CI there has to be one."""
+    """Return a program of the environment, or skip the test if there is none; in CI it is required."""
     found = sorted(VENV.glob(f"bin/{program}")) or sorted(VENV.glob(f"lib/python*/site-packages/*/{program}"))
     if not found and "CI" not in os.environ:
         pytest.skip(f"{VENV} has no {program}: make venv-backends")
@@ -39,13 +39,13 @@ def in_backends(program: str) -> Path:
 
 
 class Running:
-    """A program in a process of its own, as a context manager.
+    """A program in a separate process, as a context manager.
 
     Args:
-        directory: Where it runs; its output is kept there.
+        directory: Its working directory, which also gets its output.
         command: The program and its arguments.
-        answers: Whether it is ready.
-        environment: Its variables, beside those of this process that are not about tracing.
+        answers: Returns whether it is ready.
+        environment: Its variables, in addition to this process's variables that are not about tracing.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Running:
         self._environment = dict(environment)
 
     def log(self) -> str:
-        """Return what it has written so far."""
+        """Return its output so far."""
         return self._log_path.read_text(errors="replace")
 
     def __enter__(self) -> "Running":
@@ -85,7 +85,7 @@ class Running:
         return self
 
     def stop(self) -> None:
-        """Stop it as an operator does, and then every process that it may have left."""
+        """Stop it as an operator does, and then every process that it may have left behind."""
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_DEADLINE_S)
@@ -98,7 +98,7 @@ class Running:
 
 
 def answers_http(url: str) -> Callable[[], bool]:
-    """Return what tells whether a server answers at a URL, whatever it answers."""
+    """Return a function that checks whether a server answers at a URL, with any answer."""
 
     def answers() -> bool:
         try:
@@ -110,7 +110,7 @@ def answers_http(url: str) -> Callable[[], bool]:
 
 
 def free_port() -> int:
-    """Return a port of loopback that is free now."""
+    """Return a port of loopback that is currently free."""
     reserved = Reservation()
     reserved.release()
     return reserved.port
@@ -120,7 +120,7 @@ class Collector(Running):
     """The OpenTelemetry collector that ``integrations/otel-collector/collector.sh`` starts.
 
     Args:
-        directory: Where it runs.
+        directory: Its working directory.
         relay_url: The relay that it sends spans to.
     """
 
@@ -138,7 +138,7 @@ class Collector(Running):
 
     @staticmethod
     def program() -> Path:
-        """Return the collector's program; skips the test where there can be none."""
+        """Return the collector's program; skips the test if it cannot be installed."""
         if (platform.system(), platform.machine(), sys.version_info[:2]) != ("Linux", "x86_64", (3, 11)):
             pytest.skip("the package rotel has a collector for Linux on x86-64 with Python 3.11 only")
         program = in_backends("rotel-agent")
@@ -150,7 +150,7 @@ class Collector(Running):
 
 
 class Phoenix(Running):
-    """Arize Phoenix with a database of its own."""
+    """Arize Phoenix with its own database."""
 
     def __init__(self, directory: Path) -> None:
         port = free_port()
@@ -167,7 +167,7 @@ class Phoenix(Running):
 
 
 def over_otlp(url: str) -> dict[str, str]:
-    """Return the variables that make a gateway send its mirrors by OTLP."""
+    """Return the variables for a gateway that exports its mirrors over OTLP."""
     return {"AGENT_GATEWAY_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
 
 
@@ -175,9 +175,9 @@ class FastapiGateway(Running):
     """The gateway of ``integrations/fastapi-gateway``.
 
     Args:
-        directory: Where its output is kept.
-        provider_url: OpenAI's API of the model provider.
-        exporter: The variables that say where it sends its mirrors.
+        directory: The folder for its output.
+        provider_url: The base URL of the model provider's OpenAI API.
+        exporter: The variables that configure the export of its mirrors.
     """
 
     def __init__(self, directory: Path, provider_url: str, **exporter: str) -> None:
@@ -190,10 +190,10 @@ class FastapiGateway(Running):
 
 
 class Postgres:
-    """A PostgreSQL cluster of its own on loopback, as a context manager. Its superuser needs no password."""
+    """A PostgreSQL cluster on loopback, as a context manager. Its superuser needs no password."""
 
     def __init__(self) -> None:
-        # Debian does not put it on the path.
+        # Debian does not put it on PATH.
         clusters = map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))
         installed = shutil.which("initdb") or max(clusters, default="")
         if not installed and "CI" not in os.environ:
@@ -201,17 +201,17 @@ class Postgres:
         assert installed, "PostgreSQL's initdb is not installed"
         self._programs = Path(installed).resolve().parent
         self._port = free_port()
-        # It refuses to run as root, and its own user cannot look into what belongs to root.
+        # It refuses to run as root, and its own user cannot read root's directories.
         self._as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 
     @property
     def url(self) -> str:
-        """The database as SQLAlchemy names it."""
+        """The database as a SQLAlchemy URL."""
         return f"postgresql+psycopg://mlflow@127.0.0.1:{self._port}/postgres"
 
     @property
     def conninfo(self) -> str:
-        """The database as psycopg names it."""
+        """The database as a psycopg connection string."""
         return f"host=127.0.0.1 port={self._port} user=mlflow dbname=postgres"
 
     def __enter__(self) -> "Postgres":
@@ -234,7 +234,7 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [*self._as_user, str(self._programs / program), *arguments]
-        # A file and no pipe: the server that pg_ctl leaves behind would keep a pipe open.
+        # A file, not a pipe: the server that pg_ctl leaves running would keep a pipe open.
         with (self._directory / "output.log").open("ab") as output:
             done = subprocess.run(
                 command, cwd=self._directory, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT

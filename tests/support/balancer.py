@@ -1,4 +1,4 @@
-"""Several servers behind one address: each request goes to the next one, as a load balancer sends it."""
+"""Several servers behind one address: each request goes to the next server, as with a load balancer."""
 
 import itertools
 import threading
@@ -25,7 +25,7 @@ class Balancer:
 
     Attributes:
         url: Its address.
-        sent: How many requests each server got.
+        sent: The number of requests to each server.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,8 +1,8 @@
-"""Requests and answers that are full of canaries, and the search for one in what leaves a gateway for the trace store.
+"""Requests and answers full of canaries, and a search for them in what a gateway sends to the trace store.
 
-Two kinds of text hold the canary. A *sentence* is no name, whatever is around it, and may come from anywhere. A *word*
-has the form of a name; it comes from everywhere but the few fields whose names are mirrored on purpose: the model that
-a request asks for, once the gateway has served it, and the provider's model and finish reason.
+Two kinds of text contain the canary. A *sentence* is never a name, whatever surrounds it, and may appear anywhere. A
+*word* has the form of a name; it appears everywhere except in the few fields whose names are mirrored on purpose: the
+requested model, once the gateway has served it, and the provider's model and finish reason.
 """
 
 import gzip
@@ -25,7 +25,7 @@ EXAMPLES = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
-"""How many examples each gateway is given; the same ones in each run."""
+"""The number of examples for each gateway; every run uses the same examples."""
 
 _MARKS = [CANARY, CANARY.upper(), CANARY.encode("utf-16-le").decode("latin-1"), CANARY.encode().hex(), CANARY[::-1]]
 
@@ -56,7 +56,7 @@ NOTES = [
     "user_api_key_auth", "user_api_key_alias", "user_api_key_user_id", "tags", "endpoint", "endpoint_id", "trace_id",
     "session_id", "generation_name", "requester_metadata", "headers", "previous_models", "caching_groups",
 ]  # fmt: skip
-"""What gateways note themselves in a request's metadata; a caller may send it too."""
+"""Names under which gateways write to a request's metadata; a caller may send them too."""
 
 CALL_IDS = ["litellm_call_id", "litellm_trace_id", "litellm_session_id", "litellm_logging_obj", "id", "request_id"]
 NAMES = ["custom_llm_provider", "provider", "call_type", "user", "end_user", "user_id", "service_tier", "api_base"]
@@ -69,23 +69,23 @@ HEADERS = ["user-agent", "baggage", "tracestate", "x-litellm-call-id", "x-litell
 """What a leak is planted for: members of a request's body, and headers."""
 
 HOLDERS = ["litellm_params", "proxy_server_request", "standard_logging_object", "model_info", "extra_body"]
-"""Objects in which LiteLLM keeps notes; a caller may send them too."""
+"""Objects in which LiteLLM keeps data of its own; a caller may send them too."""
 
 
 def forged(models: Iterable[str]) -> st.SearchStrategy[dict[str, Any]]:
-    """Return metadata that imitates a gateway's notes, some of it with names that the gateway knows."""
+    """Return metadata that imitates a gateway's, partly with names that the gateway knows."""
     names = st.sampled_from(list(models)) | texts
     notes = st.dictionaries(st.sampled_from(NOTES), names, max_size=4)
     return st.builds(lambda noted, name: {**noted, "model_info": {"id": name}}, notes, names)
 
 
 class Question(NamedTuple):
-    """What a caller sends beside its ``traceparent``.
+    """What a caller sends besides its ``traceparent``.
 
     Attributes:
         query: A word for the URL's query, and one for a directory in its path.
         headers: Header lines, ``tracestate`` and ``baggage`` among them.
-        body: A JSON document, or bytes that are none.
+        body: A JSON document, or bytes that are not JSON.
     """
 
     query: str
@@ -144,8 +144,8 @@ def questions(models: Iterable[str], more: st.SearchStrategy[str] = sentences) -
     """Return requests to a gateway.
 
     Args:
-        models: Models or endpoints that it has.
-        more: What is asked for in their place, some of the time.
+        models: Its models or endpoints.
+        more: Requested instead in some of the examples.
     """
     models = list(models)
     bodies = st.fixed_dictionaries(
@@ -181,12 +181,12 @@ def questions(models: Iterable[str], more: st.SearchStrategy[str] = sentences) -
 
 
 class Answer(NamedTuple):
-    """What a provider answers.
+    """A provider's answer.
 
     Attributes:
         status: HTTP status.
         headers: Header lines, with the content type and encoding.
-        chunks: The body in pieces.
+        chunks: The chunks of the body.
     """
 
     status: int
@@ -263,7 +263,7 @@ answers = st.builds(_packed, json_answers | stream_answers | junk_answers, st.bo
 
 
 def headers_of(question: Question) -> list[tuple[str, str]]:
-    """Return a traced request's header lines; now and then the traceparent is of a version that has room for more."""
+    """Return a traced request's header lines; a few have a traceparent of a later version with more fields."""
     later = len(question.query) % 3 == 0
     parent = f"cc{TRACEPARENT[2:]}-{question.query}" if later else TRACEPARENT
     return [("traceparent", parent), *question.headers]
@@ -274,14 +274,14 @@ def body_of(question: Question) -> bytes:
 
 
 class CanaryFound(AssertionError):
-    """Something that a caller, a provider or an error said has left for the trace store."""
+    """Text from a caller, a provider or an error has been sent to the trace store."""
 
 
 def search(receiver: Receiver) -> int:
-    """Look for the canary in every byte that came since the last search; return how many mirrors came.
+    """Search every byte received since the last search for the canary; return the number of mirrors.
 
     Raises:
-        CanaryFound: It is there.
+        CanaryFound: The canary was found.
     """
     mirrors = 0
     while receiver.requests:
@@ -296,15 +296,15 @@ def search(receiver: Receiver) -> int:
 
 
 class AllFound(Exception):
-    """Each planted leak was found: more examples are not needed."""
+    """Each planted leak was found: no more examples are needed."""
 
 
 LEAK = "leaked."
-"""What the attributes of a planted leak begin with."""
+"""The prefix of a planted leak's attributes."""
 
 
 def found_leaks(receiver: Receiver) -> set[str]:
-    """Search as :func:`search` does; return the planted leaks in which a canary was found."""
+    """Search like :func:`search`; return the planted leaks in which a canary was found."""
     spans = receiver.spans
     leaks = {
         attribute.key.removeprefix(LEAK)
@@ -322,7 +322,7 @@ def found_leaks(receiver: Receiver) -> set[str]:
 
 
 def wait_and_search(receiver: Receiver, count: int, wait_for: Callable[[str, Callable[[], Any]], Any]) -> None:
-    """Search until so many mirrors came."""
+    """Search until this many mirrors have arrived."""
     found = 0
 
     def all_came() -> bool:

@@ -1,4 +1,4 @@
-"""What the client's tests share: the HTTP stacks, a transport that keeps requests, and spans."""
+"""Helpers of the client's tests: the HTTP stacks, a transport that keeps requests, and spans."""
 
 import inspect
 import logging
@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-# Read when MLflow is imported, so before that.
+# Read when MLflow is imported, so set before that.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
@@ -36,15 +36,15 @@ GATEWAY = "http://gw.test:5000/gateway"
 OTHER = "http://other.test/v1"
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-"""Somebody else's: no span of these tests has these ids."""
+"""A caller's own traceparent: no span of these tests has these ids."""
 
 
 SAMPLED = f"{TracerProvider().get_tracer('tests').start_span('a').get_span_context().trace_flags:02x}"
-"""The flags of a sampled span: 01, or, as OpenTelemetry says since 1.45 that trace ids are random, 03."""
+"""The flags of a sampled span: 01, or 03 since OpenTelemetry 1.45, which reports that trace ids are random."""
 
 
 class MemoryExporter(InMemorySpanExporter):
-    """Takes the place of MLflow's exporter, which would talk to a tracking server."""
+    """Replaces MLflow's exporter, which would talk to a tracking server."""
 
     _is_async_enabled = False
     spans = InMemorySpanExporter()
@@ -57,26 +57,26 @@ class MemoryExporter(InMemorySpanExporter):
 
 
 def restart_mlflow() -> None:
-    """Make MLflow's tracing read its environment variables again; needed after a test has set one."""
+    """Make MLflow's tracing reread its environment variables, after a test has set one."""
     mlflow.tracing.reset()
-    # Without a destination MLflow asks its tracking server which experiment is the default.
+    # Without a destination MLflow asks its tracking server for the default experiment.
     mlflow.tracing.set_destination(MlflowExperimentLocation("0"))
 
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Start each test with a fresh MLflow that keeps spans in memory, no gateways, and no warning said."""
+    """Start each test with a fresh MLflow that keeps spans in memory, without gateways and without past warnings."""
     monkeypatch.setattr("mlflow.tracing.export.mlflow_v3.MlflowV3SpanExporter", MemoryExporter)
     monkeypatch.setattr(_log, "_warned", set())
     for name in list(os.environ):
         if name.startswith(("MLFLOW_TRAC", "MLFLOW_USE_", "MLFLOW_EXPERIMENT", "OTEL_", "OPENAI_", "AZURE_OPENAI_")):
             monkeypatch.delenv(name)
     monkeypatch.delenv("AGENT_GATEWAY_URLS", raising=False)
-    # Nothing is sent there, as the exporter has no client.
+    # Nothing is sent to it, as the exporter has no client.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     restart_mlflow()
     with warnings.catch_warnings():
-        # With its first span the package mlflow (not mlflow-tracing) imports mlflow.pyfunc, which warns.
+        # At its first span the package mlflow (not mlflow-tracing) imports mlflow.pyfunc, which warns.
         warnings.simplefilter("ignore")
         mlflow.start_span_no_context("first").end()
     MemoryExporter.spans.clear()
@@ -97,7 +97,7 @@ class Wire:
         self._answer = answer
 
     def __call__(self, request: Any) -> Any:
-        # Kept as they are now: a later hop or attempt must not change what this one was seen to carry.
+        # Copied now: a later hop or attempt must not change the headers recorded here.
         self.requests.append((str(request.url), list(request.headers.raw)))
         answer = self._answer(request)
         arguments = {"status_code": answer} if isinstance(answer, int) else dict(answer or {})
@@ -127,31 +127,31 @@ def redirects(hops: dict[str, str]) -> Callable[[Any], Any]:
 
 
 def named_by(span: Any) -> str:
-    """Return the traceparent that names an MLflow span, which is sampled."""
+    """Return the traceparent of a sampled MLflow span."""
     return f"00-{span.trace_id.removeprefix('tr-')}-{span.span_id}-{SAMPLED}"
 
 
 def named_by_otel(span: Any) -> str:
-    """Return the traceparent that names an OpenTelemetry span."""
+    """Return the traceparent of an OpenTelemetry span."""
     context = span.get_span_context()
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
 
 def otel_span(name: str = "otel", **options: Any) -> Any:
-    """Return a context manager that makes a span of plain OpenTelemetry the current one."""
+    """Return a context manager that makes a plain OpenTelemetry span the current one."""
     return TracerProvider().get_tracer("tests").start_as_current_span(name, **options)
 
 
 @contextmanager
 def remote_span(tracestate: str = "vendor=1") -> Iterator[str]:
-    """Make a span of another process, with a tracestate, the current one; gives its traceparent."""
+    """Make a span of another process, with a tracestate, the current one; yields its traceparent."""
     remote = SpanContext(0xA, 0xB, True, TraceFlags(1), TraceState.from_header([tracestate]))
     with trace.use_span(NonRecordingSpan(remote)):
         yield f"00-{0xA:032x}-{0xB:016x}-01"
 
 
 class BrokenSpan(NonRecordingSpan):
-    """A span that somebody else wrote, and that raises when it is asked who it is."""
+    """A third-party span that raises when its context is read."""
 
     def __init__(self) -> None:
         super().__init__(SpanContext(1, 1, False))
@@ -161,10 +161,10 @@ class BrokenSpan(NonRecordingSpan):
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the messages of level warning and above."""
+    """Return the log messages at level warning and above."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def value_of(result: Any) -> Any:
-    """Return what a call of a sync client returned, or what one of an async client's comes to."""
+    """Return the result of a sync client's call, or the awaited result of an async client's."""
     return await result if inspect.isawaitable(result) else result

@@ -1,4 +1,4 @@
-"""What the doctor's tests share: gateways of all kinds, and what it says of them."""
+"""Helpers of the doctor's tests: gateways of all kinds, and the doctor's results for them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -20,9 +20,9 @@ from tests.support.served import Served
 
 COMMAND = str(Path(sys.executable).parent / "agent-gateway")
 PATIENCE_S = 60.0
-"""For what has to come."""
+"""For results that arrive."""
 IMPATIENCE_S = 2.0
-"""For what does not come."""
+"""For results that do not arrive."""
 ALL = [
     "configuration", "gateway", "store", "span", "endpoint", "trace", "companion", "header", "exporter", "mirror",
     "parent", "tokens",
@@ -30,7 +30,7 @@ ALL = [
 
 
 def exporter_to(uri: str) -> Exporter:
-    """Return an exporter as a gateway with MLFLOW_TRACKING_URI has it."""
+    """Return an exporter like that of a gateway with MLFLOW_TRACKING_URI."""
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
     try:
@@ -43,7 +43,7 @@ def exporter_to(uri: str) -> Exporter:
 def asgi_gateway(
     gateway: DemoGateway, *exporters: Exporter, change_answer: Callable[[dict[str, Any]], Any] = lambda answer: answer
 ) -> Iterator[str]:
-    """A gateway that is not MLflow's; for each exporter it has the middleware once."""
+    """A gateway other than MLflow's, with one middleware per exporter."""
     app = gateway_app(gateway.provider.url, change_answer)
     for exporter in exporters:
         app.add_middleware(GatewayTracingMiddleware, exporter=exporter)
@@ -52,7 +52,7 @@ def asgi_gateway(
 
 
 def examined(gateway: DemoGateway, url: str = "", patience_s: float = PATIENCE_S, **more: Any) -> list[Check]:
-    """Examine a gateway; by default MLflow's own, which is well."""
+    """Run the doctor on a gateway; by default MLflow's own, without faults."""
     settings = Settings(url or gateway.gateway_url, "chat", gateway.tracking_uri, patience_s=patience_s)
     with pytest.MonkeyPatch.context() as patch:
         # The command sets these for its process.
@@ -62,7 +62,7 @@ def examined(gateway: DemoGateway, url: str = "", patience_s: float = PATIENCE_S
 
 
 def broken(checks: list[Check]) -> Check:
-    """Return the check that does not hold, after a look that it is the only one, and the last."""
+    """Return the failed check, after asserting that it is the only one, and the last."""
     names = [check.name for check in checks]
     expected = ALL[: ALL.index(checks[-1].name) + 1]
     assert names == expected, checks

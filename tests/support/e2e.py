@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: reading a trace as a user's tools do, and what must hold for every mirror."""
+"""Helpers of the end-to-end tests: reading a trace as a user's tools do, and checks for every mirror."""
 
 import json
 import sqlite3
@@ -23,7 +23,7 @@ from agent_gateway_client.w3c import TraceContext
 from tests.support.server import begin_trace
 
 DEADLINE_S = 90.0
-"""How long a test waits for what takes less than a second on an idle machine."""
+"""How long a test waits for something that takes less than a second on an idle machine."""
 
 USER = {"role": "user", "content": "one two three"}
 CHAT: dict[str, Any] = {"messages": [USER]}
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def wait_for(what: str, get: Callable[[], T | None]) -> T:
-    """Return what ``get`` returns as soon as it is something."""
+    """Return the result of ``get`` as soon as it is not ``None``."""
     deadline = time.monotonic() + DEADLINE_S
     pause = 0.05
     while True:
@@ -41,15 +41,15 @@ def wait_for(what: str, get: Callable[[], T | None]) -> T:
             return found
         assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s for {what}"
         time.sleep(pause)
-        # To ask costs the server as much as a call.
+        # Asking costs the server as much as a call.
         pause = min(1.5 * pause, 0.5)
 
 
 @contextmanager
 def tracing_into(gateway: DemoGateway) -> Iterator[str]:
-    """Trace into a gateway's MLflow, into an experiment of the agents' own; gives its id.
+    """Trace into the agents' own experiment in a gateway's MLflow; yields its id.
 
-    Each trace has to be waited for inside, see :func:`mirrored`: to wait for all that may be under way takes seconds.
+    Wait for each trace inside, see :func:`mirrored`: waiting for everything in flight takes seconds.
     """
     mlflow.set_tracking_uri(gateway.tracking_uri)
     learn_server_version()
@@ -57,10 +57,10 @@ def tracing_into(gateway: DemoGateway) -> Iterator[str]:
 
 
 def learn_server_version() -> None:
-    """Let MLflow's client know that its server stores spans.
+    """Make MLflow's client learn that its server stores spans.
 
-    It asks for the server's version once, for three seconds, and a process that has heard nothing by then sends no span
-    for as long as it lives. A server that has just been started on a busy machine may take longer.
+    It asks for the server's version once, with a timeout of three seconds, and without an answer the process sends no
+    spans for its whole life. A server that has just been started on a busy machine may take longer.
     """
     creds = TracingClient().store.get_host_creds()
 
@@ -72,40 +72,40 @@ def learn_server_version() -> None:
 
 
 def openai_client(gateway: DemoGateway, **options: Any) -> openai.OpenAI:
-    """Return a wrapped OpenAI client of a gateway."""
+    """Return a wrapped OpenAI client for a gateway."""
     options = {"base_url": gateway.openai_base_url, "api_key": "none", "max_retries": 0, **options}
     return wrap_openai(openai.OpenAI(timeout=DEADLINE_S, **options))
 
 
 def async_openai_client(gateway: DemoGateway, **options: Any) -> openai.AsyncOpenAI:
-    """Return a wrapped OpenAI client of a gateway, for asyncio."""
+    """Return a wrapped asynchronous OpenAI client for a gateway."""
     options = {"base_url": gateway.openai_base_url, "api_key": "none", "max_retries": 0, **options}
     return wrap_openai(openai.AsyncOpenAI(timeout=DEADLINE_S, **options))
 
 
 def httpx_client(gateway: DemoGateway, **options: Any) -> httpx.Client:
-    """Return a wrapped httpx client of all of a gateway's routes."""
+    """Return a wrapped httpx client for all of a gateway's routes."""
     return wrap_httpx(httpx.Client(base_url=gateway.gateway_url, timeout=DEADLINE_S, **options))
 
 
 def read_trace(trace_id: str) -> Trace | None:
-    """Return a trace as MLflow's server has it; ``None`` where there is none yet."""
+    """Return a trace as MLflow's server has it; ``None`` if it is not there yet."""
     trace: Trace | None = mlflow.get_trace(trace_id)
     return trace
 
 
 def mirrors_in(trace: Trace) -> list[Span]:
-    """Return the mirrors' gateway spans, the earliest first."""
+    """Return the mirrors' gateway spans in order of their start."""
     return joined.mirrors_in(trace.data.spans)
 
 
 def children_of(trace: Trace, span: Span) -> list[Span]:
-    """Return the spans right below another one, the earliest first."""
+    """Return a span's direct children in order of their start."""
     return joined.children_of(trace.data.spans, span)
 
 
 def tree(trace: Trace, span: Span) -> dict[str, Any]:
-    """Return the names below a span; those of failed spans with what they failed of."""
+    """Return the names below a span, with the error types of failed spans."""
     below = {}
     for child in children_of(trace, span):
         assert span.start_time_ns <= child.start_time_ns <= child.end_time_ns <= span.end_time_ns
@@ -116,7 +116,7 @@ def tree(trace: Trace, span: Span) -> dict[str, Any]:
 
 @contextmanager
 def open_step() -> Iterator[Span]:
-    """An agent's span of a trace that MLflow knows already, so that mirrors are stored while the span is open."""
+    """An agent's span whose trace MLflow already knows, so that mirrors are stored while the span is open."""
     with mlflow.start_span("agent"):
         with mlflow.start_span("before"):
             pass
@@ -125,32 +125,32 @@ def open_step() -> Iterator[Span]:
 
 
 def begun(trace_id: str) -> str:
-    """Let the MLflow server of this process's client know a trace, as if an agent had sent it; returns its id."""
+    """Start a trace in the MLflow server of this process's client, as if an agent had sent it; returns its id."""
     begin_trace(TracingClient().store, TraceContext(int(trace_id, 16), 1, 1))
     return trace_id
 
 
 def wait_until_noticed(step: Span, database: "Database") -> None:
-    """Keep the caller's span open until its mirror is there, as an agent does that goes on with something else."""
+    """Keep the caller's span open until its mirror is there, like an agent that goes on with something else."""
     wait_for("the mirror", lambda: any(row["name"].startswith("gateway/") for row in database.spans(step.trace_id)))
 
 
 def mirrored(caller: Span, count: int = 1) -> Trace:
-    """Return the trace of an ended span as soon as it is complete: the client's own spans and so many mirrors.
+    """Return an ended span's trace once it is complete: the client's own spans and this many mirrors.
 
     Args:
         caller: Any span of the trace.
-        count: Mirrors to wait for.
+        count: The number of mirrors to wait for.
     """
     return complete_trace(caller.trace_id, count, {caller.span_id})
 
 
 def complete_trace(trace_id: str, count: int, spans: Set[str] = frozenset()) -> Trace:
-    """Return a trace as soon as it is complete.
+    """Return a trace once it is complete.
 
     Args:
         trace_id: The trace.
-        count: Mirrors to wait for.
+        count: The number of mirrors to wait for.
         spans: Ids of the client's own spans to wait for.
     """
 
@@ -158,19 +158,19 @@ def complete_trace(trace_id: str, count: int, spans: Set[str] = frozenset()) -> 
         trace = read_trace(trace_id)
         if trace is None or trace.info.state == "IN_PROGRESS" or len(mirrors_in(trace)) < count:
             return None
-        # The client sends its spans first; the trace becomes its own, out of the default experiment, after them.
+        # The client first sends its spans; then the trace moves from the default experiment to the client's.
         if "mlflow.trace_schema.version" not in trace.info.trace_metadata:
             return None
         if not spans <= {span.span_id for span in trace.data.spans}:
             return None
-        # MLflow's client reads what is said of the whole trace, like its tokens, before it reads the spans.
+        # MLflow's client reads the trace's info, like its tokens, before it reads the spans.
         return read_trace(trace_id)
 
     return wait_for(f"{count} mirrors in {trace_id}", complete)
 
 
 def linked(mirror: Span) -> Trace:
-    """Return the gateway's own trace that a mirror leads to, as soon as it has ended."""
+    """Return the gateway's own trace that a mirror links to, once it has ended."""
     trace_id = mirror.attributes["mlflow.gateway.linkedTraceId"]
     assert [link.trace_id for link in mirror.links] == [trace_id]
 
@@ -178,7 +178,7 @@ def linked(mirror: Span) -> Trace:
         trace = read_trace(trace_id)
         if trace is None or trace.info.state == "IN_PROGRESS" or not all(s.end_time_ns for s in trace.data.spans):
             return None
-        # MLflow stores the spans first; what it says of the trace as a whole comes after them.
+        # MLflow first stores the spans, then the trace's info.
         return trace if "mlflow.gateway.requestType" in trace.info.trace_metadata else None
 
     return wait_for(f"the linked trace {trace_id}", ended)
@@ -187,7 +187,7 @@ def linked(mirror: Span) -> Trace:
 def assert_mirror(
     trace: Trace, mirror: Span, caller: Span, attempts: list[tuple[str, str]], *, is_within: bool = True
 ) -> list[Span]:
-    """Assert what holds for every mirror of a call; returns the spans of its attempts.
+    """Check a call's mirror; returns the spans of its attempts.
 
     Args:
         trace: The caller's trace.
@@ -219,7 +219,7 @@ def assert_mirror(
 
 
 def assert_linked(mirror: Span) -> Trace:
-    """Assert that the mirror and the gateway's own trace lead to each other; returns the latter."""
+    """Assert that the mirror and the gateway's own trace link to each other; returns the latter."""
     trace = linked(mirror)
     assert trace.info.trace_id != mirror.trace_id
     assert trace.info.trace_metadata["agent_gateway.caller.traceId"] == mirror.trace_id
@@ -231,7 +231,7 @@ def assert_linked(mirror: Span) -> Trace:
 
 
 class Database:
-    """The server's SQLite file, read past MLflow."""
+    """The server's SQLite file, read without MLflow."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -242,7 +242,7 @@ class Database:
             return [dict(row) for row in connection.execute(query, values)]
 
     def rows_of(self, trace_id: str) -> list[dict[str, Any]]:
-        """Return every row that says anything of a trace, whatever the table."""
+        """Return every row about a trace, in any table."""
         found = []
         for table in self.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
             columns = {column["name"] for column in self.rows(f"PRAGMA table_info({table['name']})")}
@@ -254,12 +254,12 @@ class Database:
         return found
 
     def spans(self, trace_id: str) -> list[dict[str, Any]]:
-        """Return the spans' rows of a trace, with their content read from its JSON."""
+        """Return the rows of a trace's spans, with their content decoded from JSON."""
         rows = self.rows("SELECT * FROM spans WHERE trace_id = ? ORDER BY start_time_unix_nano", trace_id)
         return [{**row, "content": json.loads(row["content"])} for row in rows]
 
     def mirror_count(self) -> int:
-        """Count the mirrors of all traces; the gateway's own spans of that name have no parent."""
+        """Count the mirrors of all traces; the gateway's own spans with that name have no parent."""
         (row,) = self.rows(
             "SELECT count(*) AS count FROM spans WHERE name LIKE 'gateway/%' AND parent_span_id IS NOT NULL"
         )

@@ -31,9 +31,9 @@ class Engine:
     """The model server, as an ASGI application.
 
     Args:
-        provider_url: What answers.
-        traces_url: Where its spans go.
-        model: The model that it serves, as ``OTEL_RESOURCE_ATTRIBUTES`` says.
+        provider_url: The provider of its answers.
+        traces_url: The destination of its spans.
+        model: Its model, as in ``OTEL_RESOURCE_ATTRIBUTES``.
     """
 
     def __init__(self, provider_url: str, traces_url: str, model: str) -> None:

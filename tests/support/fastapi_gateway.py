@@ -1,4 +1,4 @@
-"""The gateway of integrations/fastapi-gateway under uvicorn, in a process of its own."""
+"""The gateway of integrations/fastapi-gateway under uvicorn, in a separate process."""
 
 import json
 import os
@@ -28,7 +28,7 @@ uvicorn.run(gateway.app, port=int(sys.argv[2]), access_log=False, timeout_keep_a
 
 @contextmanager
 def fastapi_gateway(directory: Path, **environment: str) -> Iterator[str]:
-    """A running gateway, whose output is kept in a directory; gives its URL."""
+    """A running gateway, with its output in a directory; yields its URL."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     log, reserved = directory / "log", Reservation()
     command = [sys.executable, "-c", RUN, json.dumps(MODELS), str(reserved.port), str(KEEP_ALIVE_S)]

@@ -1,4 +1,4 @@
-"""A gateway on Flask, served by threads."""
+"""A gateway on Flask with a threaded server."""
 
 from collections.abc import Iterator
 from typing import Any

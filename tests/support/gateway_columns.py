@@ -1,4 +1,4 @@
-"""The gateways of the table in ``test_gateways.py``: a function each that starts one and says how it is reached."""
+"""The gateways of the table in ``test_gateways.py``: one function each that starts one and returns how to reach it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -42,7 +42,7 @@ UNTOLD = {
     },
     "v2": {**BY_BOTH, "invalid request": "A request that LiteLLM cannot translate for the provider has no mirror."},
 }
-"""What LiteLLM's callback does not say, by its version. Measured with LiteLLM 1.106.2 and 1.110.2."""
+"""Facts that LiteLLM's callback does not report, by its version. Measured with LiteLLM 1.106.2 and 1.110.2."""
 
 
 def litellm_otel(version: str) -> Callable[[pytest.FixtureRequest], AbstractContextManager[Column]]:

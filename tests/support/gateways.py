@@ -1,4 +1,4 @@
-"""What the gateways of the shared scenarios have in common: the models behind them, and how they are reached."""
+"""What the gateways of the shared scenarios have in common: their models, and how to reach them."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,18 +25,18 @@ MODELS = {
     "cut": ["gpt-4o-mini-broken-long-20"],
     "long": ["gpt-4o-mini-long"],
 }
-"""What every gateway offers, and the local provider's models behind it, in the order in which they are tried."""
+"""The models of every gateway, and the local provider's models behind each, in the order of the attempts."""
 
 
 class Column(NamedTuple):
     """A running gateway of the table.
 
     Attributes:
-        url: Base URL of OpenAI's API there.
-        key: What it asks its callers for.
-        has_own_traces: Whether it keeps traces of its own, to which its mirrors lead.
-        reads_one_line: Whether it sees only one line of each header, and so no second ``traceparent``.
-        untold: What its mirrors cannot say, and why; docs/relay.md has each sentence.
+        url: Base URL of its OpenAI API.
+        key: The key that callers must send.
+        has_own_traces: Whether it keeps its own traces, to which its mirrors link.
+        reads_one_line: Whether it sees only one line of each header, and thus no second ``traceparent``.
+        untold: Facts that its mirrors lack, and why; docs/relay.md has each sentence.
     """
 
     url: str
@@ -46,15 +46,15 @@ class Column(NamedTuple):
     untold: Mapping[str, str] = MappingProxyType({})
 
     def openai_client(self) -> openai.OpenAI:
-        """Return a wrapped OpenAI client of the gateway."""
+        """Return a wrapped OpenAI client for the gateway."""
         return wrap_openai(openai.OpenAI(**self._options()))
 
     def async_openai_client(self) -> openai.AsyncOpenAI:
-        """Return a wrapped OpenAI client of the gateway, for asyncio."""
+        """Return a wrapped asynchronous OpenAI client for the gateway."""
         return wrap_openai(openai.AsyncOpenAI(**self._options()))
 
     def httpx_client(self, headers: dict[str, str] | None = None) -> httpx.Client:
-        """Return a wrapped httpx client of the gateway."""
+        """Return a wrapped httpx client for the gateway."""
         headers = {"authorization": f"Bearer {self.key}", **(headers or {})}
         return wrap_httpx(httpx.Client(base_url=self.url, headers=headers, timeout=DEADLINE_S))
 
@@ -72,7 +72,7 @@ def exporter_to(tracking_uri: str) -> Iterator[Exporter]:
 
 @contextmanager
 def serving(server: Any) -> Iterator[str]:
-    """Let a server of the standard library's kind serve, from a thread; gives its URL."""
+    """Run a server of the standard library's kind in a thread; yields its URL."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}"

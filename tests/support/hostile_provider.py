@@ -1,4 +1,4 @@
-"""A model provider on loopback that answers each request with what the test says."""
+"""A model provider on loopback that answers each request as the test sets it."""
 
 import json
 from types import TracebackType
@@ -22,7 +22,7 @@ class HostileProvider:
     """The provider, as a context manager.
 
     Attributes:
-        answer: What it answers.
+        answer: Its next answer.
         url: Its base URL, while it runs.
     """
 

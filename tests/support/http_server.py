@@ -1,4 +1,4 @@
-"""A server on loopback that keeps the headers of every request, for clients that no transport can be given to."""
+"""A server on loopback that keeps the headers of every request, for clients that accept no custom transport."""
 
 import re
 import threading
@@ -11,17 +11,17 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 class HttpServer:
     """The server, as a context manager. It answers 200, or redirects to the URL in the query parameter ``to``.
 
-    With the query parameter ``fail`` it answers 503 that many times first, and below ``/fail/2`` twice.
+    With the query parameter ``fail`` it first answers 503 that many times; below ``/fail/2`` twice.
 
-    Below ``/gateway/away`` everything is redirected to the other host.
+    Below ``/gateway/away`` it redirects everything to the other host.
 
-    One server is two hosts: a gateway at the address, and somebody else at the name ``localhost``. As a proxy it lets
-    nobody through.
+    One server is two hosts: a gateway at the address, and another host at the name ``localhost``. As a proxy it
+    rejects everything.
 
     Attributes:
-        requests: The URL that each request was sent to, as its Host header and its path have it, and its header lines.
+        requests: The URL of each request, from its Host header and its path, and its header lines.
         bodies: The body of each.
-        failed: How often each path that is to fail at first has been answered with 503.
+        failed: How often each failing path has been answered with 503.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the LangChain handler share: a chat model on any HTTP stack, autolog, and whose span is whose."""
+"""Helpers of the LangChain handler's tests: a chat model on any HTTP stack, autolog, and each call's span."""
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -23,7 +23,7 @@ from agent_gateway_client.langchain import GatewayCallbackHandler
 STACK = STACKS[0]
 
 DEADLINE_S = 60.0
-"""How long a test waits for what takes less than a second on an idle machine."""
+"""How long a test waits for something that takes less than a second on an idle machine."""
 
 AUTOLOG = ["off", "on", "inline"]
 """mlflow.langchain.autolog(): off, on, and on with run_tracer_inline=True."""
@@ -31,7 +31,7 @@ AUTOLOG = ["off", "on", "inline"]
 
 @pytest.fixture(name="autolog", params=AUTOLOG)
 def each_autolog(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test with autolog off, on and inline; says which."""
+    """Run the test with autolog off, on and inline; returns the setting."""
     if request.param != "off":
         pytest.importorskip("langchain", reason="mlflow.langchain.autolog() needs the package langchain")
         mlflow.langchain.autolog(run_tracer_inline=request.param == "inline", silent=True)
@@ -40,7 +40,7 @@ def each_autolog(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 with_autolog = pytest.mark.parametrize("autolog", ["on"], indirect=True)
-"""For what does not depend on how autolog is set up: the test is run once, with autolog on."""
+"""For tests that do not depend on autolog's setting: they run once, with autolog on."""
 
 
 @pytest.fixture(name="handler")
@@ -51,10 +51,10 @@ def open_handler() -> Iterator[GatewayCallbackHandler]:
 
 
 class HttpModel(BaseChatModel):
-    """A chat model that asks a server what to say: ``GET <base_url>/<prompt>``, and the prompt is what it says.
+    """A chat model that sends ``GET <base_url>/<prompt>`` to a server, and answers with the prompt.
 
     Attributes:
-        around: Makes what surrounds the request, as the code of a model may have it: a span, for one.
+        around: Returns a context manager around the request, such as a span that a model's code opens.
     """
 
     client: Any = None
@@ -107,12 +107,12 @@ def http_model(wire: Wire, stack: Any = STACK, **options: Any) -> HttpModel:
 
 
 def messages(*words: str) -> list[list[BaseMessage]]:
-    """Return one prompt a word."""
+    """Return one prompt per word."""
     return [[HumanMessage(word)] for word in words]
 
 
 def model_spans(kind: str = "CHAT_MODEL") -> dict[str, str]:
-    """Return, for each prompt, the traceparent of the span that autolog made of the model's call."""
+    """Return, for each prompt, the traceparent of autolog's span of the model call."""
     found: dict[str, str] = {}
     for span in MemoryExporter.spans.get_finished_spans():
         if json.loads(span.attributes.get("mlflow.spanType", "null")) == kind:
@@ -127,28 +127,28 @@ def model_spans(kind: str = "CHAT_MODEL") -> dict[str, str]:
 
 
 def parents(wire: Wire) -> dict[str, list[str]]:
-    """Return, for each prompt that was sent, the values of the request's ``traceparent`` headers."""
+    """Return, for each sent prompt, the values of the request's ``traceparent`` headers."""
     words = [url.rpartition("/")[2] for url in wire.urls]
     assert len(words) == len(set(words)), f"a prompt was sent twice: {words}"
     return dict(zip(words, wire.sent(), strict=True))
 
 
 def own_parents(words: list[str], outer: str, autolog: str) -> dict[str, list[str]]:
-    """Return what each prompt's request has to carry: its own span's traceparent, or the outer one without autolog."""
+    """Return the expected traceparent of each prompt's request: its own span's, or the outer one's without autolog."""
     spans = model_spans()
     assert sorted(spans) == ([] if autolog == "off" else sorted(words))
     return {word: [spans.get(word, outer)] for word in words}
 
 
 def plain_parent(wire: Wire) -> str:
-    """Send a request that is no call of a model, to the same gateway, and return the traceparent it carries."""
+    """Send a request that is not a model call to the same gateway, and return its traceparent."""
     wrap_httpx(wire.client(STACK), [GATEWAY]).get(f"{GATEWAY}/plain{len(wire.requests)}")
     (value,) = wire.sent()[-1]
     return value
 
 
 class AsyncWire(Wire):
-    """A wire that, for async clients, answers a request when ``wait()`` is over."""
+    """A wire that answers an async client's request when ``wait()`` returns."""
 
     def __init__(self, wait: Callable[[], Awaitable[Any]]) -> None:
         super().__init__()

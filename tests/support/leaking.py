@@ -1,4 +1,4 @@
-"""Leaks that are planted in a gateway in a process of its own: its mirrors say what a request's body and headers say.
+"""Leaks planted in a gateway in a separate process: its mirrors contain a request's body and headers.
 
 ``AGENT_GATEWAY_MAY_JOIN=tests.support.leaking:may_join`` plants them.
 """
@@ -18,13 +18,13 @@ _body = Request.body
 
 
 def may_join(scope: dict[str, Any]) -> bool:
-    """Let everybody join."""
+    """Allow every caller."""
     return True
 
 
 async def _seen_body(request: Request) -> bytes:
     body = await _body(request)
-    # Kept until the next request has it: a mirror is made later than its response.
+    # Kept until the next request: a mirror is made later than its response.
     _seen.update((name, request.headers[name]) for name in HEADERS if name in request.headers)
     with suppress(ValueError):
         asked = json.loads(body)

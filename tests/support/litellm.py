@@ -1,4 +1,4 @@
-"""LiteLLM's calls, against the local model provider in the place of a gateway."""
+"""LiteLLM's calls, with the local model provider in place of a gateway."""
 
 import asyncio
 import gc
@@ -39,9 +39,9 @@ from agent_gateway_client.litellm._calls import LiteLLMCall
 each_way = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
 in_one_loop = [
-    # As an error, a warning of LiteLLM's or of what it stands on would be a call that fails.
+    # As errors, warnings of LiteLLM or its dependencies would fail the call.
     pytest.mark.filterwarnings("ignore"),
-    # LiteLLM keeps clients and tasks that belong to a loop.
+    # LiteLLM keeps clients and tasks that are bound to a loop.
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
@@ -70,10 +70,10 @@ class Call(NamedTuple):
 
     Attributes:
         function: Its name in LiteLLM; the async one has an ``a`` before its last part.
-        model: Who is asked.
-        arguments: What else it is given.
-        usage: The tokens that the provider reports for it, in and out; ``None`` where it reports none.
-        is_sync: Whether it can be made without asyncio too.
+        model: The requested model.
+        arguments: Its other arguments.
+        usage: The input and output tokens that the provider reports; ``None`` if it reports none.
+        is_sync: Whether it can also be made without asyncio.
     """
 
     function: str
@@ -102,7 +102,7 @@ CALLS = {
     "Claude": Call("completion", CLAUDE, CLAUDE_MESSAGES, (3, 5)),
     "Claude, streamed": Call("completion", CLAUDE, {**CLAUDE_MESSAGES, "stream": True}, (3, 5)),
     "messages": Call("anthropic.messages.create", CLAUDE, CLAUDE_MESSAGES, (3, 5), is_sync=False),
-    # Of a model whose price it does not know LiteLLM does not put the parts of this stream together.
+    # LiteLLM assembles the parts of this stream only if it knows the model's price.
     "messages, streamed": Call("anthropic.messages.create", CLAUDE, {**CLAUDE_MESSAGES, "stream": True}, is_sync=False),
     "messages of GPT": Call("anthropic.messages.create", MINI, CLAUDE_MESSAGES, (3, 5)),
     "gemini": Call("completion", "gemini/gemini-2.0-flash", {"messages": MESSAGES}, (3, 5)),
@@ -110,7 +110,7 @@ CALLS = {
 """Each kind of call."""
 
 PATHS = {"anthropic": "", "cohere": "/v2/rerank", "gemini": "/v1beta"}
-"""What LiteLLM takes for the address of a provider's API, if not ``/v1``."""
+"""LiteLLM's base URL for a provider's API, if it is not ``/v1``."""
 
 each_call = pytest.mark.parametrize(
     ("name", "is_async"),
@@ -124,13 +124,13 @@ each_call = pytest.mark.parametrize(
 
 
 def arguments_for(provider: Provider, model: str = MINI) -> dict[str, Any]:
-    """Return how LiteLLM reaches a model of the provider."""
+    """Return the arguments with which LiteLLM reaches one of the provider's models."""
     path = PATHS.get(model.partition("/")[0], "/v1")
     return {"model": model, "api_base": provider.url + path, "api_key": "none"}
 
 
 async def make_call(name: str, provider: Provider, *, is_async: bool, **more: Any) -> Any:
-    """Make a call and read all of what it returns; gives the last part of a stream."""
+    """Make a call and read all of its result; returns the last part of a stream."""
     call = CALLS[name]
     given = {key: value() if callable(value) else value for key, value in call.arguments.items()}
     keywords = {**arguments_for(provider, call.model), **given}
@@ -143,7 +143,7 @@ async def make_call(name: str, provider: Provider, *, is_async: bool, **more: An
         result = await result
     if not keywords.get("stream"):
         return result
-    # LiteLLM's stream of a sync call has both.
+    # LiteLLM's stream of a sync call has both methods.
     parts = [part async for part in result] if is_async else list(result)
     return parts[-1]
 
@@ -152,7 +152,7 @@ async def make_call(name: str, provider: Provider, *, is_async: bool, **more: An
 def shared_provider() -> Iterator[Provider]:
     with Provider() as provider:
         yield provider
-    # LiteLLM does not close its clients, which is not to be the next test's fault.
+    # LiteLLM does not close its clients, which must not affect the next test.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         litellm.module_level_client.close()
@@ -162,13 +162,13 @@ def shared_provider() -> Iterator[Provider]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def provider(shared_provider: Provider, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Provider]:
-    """A provider that has received nothing yet, which is the gateway; LiteLLM as it is when it is imported."""
+    """A provider without requests, used as the gateway, and LiteLLM in its initial state."""
     shared_provider.clear()
     monkeypatch.setattr(litellm, "suppress_debug_info", True)
     monkeypatch.setattr(litellm, "num_retries", None)
     with instrument_litellm(shared_provider.url):
         yield shared_provider
-        # What it has not logged yet it would log in the next test.
+        # What it has not logged yet would be logged in the next test.
         GLOBAL_LOGGING_WORKER.start()
         await GLOBAL_LOGGING_WORKER.flush()
     switch_autolog_off()
@@ -177,17 +177,17 @@ async def provider(shared_provider: Provider, monkeypatch: pytest.MonkeyPatch) -
 
 
 def undo_instrumentations() -> None:
-    """Undo every instrument_litellm(), the fixture's as well. Calls that have begun are still followed."""
+    """Undo every instrument_litellm(), the fixture's included. Calls that have begun are still followed."""
     for named in _instrument._patches.handles:
         if not isinstance(named, LiteLLMCall):
             last = instrument_litellm(*named.gateways)
-            # As if the others that name the same had been undone before it.
+            # As if the other handles for the same gateway had been undone before it.
             _process_wide._counts[named] = 1
             last.uninstrument()
 
 
 def undo_all() -> None:
-    """Undo every instrument_litellm(), and follow no call any more."""
+    """Undo every instrument_litellm(), and stop following calls."""
     undo_instrumentations()
     _instrument.followed_calls.clear()
     for handle in _instrument._patches.handles:
@@ -196,7 +196,7 @@ def undo_all() -> None:
 
 @contextmanager
 def other_patches(patches: PatchSet) -> Iterator[None]:
-    """Replace other functions of LiteLLM than instrument_litellm() does, or by others."""
+    """Let instrument_litellm() use other patches of LiteLLM."""
     undo_all()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_instrument, "_patches", patches)
@@ -207,14 +207,14 @@ def other_patches(patches: PatchSet) -> Iterator[None]:
 
 
 def switch_autolog_on() -> None:
-    """Switch autolog on, where LiteLLM can do what it stands on."""
+    """Turn autolog on if this LiteLLM has what it needs."""
     if not hasattr(mlflow.tracking, "MlflowClient"):
         pytest.skip("LiteLLM's MlflowLogger needs mlflow.tracking.MlflowClient, which mlflow-tracing leaves out")
     mlflow.litellm.autolog()
 
 
 def switch_autolog_off() -> None:
-    """Switch autolog off, and let LiteLLM forget the loggers that autolog leaves behind."""
+    """Turn autolog off, and make LiteLLM forget the loggers that autolog leaves behind."""
     mlflow.litellm.autolog(disable=True)
     for event in ("_async_success_callback", "_async_failure_callback"):
         getattr(litellm, event).clear()
@@ -227,7 +227,7 @@ def autolog(provider: Provider) -> None:
 
 @contextmanager
 def redirected_to(provider: Provider) -> Iterator[tuple[str, list[list[str]]]]:
-    """A gateway that sends all on to another host, where the provider is; gives its URL, and what it gets to see."""
+    """A gateway that redirects everything to the provider on another host; yields its URL and its received headers."""
     received = []
 
     async def redirect(scope: Any, receive: Any, send: Any) -> None:
@@ -247,17 +247,17 @@ def sent(provider: Provider) -> list[list[str]]:
 
 
 def ended(start: str = "litellm-") -> list[Any]:
-    """Return the spans that ended, those of LiteLLM by default."""
+    """Return the ended spans, by default LiteLLM's."""
     mlflow.flush_trace_async_logging()
     return [span for span in MemoryExporter.spans.get_finished_spans() if span.name.startswith(start)]
 
 
 def usage(span: Any) -> tuple[int, int] | None:
-    """Return the tokens of a span, in and out."""
+    """Return a span's input and output tokens."""
     found = mlflow.entities.Span(span).get_attribute("mlflow.chat.tokenUsage")
     return found and (found["input_tokens"], found["output_tokens"])
 
 
 def parent_id(span: Any) -> str:
-    """Return the id of an OpenTelemetry span's parent, as MLflow has it."""
+    """Return the id of an OpenTelemetry span's parent in MLflow's form."""
     return f"{span.parent.span_id:016x}"

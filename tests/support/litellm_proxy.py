@@ -1,4 +1,4 @@
-"""A real LiteLLM Proxy in a process of its own, in front of the local model provider."""
+"""A real LiteLLM Proxy in a separate process, in front of the local model provider."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ OPENAI_MODELS: dict[str, list[str]] = {
     "retried": ["gpt-4o-fail-502", "gpt-4o-mini"],
     "any/*": ["*"],
 }
-"""Model groups whose deployments speak OpenAI's API, in the order in which LiteLLM is to try them."""
+"""Model groups whose deployments have OpenAI's API, in the order in which LiteLLM should try them."""
 
 ANTHROPIC_MODELS = {"claude": "claude-3-5-haiku-20241022", "failing-claude": "claude-fail-500"}
 
@@ -39,7 +39,7 @@ MLFLOW_MODELS = {"mlflow": "chat", "mlflow-fallback": "failing"}
 """Model groups that are endpoints of MLflow's gateway."""
 
 ENGINE_MODEL = "llama"
-"""A model group whose deployment is a model server's, by the same name."""
+"""A model group whose deployment is a model server, with the model of the same name."""
 
 
 def configuration(
@@ -49,9 +49,9 @@ def configuration(
 
     Args:
         provider_url: The local model provider.
-        callbacks: What LiteLLM is to call.
-        gateway_url: The OpenAI API of an MLflow AI Gateway that some models lead to.
-        engine_url: A model server that one model leads to.
+        callbacks: LiteLLM's callbacks.
+        gateway_url: The OpenAI API of an MLflow AI Gateway that serves some of the models.
+        engine_url: A model server that serves one of the models.
     """
     openai_provider = {"api_base": f"{provider_url}/v1", "api_key": "none"}
     models = [
@@ -85,7 +85,7 @@ def configuration(
             "cache": True,
             "cache_params": {"type": "local", "mode": "default_off"},
         },
-        # For requests that ask for it.
+        # For requests that ask for the cache.
         "guardrails": [
             {
                 "guardrail_name": "words",
@@ -99,7 +99,7 @@ def configuration(
         "router_settings": {
             "num_retries": 0,
             "retry_after": 0,
-            # A deployment that fails in one test must not be passed over in the next.
+            # A deployment that fails in one test must not be skipped in the next.
             "disable_cooldowns": True,
             "fallbacks": fallbacks,
         },
@@ -117,7 +117,7 @@ class LiteLLMProxy:
     """A running proxy on 127.0.0.1, as a context manager, without a database and without telemetry.
 
     Args:
-        directory: Where its configuration and its output are kept.
+        directory: The folder for its configuration and its output.
         config: Its configuration, or the file with it.
         port: TCP port; 0 takes a free one.
         environment: Variables for it, such as ``MLFLOW_TRACKING_URI``.
@@ -128,7 +128,7 @@ class LiteLLMProxy:
         self._directory = directory
         self._config_path = config if isinstance(config, Path) else directory / "config.yaml"
         if not isinstance(config, Path):
-            # JSON is YAML too.
+            # JSON is valid YAML.
             self._config_path.write_text(json.dumps(config, indent=1))
         self._port = port
         self._environment = environment
@@ -152,7 +152,7 @@ class LiteLLMProxy:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the proxy as an operator does, and then every process that it may have left."""
+        """Stop the proxy as an operator does, and then every process that it may have left behind."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -165,15 +165,15 @@ class LiteLLMProxy:
 
     @property
     def column(self) -> Column:
-        """How it is reached, and what is particular to it."""
+        """Its address, its key, and what is particular to it."""
         return Column(f"{self.url}/v1", MASTER_KEY, reads_one_line=True)
 
     def httpx_client(self, headers: dict[str, str] | None = None) -> httpx.Client:
-        """Return a wrapped httpx client of all of the proxy's routes."""
+        """Return a wrapped httpx client for all of the proxy's routes."""
         return self.column._replace(url=self.url).httpx_client(headers)
 
     def log(self) -> str:
-        """Return what the proxy has written so far."""
+        """Return the proxy's output so far."""
         return self.log_path.read_text(errors="replace")
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:

@@ -1,4 +1,4 @@
-"""A gateway that nobody knows, on nothing but Python's own HTTP server: all that it takes to add one to the table."""
+"""An unknown gateway on Python's own HTTP server: the least that it takes to add one to the table."""
 
 import json
 from http.server import BaseHTTPRequestHandler
@@ -12,7 +12,7 @@ from tests.support.gateways import MODELS
 
 
 class MadeUpGateway(BaseHTTPRequestHandler):
-    """Asks the models behind a name one after the other."""
+    """Asks the models of a name one after the other."""
 
     protocol_version = "HTTP/1.1"
     provider_url: str
@@ -30,7 +30,7 @@ class MadeUpGateway(BaseHTTPRequestHandler):
                         return
                     attempt.end(str(answer.status_code))
             call.http_status = status = 502 if endpoint else 404
-        # When the call has ended: else its mirror could end after the span of a caller who has the answer already.
+        # After the call has ended: otherwise its mirror could end after the span of a caller that has the answer.
         self.begin(status, "application/json")
         self.wfile.write(b"0\r\n\r\n")
 

@@ -1,7 +1,7 @@
 """The matrix: frameworks, ways to call a model, and settings of autolog, against a real gateway.
 
-A framework has two files. ``columns/<framework>.py``, beside this one, is a program that makes all calls with one
-setting of autolog, in a process of its own, because autolog cannot be taken back without a trace of it::
+A framework has two files. ``columns/<framework>.py``, next to this one, is a program that makes all calls with one
+setting of autolog, in a separate process because turning autolog off leaves traces of it::
 
     AUTOLOG = ("off", "on")
     CELLS = [Cell("LiteLLM", "completion", completion), ...]
@@ -62,18 +62,18 @@ class Cell(NamedTuple):
 
     Attributes:
         framework: The framework, or the part of it, as its users name it.
-        mode: What is done, in the framework's words.
-        run: Does it, with what the program's ``set_up`` returned; may be a coroutine function. Calls that are made at
-            once have to have prompts of their own: that is how they are told apart.
-        calls: How many calls of a model that makes.
-        attempts: ``provider/model`` and status of each attempt that the gateway makes for each of the calls.
-        callers: Types of the spans that autolog makes of calls of a model; none, where it makes none that is active
-            while the request is sent.
-        nested: Whether autolog makes several such spans of one call, each in the one before.
-        leaves_early: Whether the framework stops reading when it knows that no more is to come, and ends its span
-            before the response ends.
-        beside: Whether the framework's own span of the call has the tokens too, and is beside the mirror: it has been
-            taken out of the context by the time that the request is sent.
+        mode: The operation, in the framework's words.
+        run: Runs it with the result of the program's ``set_up``; may be a coroutine function. Concurrent calls need
+            different prompts, by which they are recognized.
+        calls: The number of model calls that it makes.
+        attempts: ``provider/model`` and status of each of the gateway's attempts for each call.
+        callers: Types of the spans that autolog makes for model calls; empty if it makes none that is active while the
+            request is sent.
+        nested: Whether autolog makes several such spans for one call, each inside the one before.
+        leaves_early: Whether the framework stops reading once it has the last event, and ends its span before the
+            response ends.
+        beside: Whether the framework's own span of the call has the tokens too and is a sibling of the mirror, because
+            it is no longer in the context when the request is sent.
     """
 
     framework: str
@@ -95,7 +95,7 @@ class Column(Protocol):
 
     Attributes:
         AUTOLOG: The settings of autolog.
-        CELLS: All cells, of which each setting makes one.
+        CELLS: All cells, each of which runs with each setting.
     """
 
     __name__: str
@@ -104,12 +104,12 @@ class Column(Protocol):
 
 
 class Made(NamedTuple):
-    """What became of a cell.
+    """The result of a cell.
 
     Attributes:
         trace_id: The trace of its calls.
-        span_id: The span that the calls were made in.
-        error: Why they could not be made.
+        span_id: The span around the calls.
+        error: Why they failed.
     """
 
     trace_id: str
@@ -118,11 +118,11 @@ class Made(NamedTuple):
 
 
 def run_column(cells: Sequence[Cell], set_up: Callable[[str, str], Any]) -> None:
-    """Run all cells with one setting of autolog, and print what became of them.
+    """Run all cells with one setting of autolog, and print their results.
 
     Args:
         cells: All cells.
-        set_up: Called with the gateway's URL and the setting of autolog, when MLflow traces into the right experiment.
+        set_up: Called with the gateway's URL and the setting of autolog, after MLflow's experiment is set.
     """
     gateway_url, tracking_uri, autolog = sys.argv[1:]
     warnings.simplefilter("ignore")
@@ -146,7 +146,7 @@ def run_column(cells: Sequence[Cell], set_up: Callable[[str, str], Any]) -> None
 
 
 def _finished(result: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """Wait for what may be awaitable, in the caller's context and in one loop: frameworks keep async clients."""
+    """Await a result if it is awaitable, in the caller's context and in one loop: frameworks keep async clients."""
 
     async def wait() -> None:
         await result
@@ -173,14 +173,14 @@ def start(column: Column, gateway_url: str, tracking_uri: str, autolog: str) -> 
 
 
 def made_by(running: "subprocess.Popen[str]") -> dict[str, Made]:
-    """Return what became of each cell when a framework's program has ended."""
+    """Return the results of the cells once a framework's program has ended."""
     output, errors = running.communicate(timeout=COLUMN_DEADLINE_S)
     assert running.returncode == 0, errors
     return {name: Made(*made) for name, made in json.loads(output.splitlines()[-1]).items()}
 
 
 class Columns(dict[str, dict[str, Made]]):
-    """What became of each cell, by setting of autolog and by name; all settings are run at the same time."""
+    """The results of the cells, by setting of autolog and by name; all settings run at the same time."""
 
     def __init__(self, column: Column, gateway: DemoGateway) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Columns(dict[str, dict[str, Made]]):
         return self[autolog]
 
     def close(self) -> None:
-        """End what nobody waited for."""
+        """End the programs that no test waited for."""
         for running in self._running.values():
             running.kill()
             running.communicate()
@@ -212,7 +212,7 @@ def columns_of(column: Column) -> Any:
 
 
 def each_cell(column: Column, title: str) -> Callable[[Any], Any]:
-    """Return the decorator of a test with the parameters ``cell`` and ``autolog``; ``title`` is that of the table."""
+    """Return a decorator for a test with the parameters ``cell`` and ``autolog``; ``title`` is the table's title."""
 
     def decorate(test: Any) -> Any:
         for name, values in (("cell", column.CELLS), ("autolog", column.AUTOLOG)):
@@ -223,10 +223,10 @@ def each_cell(column: Column, title: str) -> Callable[[Any], Any]:
 
 
 def assert_cell(cell: Cell, column: dict[str, Made], autolog: str) -> None:
-    """Assert that each call of a cell has one mirror, below the span of that very call, and its tokens counted once.
+    """Assert that each call of a cell has one mirror, below the span of that call, and its tokens are counted once.
 
-    The mirror's parent is what was on the wire. Which call it is of is told by the prompt: that of the gateway's own
-    trace has to be in the inputs of the span above the mirror.
+    The mirror's parent is the span in the request. Its call is identified by the prompt: the prompt in the gateway's
+    own trace must be in the inputs of the span above the mirror.
     """
     trace_id, span_id, error = column[str(cell)]
     assert error is None, error
@@ -251,7 +251,7 @@ def assert_cell(cell: Cell, column: dict[str, Made], autolog: str) -> None:
 
 
 def assert_other_hosts_get_nothing(column: Column, gateway: DemoGateway) -> None:
-    """Assert that every cell's context goes to a gateway that redirects all to another host, and no further."""
+    """Assert that a gateway gets every cell's context, and that the host to which it redirects does not."""
     with HttpServer() as server:
         made = made_by(start(column, f"{server.gateway}/away", gateway.tracking_uri, "off"))
     at_gateway: set[str] = set()
@@ -270,21 +270,21 @@ def assert_other_hosts_get_nothing(column: Column, gateway: DemoGateway) -> None
 
 
 def _complete(trace_id: str, mirrors: int) -> Trace | None:
-    """Return a trace when so many mirrors have come; the client's own spans were sent before its process ended."""
+    """Return a trace once it has this many mirrors; the client's own spans were sent before its process ended."""
     trace = read_trace(trace_id)
     if trace is None or trace.info.state == "IN_PROGRESS" or len(mirrors_in(trace)) < mirrors:
         return None
-    # MLflow's client reads what is said of the whole trace, like its tokens, before it reads the spans.
+    # MLflow's client reads the trace's info, like its tokens, before it reads the spans.
     return read_trace(trace_id)
 
 
 def is_clients(span: Span) -> bool:
-    """Return whether a span is the client's own, and none of a mirror's."""
+    """Return whether a span is the client's own, not a mirror's."""
     return not span.name.startswith(("gateway/", "provider/"))
 
 
 def innermost(spans: list[Span]) -> list[str]:
-    """Return the ids of the spans that are the parent of none of the others."""
+    """Return the ids of the spans that have no children."""
     outer = {span.parent_id for span in spans}
     return [span.span_id for span in spans if span.span_id not in outer]
 
@@ -295,7 +295,7 @@ def root_of(trace: Trace) -> Span:
 
 
 def prompt_of(request: Any) -> str:
-    """Return what the last message of a request says, in each API's own shape."""
+    """Return the last message of a request, in each API's format."""
     kinds = ("messages", "input", "contents")
     given = next(request[kind] for kind in kinds if request.get(kind)) if isinstance(request, dict) else request
     last = given if isinstance(given, str) else given[-1]

@@ -1,4 +1,4 @@
-"""What stands between two servers and does not leave what passes as it is: a proxy, or an old or guarded server."""
+"""A reverse proxy that changes what passes, to imitate a proxy or an old or protected server."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -26,9 +26,9 @@ def meddler(
 
     Args:
         target: The server behind it.
-        change: Gives the headers of the request that is passed on.
-        answers: By the end of a path, what it answers itself: status and body.
-        kept_back: Names of response headers that it does not pass on, in lower case.
+        change: Returns the headers of the forwarded request.
+        answers: Answers that it gives itself, by the end of the path: status and body.
+        kept_back: Names of response headers that it removes, in lower case.
     """
 
     async def serve(request: Request) -> Response:
@@ -57,21 +57,21 @@ def meddler(
 
 
 def without(*names: str) -> Callable[[Headers], Headers]:
-    """Return what takes headers off."""
+    """Return a function that removes headers."""
     return lambda headers: [header for header in headers if header[0] not in names]
 
 
 def replacing(name: str, value: str) -> Callable[[Headers], Headers]:
-    """Return what gives a header another value."""
+    """Return a function that replaces a header's value."""
     return lambda headers: [(key, value if key == name else old) for key, old in headers]
 
 
 def gateway_app(provider_url: str, change_answer: Callable[[dict[str, Any]], Any] = lambda answer: answer) -> Starlette:
-    """Return a gateway that is not MLflow's, in front of the local model provider.
+    """Return a gateway other than MLflow's, in front of the local model provider.
 
     Args:
         provider_url: The provider's.
-        change_answer: Changes what the provider has answered, in place.
+        change_answer: Modifies the provider's answer in place.
     """
 
     async def chat(request: Request) -> Response:

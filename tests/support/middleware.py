@@ -1,4 +1,4 @@
-"""Small gateways that answer with the samples, and a request to each."""
+"""Small gateways that answer with the samples, and functions that send a request to one."""
 
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -17,11 +17,11 @@ from tests.support.wire_samples import CANARY, TEXT, Sample
 TRACED = {"traceparent": TRACEPARENT}
 REQUEST = {"model": "chat", "messages": [{"role": "user", "content": TEXT}]}
 ENCODINGS = {"gzip": 31, "deflate": 15}
-"""Content encodings, and what zlib calls them."""
+"""Content encodings, and zlib's window sizes for them."""
 
 
 def answer(sample: Sample, encoding: str | None = None) -> Response:
-    """Return a sample as the response that a gateway relays; a stream goes out event by event, compressed or not."""
+    """Return a sample as the response that a gateway relays; a stream is sent event by event, compressed or not."""
     chunks = list(sample.chunks)
     headers = {"content-encoding": encoding} if encoding else {}
     if encoding:
@@ -66,6 +66,6 @@ async def post(app: Any, path: str, headers: dict[str, str] = TRACED, **more: An
 
 
 def spans_of(mirrors: Mirrors) -> list[tuple[str, dict[str, Any]]]:
-    """Return name and facts of all spans, after a look that none of them holds any text of request or response."""
+    """Return name and facts of all spans, after checking that none contains text of the request or response."""
     assert not any(CANARY in span.to_json() for span in mirrors.spans)
     return [(span.name, facts_of(span)) for span in mirrors.spans]

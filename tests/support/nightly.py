@@ -1,4 +1,4 @@
-"""How much a test does: little in the usual run, and much where NIGHTLY is set."""
+"""The size of a test: small in the usual run, large if NIGHTLY is set."""
 
 import os
 

@@ -17,7 +17,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 TIMEOUT_S = 240
 
 SHOWN_URI = "http://127.0.0.1:5000"
-"""What the tutorials show instead of the address that a gateway happened to have."""
+"""Shown in the tutorials instead of the gateway's actual address."""
 
 
 def execute(path: Path, gateway: DemoGateway) -> Any:
@@ -28,7 +28,7 @@ def execute(path: Path, gateway: DemoGateway) -> Any:
         **inherited,
         DEMO_VARIABLE: f"{gateway.tracking_uri},{gateway.provider.url}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # That an experiment is new is told once per server, and not each time.
+        # A new experiment is reported once per server, not in each run.
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "MPLCONFIGDIR": str(gateway.log_path.parent / "matplotlib"),
@@ -44,11 +44,11 @@ def execute(path: Path, gateway: DemoGateway) -> Any:
 
 
 def _tidy(cell: Any, gateway: DemoGateway) -> None:
-    """Take out of a cell's outputs what is this machine's and not the tutorial's."""
+    """Remove what is specific to this machine from a cell's outputs."""
     cell.metadata.pop("execution", None)
     joined: list[Any] = []
     for output in cell.get("outputs", []):
-        # A stream comes in as many pieces as it happened to be read in.
+        # A stream is split into outputs at random.
         if joined and output.output_type == "stream" and joined[-1].get("name") == output.get("name"):
             joined[-1].text += output.text
         else:
@@ -66,7 +66,7 @@ def _tidy(cell: Any, gateway: DemoGateway) -> None:
 
 
 _ANSI = re.compile(r"\x1b\[[\d;]*m|\x1b\]8;.*?\x1b\\")
-"""Colours and links of a terminal, which code-hosting sites show as they are."""
+"""Terminal colours and links, which code-hosting sites show as raw text."""
 
 
 def _shown(text: str, gateway: DemoGateway) -> str:
@@ -77,7 +77,7 @@ def _shown(text: str, gateway: DemoGateway) -> str:
 
 
 def kinds(notebook: Any) -> list[list[str]]:
-    """Return of each cell what kinds of outputs it has, and the names of the spans that it draws."""
+    """Return the kinds of outputs of each cell, and the names of the spans that it draws."""
     found = []
     for cell in notebook.cells:
         of_cell = []
@@ -90,7 +90,7 @@ def kinds(notebook: Any) -> list[list[str]]:
 
 
 def main(names: list[str]) -> None:
-    """Execute the tutorials whose names contain one of these, or all, and write them back."""
+    """Execute the tutorials whose names contain one of these, or all, and write the outputs back."""
     with DemoGateway(progress=print) as gateway:
         for path in NOTEBOOKS:
             if not names or any(name in path.name for name in names):

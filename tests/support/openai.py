@@ -1,4 +1,4 @@
-"""OpenAI clients that send to a ``Wire``, a call of each kind, and answers that the SDK can read."""
+"""OpenAI clients that send to a ``Wire``, one call of each kind, and answers that the SDK can parse."""
 
 import base64
 import json
@@ -14,16 +14,16 @@ from tests.support.client import Wire, value_of
 CLIENTS = ["OpenAI", "AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI"]
 
 STACK = import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
-"""What the SDK's own HTTP client is made with."""
+"""The library of the SDK's own HTTP client."""
 
 
 def make_client(kind: str, wire: Wire, **options: Any) -> Any:
-    """Return one of the SDK's clients that sends to the wire, by default to a gateway's URL."""
+    """Return one of the SDK's clients that sends to the wire, by default with a gateway's URL."""
     if "Azure" in kind:
         options = {"azure_endpoint": "http://gw.test:5000/azure", "api_version": "2025-01-01", **options}
     else:
         options = {"base_url": "http://gw.test:5000/gateway/openai/v1", **options}
-    # As the SDK's own default: follows redirects.
+    # Like the SDK's default, it follows redirects.
     http_class = STACK.AsyncClient if kind.startswith("Async") else STACK.Client
     http_client = options.pop("http_client", None)
     http_client = http_client or http_class(transport=STACK.MockTransport(wire), follow_redirects=True)
@@ -96,7 +96,7 @@ _BODIES: dict[str, Any] = {
 
 
 def answer(request: Any) -> dict[str, Any]:
-    """Answer as an OpenAI server would, streamed where the request asks for it; the list of files has two pages."""
+    """Answer like an OpenAI server, streamed if the request asks for it; the list of files has two pages."""
     path, query = request.url.path, dict(request.url.params)
     if path.endswith(("/content", "/audio/speech")):
         return {"content": b"bytes"}
@@ -121,7 +121,7 @@ def answer(request: Any) -> dict[str, Any]:
 
 
 async def drain(stream: Any) -> None:
-    """Read a stream, or all pages of a list, of a sync or an async client to its end."""
+    """Read a stream, or all pages of a list, of a sync or async client to its end."""
     if hasattr(stream, "__aiter__"):
         async for _ in stream:
             pass
@@ -131,7 +131,7 @@ async def drain(stream: Any) -> None:
 
 
 async def within(manager: Any, use: Callable[[Any], Any]) -> Any:
-    """Enter a sync or async context manager and return what ``use`` makes of what it gives."""
+    """Enter a sync or async context manager and return ``use`` of its value."""
     if hasattr(manager, "__aenter__"):
         async with manager as entered:
             return await value_of(use(entered))

@@ -1,4 +1,4 @@
-"""An OTLP/HTTP endpoint on loopback that keeps what it takes, byte by byte, and can be in all kinds of trouble."""
+"""An OTLP/HTTP endpoint on loopback that keeps every byte it receives, and that can fail in various ways."""
 
 import contextlib
 import datetime
@@ -23,15 +23,15 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests.support.server import DEADLINE_S
 
 Trouble = int | Literal["garbage", "hang up", "silence"]
-"""What happens to a request: an HTTP status, an answer that is no HTTP, a closed connection, or nothing at all."""
+"""The result of a request: an HTTP status, an answer that is not HTTP, a closed connection, or no answer."""
 
 
 class Received(NamedTuple):
-    """A request that was taken.
+    """A request that was accepted.
 
     Attributes:
         head: The request line and the header lines.
-        body: The body as it came, compressed or not.
+        body: The body as received, compressed or not.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Received(NamedTuple):
 
     @property
     def payload(self) -> bytes:
-        """The body without its compression."""
+        """The decompressed body."""
         return gzip.decompress(self.body) if self.headers.get("content-encoding") == "gzip" else self.body
 
     @property
@@ -57,10 +57,10 @@ class Receiver:
         certificate: A certificate and its key, for https.
 
     Attributes:
-        requests: What was taken.
-        troubles: What happens to the next requests, one after the other; then they are taken.
-        tries: Requests so far, taken or not.
-        answer: The body of what is answered to spans.
+        requests: The accepted requests.
+        troubles: The failures of the next requests, in order; later requests are accepted.
+        tries: The number of requests so far, accepted or not.
+        answer: The body of the answer to spans.
     """
 
     def __init__(self, certificate: Path | None = None) -> None:
@@ -85,7 +85,7 @@ class Receiver:
         return [span for request in self.requests for span in request.spans]
 
     def start(self) -> None:
-        """Be there; after ``stop()``, at the same port again."""
+        """Start listening; after ``stop()``, on the same port again."""
         self._server = _Server(("127.0.0.1", self._port), _handler(self))
         if self._certificate is not None:
             tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -95,7 +95,7 @@ class Receiver:
         self._thread.start()
 
     def stop(self) -> None:
-        """Be away, as a server that has crashed: connections break off, new ones are refused."""
+        """Stop like a server that has crashed: connections break, new ones are refused."""
         if self._server is not None:
             self._server.shutdown()
             self._thread.join()
@@ -105,7 +105,7 @@ class Receiver:
                 _break_off(connection)
 
     def wait_for_tries(self, count: int) -> None:
-        """Wait until so many requests came, taken or not."""
+        """Wait until this many requests have arrived, accepted or not."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.tries >= count, DEADLINE_S)
 
@@ -187,7 +187,7 @@ def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
 
 
 def _mlflow_answer(path: str, body: bytes) -> bytes:
-    """Answer as an MLflow server that knows every trace that it is asked for, in experiment 7."""
+    """Answer like an MLflow server that has every requested trace in experiment 7."""
     answer: dict[str, Any] = {}
     if path.endswith("/experiments/search"):
         answer = {"experiments": [{"experiment_id": "7"}]}
@@ -200,7 +200,7 @@ def _mlflow_answer(path: str, body: bytes) -> bytes:
 
 
 def make_certificate(directory: Path) -> Path:
-    """Return a file with a certificate for 127.0.0.1 that nobody has signed, and its key."""
+    """Return a file with a self-signed certificate for 127.0.0.1, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.timezone.utc)

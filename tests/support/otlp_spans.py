@@ -1,4 +1,4 @@
-"""Spans as gateways send them, in OTLP's two encodings, and what a relay made of them."""
+"""Spans as gateways send them, in OTLP's two encodings, and the calls that a relay makes of them."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ START = 1_700_000_000 * SECOND
 
 
 def span(span_id: int, parent_id: int, name: str = "span", **facts: Any) -> Span:
-    """Return a span that lasts a second, from ``at`` seconds on.
+    """Return a span that lasts a second and starts at ``at`` seconds.
 
     ``kind``, ``flags``, ``at`` and ``lasts`` (seconds), ``failed``, ``message``, ``trace`` and ``attributes`` may be
     given.
@@ -50,7 +50,7 @@ def span(span_id: int, parent_id: int, name: str = "span", **facts: Any) -> Span
 
 
 def root(span_id: int = 1, parent_id: int = CALLER, **facts: Any) -> Span:
-    """Return the span of a gateway's part, whose parent is the caller's span."""
+    """Return a gateway's root span, whose parent is the caller's span."""
     return span(span_id, parent_id, "POST /v1/chat/completions", **{"kind": SERVER, "flags": REMOTE, **facts})
 
 
@@ -67,7 +67,7 @@ ENGINE = {
     "gen_ai.request.id": "chatcmpl-1",
     "gen_ai.request.max_tokens": 100,
 }
-"""What vLLM 0.32 says of a request (``do_tracing`` in ``vllm/v1/engine/output_processor.py``). It names no model."""
+"""vLLM 0.32's attributes of a request (``do_tracing`` in ``vllm/v1/engine/output_processor.py``), without a model."""
 
 
 def attempt(span_id: int, parent_id: int = 1, **facts: Any) -> Span:
@@ -81,7 +81,7 @@ def engine(span_id: int, parent_id: int, **facts: Any) -> Span:
 
 
 def any_value(value: Any) -> AnyValue:
-    """Return a value as OTLP has it."""
+    """Return a value as an OTLP message."""
     if isinstance(value, bool):
         return AnyValue(bool_value=value)
     if isinstance(value, int):
@@ -96,7 +96,7 @@ def any_value(value: Any) -> AnyValue:
 def request(
     spans: Sequence[Span], service: str = "gateway", scope: str = "gateway", served_model: str = ""
 ) -> ExportTraceServiceRequest:
-    """Return a request with spans of one service."""
+    """Return a request with the spans of one service."""
     made = ExportTraceServiceRequest()
     resource_spans = made.resource_spans.add()
     resource = {"service.name": service, **({"gen_ai.response.model": served_model} if served_model else {})}
@@ -132,7 +132,7 @@ def as_json(sent: ExportTraceServiceRequest) -> bytes:
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -143,7 +143,7 @@ class Clock:
 
 @dataclass
 class Sink:
-    """Takes calls as an exporter does."""
+    """Accepts calls like an exporter."""
 
     calls: list[GatewayCall] = field(default_factory=list)
     flushed: int = 0
@@ -156,7 +156,7 @@ class Sink:
         return True
 
     async def wait_for(self, count: int) -> None:
-        """Wait until so many calls were submitted."""
+        """Wait until this many calls were submitted."""
         for _ in range(6000):
             if len(self.calls) >= count:
                 return
@@ -165,7 +165,7 @@ class Sink:
 
 
 def collected(*batches: Sequence[IncomingSpan], limits: Limits | None = None) -> list[GatewayCall]:
-    """Return the calls that come of batches, when nothing more is waited for."""
+    """Return the calls that are made of batches, once nothing more is awaited."""
     collection = Collection(limits or Limits(), Clock())
     for batch in batches:
         collection.add(batch)
@@ -173,13 +173,13 @@ def collected(*batches: Sequence[IncomingSpan], limits: Limits | None = None) ->
 
 
 def the_call(*spans: Span, **names: str) -> GatewayCall:
-    """Return the one call that comes of spans."""
+    """Return the only call that is made of spans."""
     (call,) = collected(read(spans, **names))
     return call
 
 
 def read(spans: Sequence[Span], **names: str) -> list[IncomingSpan]:
-    """Return spans as the relay reads them, sent as protobuf."""
+    """Return spans as the relay decodes them from protobuf."""
     from agent_gateway_client.relay.dialects import ALL_KEYS, NAMES
     from agent_gateway_client.relay.protobuf import read_request
 

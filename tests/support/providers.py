@@ -1,8 +1,8 @@
-"""What real providers answer, written by us after their API references, and what is read of it.
+"""Real providers' answers, written by us after their API references, and the facts that are read from them.
 
-docs/providers.md shows the same table; a test compares the two. The date is the day on which the page that is named was
-read: the provider's reference, its SDK's, or a copy of its schema. ``KNOWN`` means that the row was written from what
-was known by then, and the page says where to look.
+docs/providers.md shows the same table; a test compares the two. The date is the day on which the source was read: the
+provider's reference, its SDK's, or a copy of its schema. ``KNOWN`` means that the row was written from what was known
+by then, and the source is where to look.
 """
 
 import base64
@@ -23,10 +23,10 @@ class Row(NamedTuple):
     """A provider's API.
 
     Attributes:
-        name: The provider, and the API where it has several.
-        body: What it answers.
-        facts: What is read: tokens, cost, finish reason.
-        reads: Where the counts are, as the table says it: input, output, cached, written to the cache, cost.
+        name: The provider, and the API if it has several.
+        body: The body of its answer.
+        facts: The facts that are read: tokens, cost, finish reason.
+        reads: The fields with the counts, as in the table: input, output, cached, written to the cache, cost.
         source: The reference's URL.
         as_of: When it was read.
         streaming: Whether the body is a stream.
@@ -59,7 +59,7 @@ def events(*data: Any, end: str = "") -> bytes:
 
 
 def lines(*data: Any) -> bytes:
-    """Return one JSON object a line."""
+    """Return one JSON object per line."""
     return "".join(json.dumps(one) + "\n" for one in data).encode()
 
 
@@ -77,7 +77,7 @@ def message(kind: str, payload: Any, category: str = "event") -> bytes:
 
 
 def wrapped(event: Any) -> bytes:
-    """Return an event of a model as Bedrock's InvokeModelWithResponseStream sends it."""
+    """Return a model's event as sent by Bedrock's InvokeModelWithResponseStream."""
     return message("chunk", {"bytes": base64.b64encode(json.dumps(event).encode()).decode()})
 
 

@@ -1,4 +1,4 @@
-"""``agent-gateway relay`` in a process of its own, and LiteLLM Proxies whose own ``otel`` callback sends to it."""
+"""``agent-gateway relay`` in a separate process, and LiteLLM Proxies whose own ``otel`` callback sends to it."""
 
 import contextlib
 import os
@@ -18,27 +18,27 @@ from tests.support.litellm_proxy import LiteLLMProxy, configuration
 
 STOP_DEADLINE_S = 60.0
 LITELLM_OTEL: dict[str, dict[str, str]] = {"v1": {}, "v2": {"LITELLM_OTEL_V2": "true"}}
-"""What selects the version of LiteLLM's callback."""
+"""The variables that select the version of LiteLLM's callback."""
 
 
 class RelayProcess:
     """A running relay.
 
     Attributes:
-        url: Where traces are sent to.
+        url: The URL for traces.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def status(self) -> dict[str, Any]:
-        """Return what became of the calls."""
+        """Return the counts of calls."""
         answer = httpx.get(self.url.replace("/v1/traces", "/agent-gateway/status"), trust_env=False)
         status: dict[str, Any] = answer.json()
         return status
 
     def health(self) -> dict[str, Any]:
-        """Return what became of what came in."""
+        """Return the counts of received spans."""
         answer = httpx.get(self.url.replace("/v1/traces", "/health"), trust_env=False)
         status: dict[str, Any] = answer.json()
         return status
@@ -69,7 +69,7 @@ def relay(*arguments: str, **environment: str) -> Iterator[RelayProcess]:
 
 
 class OtelProxy(NamedTuple):
-    """A LiteLLM Proxy without anything of ours, and the relay that its spans go to."""
+    """A LiteLLM Proxy without this package, and the relay that its spans go to."""
 
     column: Column
     relay: RelayProcess
@@ -82,14 +82,14 @@ def otel_proxy(directory: Path, gateway: DemoGateway, version: str) -> Iterator[
         relay("--tracking-uri", gateway.tracking_uri) as receiver,
         litellm_proxy_with_otel(directory, gateway.provider.url, receiver.url, version) as proxy,
     ):
-        # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.
+        # The first stream of a process makes LiteLLM import a lot; chunks that arrive meanwhile would be merged.
         with proxy.column.openai_client() as client:
             list(client.chat.completions.create(model="chat", messages=[USER], stream=True))  # type: ignore[list-item]
         yield OtelProxy(proxy.column, receiver)
 
 
 def litellm_proxy_with_otel(directory: Path, provider_url: str, relay_url: str, version: str) -> LiteLLMProxy:
-    """Return a LiteLLM Proxy without anything of ours, whose spans go to a relay."""
+    """Return a LiteLLM Proxy without this package, whose spans go to a relay."""
     environment = {
         "OTEL_EXPORTER": "otlp_http",
         "OTEL_ENDPOINT": relay_url,

@@ -1,4 +1,4 @@
-"""The gateway's routes, what their mirrors say, and the tokens that an answer reports."""
+"""The gateway's routes, the facts of their mirrors, and the tokens that an answer reports."""
 
 import json
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ GEMINI = f"{ENDPOINTS['gemini'].provider}/{ENDPOINTS['gemini'].models[0]}"
 
 
 class Route(NamedTuple):
-    """A route of the gateway, and what its mirror says.
+    """A route of the gateway, and the facts of its mirror.
 
     Attributes:
         path: The path below the gateway's.
         body: The request's.
-        endpoint: The endpoint it leads to.
-        request_type: What MLflow calls it in the gateway's own trace.
-        model: ``provider/model`` that answers.
+        endpoint: The endpoint that it calls.
+        request_type: MLflow's name for it in the gateway's own trace.
+        model: ``provider/model`` of the answer.
         streamed: Whether the answer is a stream.
     """
 
@@ -35,7 +35,7 @@ class Route(NamedTuple):
 
 
 def both(path: str, body: dict[str, Any], *rest: Any, **more: Any) -> list[Route]:
-    """Return a route that answers at once, and the same one streamed."""
+    """Return a route without streaming, and the same route streamed."""
     return [Route(path, body, *rest, **more), Route(path, {**body, "stream": True}, *rest, **more, streamed=True)]
 
 
@@ -103,11 +103,11 @@ TOKEN_NAMES = {
     "input_tokens": ("prompt_tokens", "input_tokens", "promptTokenCount"),
     "output_tokens": ("completion_tokens", "output_tokens", "candidatesTokenCount"),
 }
-"""MLflow's names of tokens, and what OpenAI, Anthropic and Gemini call them."""
+"""MLflow's names of token counts, and those of OpenAI, Anthropic and Gemini."""
 
 
 def reported_usage(content: bytes) -> dict[str, int]:
-    """Return the tokens that the provider reported in an answer, whichever API's shape it has, by MLflow's names."""
+    """Return the tokens that the provider reported in an answer of any API, by MLflow's names."""
     used: dict[str, int] = {}
     for found in objects_in(content):
         holder = found.get("response") or found.get("message") or found

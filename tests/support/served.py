@@ -12,11 +12,11 @@ from tests.support.server import DEADLINE_S
 
 
 class Served:
-    """An application under uvicorn, in a thread, as a context manager; gives the server's URL.
+    """An application under uvicorn in a thread, as a context manager; yields the server's URL.
 
     Args:
         app: The application.
-        ws: Which websockets it takes, as uvicorn says it.
+        ws: uvicorn's setting for websockets.
         port: TCP port; 0 takes a free one.
     """
 

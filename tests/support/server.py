@@ -1,4 +1,4 @@
-"""What the companion's tests share: calls that are full of facts, and a destination that keeps what it is sent."""
+"""Helpers of the companion's tests: calls with all facts, and a destination that keeps what it receives."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ DEADLINE_S = 60.0
 def full_call(**facts: Any) -> GatewayCall:
     """Return an ended call, with a failed and a successful attempt.
 
-    Everything is known of it, and nothing of that goes without saying.
+    All facts are known, and none has its normal value.
     """
     known: dict[str, Any] = {
         "parent": PARENT,
@@ -61,7 +61,7 @@ def full_call(**facts: Any) -> GatewayCall:
 
 
 def plain_call(**facts: Any) -> GatewayCall:
-    """Return a call as most are: an answer at once, complete, from MLflow's gateway, which keeps a trace of its own."""
+    """Return a typical call: a complete answer without a stream, from MLflow's gateway, which keeps its own trace."""
     known: dict[str, Any] = {
         "streaming": False,
         "http_status": 200,
@@ -74,7 +74,7 @@ def plain_call(**facts: Any) -> GatewayCall:
 
 
 def plain_attempt(**facts: Any) -> Attempt:
-    """Return the attempt of such a call."""
+    """Return the attempt of a typical call."""
     known: dict[str, Any] = {
         "provider": "openai",
         "model": "gpt-4o-mini",
@@ -88,12 +88,12 @@ def plain_attempt(**facts: Any) -> Attempt:
 
 
 def small_call(endpoint: str) -> GatewayCall:
-    """Return an ended call of which little more than a name is known."""
+    """Return an ended call with little more than a name."""
     return GatewayCall(PARENT, endpoint=endpoint, start_time_ns=1, end_time_ns=2)
 
 
 class MemoryDestination(Destination):
-    """Keeps what it is sent, batch by batch; ``on_send`` may raise first, as a store that is away does."""
+    """Keeps spans batch by batch; ``on_send`` may raise first, like a store that is down."""
 
     def __init__(
         self,
@@ -124,13 +124,13 @@ class MemoryDestination(Destination):
         return [span.name for span in self.spans]
 
     def wait_for_tries(self, count: int) -> None:
-        """Wait until spans were sent to it this often, taken or not."""
+        """Wait until spans were sent to it this often, accepted or not."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.tries) >= count, DEADLINE_S)
 
 
 class Store:
-    """A destination's ``on_send``: blocks, is away, or rejects names, until told otherwise."""
+    """A destination's ``on_send``: blocks, is down, or rejects names, until told otherwise."""
 
     def __init__(self, *, away: bool = False, blocked: bool = False, rejected: tuple[str, ...] = ()) -> None:
         self.away = away
@@ -148,7 +148,7 @@ class Store:
 
 
 def deliver_to(destination: Destination, *calls: GatewayCall) -> None:
-    """Bring calls to a destination as the exporter does; raises what the destination does not take."""
+    """Deliver calls to a destination as the exporter does; raises the error for calls that it does not accept."""
     keys = {id(call): TraceKey(call.parent.trace_id, call.workspace) for call in calls}
     places = destination.locate(set(keys.values()))
     for call in calls:
@@ -158,7 +158,7 @@ def deliver_to(destination: Destination, *calls: GatewayCall) -> None:
 
 
 def begin_trace(store: Any, parent: TraceContext = PARENT, experiment_id: str = "0") -> None:
-    """Let an MLflow store know a caller's trace, as if its agent had sent it."""
+    """Start a caller's trace in an MLflow store, as if its agent had sent it."""
     from mlflow.entities import TraceInfo, TraceLocation, TraceState
 
     store.start_trace(
@@ -172,7 +172,7 @@ def begin_trace(store: Any, parent: TraceContext = PARENT, experiment_id: str = 
 
 
 def gateways(names: str) -> list[str]:
-    """Return the names of the gateway spans of calls named by one letter each."""
+    """Return the names of the gateway spans of calls whose names are one letter each."""
     return [f"gateway/{name}" for name in names]
 
 
@@ -183,12 +183,12 @@ def submit(exporter: Exporter, names: str) -> None:
 
 
 def attributes_of(span: ReadableSpan) -> dict[str, Any]:
-    """Return a span's attributes; MLflow's JSON as it is."""
+    """Return a span's attributes; MLflow's JSON is not decoded."""
     return dict(span.attributes or {})
 
 
 def facts_of(span: ReadableSpan) -> dict[str, Any]:
-    """Return the attributes of a span, in MLflow's convention read from their JSON."""
+    """Return a span's attributes, decoded from JSON in MLflow's convention."""
     attributes = attributes_of(span)
     if "mlflow.spanType" not in attributes:
         return attributes
@@ -200,17 +200,17 @@ ORDINARY = {
     "http.response.status_code": 200,
     "gen_ai.response.finish_reasons": ["stop"],
 }
-"""What goes without saying in MLflow's convention."""
+"""The normal values, which are left out in MLflow's convention."""
 
 
 def assert_told(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Assert what MLflow is told of a span: these facts, but for those that go without saying or are ``None``."""
+    """Assert that a span has these MLflow attributes, except those with normal values or ``None``."""
     told = {name: value for name, value in expected.items() if value is not None and value != ORDINARY.get(name)}
     assert {name: facts[name] for name in expected if name in facts} == told
 
 
 def ids_of(span: ReadableSpan) -> tuple[int, int]:
-    """Return a span's id and its parent's."""
+    """Return the ids of a span and of its parent."""
     assert span.context is not None
     assert span.parent is not None
     return span.context.span_id, span.parent.span_id

@@ -13,7 +13,7 @@ RESULTS = {"passed": "ok", "failed": "FAILED", "error": "FAILED", "skipped": "sk
 
 
 def mark_cells(items: list[pytest.Item]) -> None:
-    """Note in which cell each test is; pytest hands that on with the test's result, from another process too."""
+    """Record each test's cell; pytest sends it along with the test's result, also from another process."""
     for item in items:
         mark = item.get_closest_marker("table")
         if mark is not None and isinstance(item, pytest.Function):
@@ -24,7 +24,7 @@ def mark_cells(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    """Print every table of which at least one cell was run."""
+    """Print every table that has at least one result."""
     tables: dict[str, dict[tuple[str, str], str]] = {}
     for outcome, result in RESULTS.items():
         for report in terminalreporter.stats.get(outcome, []):
@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
                     tables.setdefault(title, {})[row, column] = result
     if not tables:
         return
-    # Not in every environment.
+    # Not installed in every environment.
     from rich.console import Console
     from rich.table import Table
 

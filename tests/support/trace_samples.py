@@ -1,4 +1,4 @@
-"""Traces that are not in any store, for what draws them."""
+"""Traces outside any store, for code that draws them."""
 
 import json
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
-"""Header lines of requests, and whether their calls are mirrored: what a traceparent on the wire has to be."""
+"""Header lines of requests, and whether their calls are mirrored: the valid and invalid forms of a traceparent."""
 
 from typing import NamedTuple
 
 
 class Case(NamedTuple):
-    """Header lines, with ``{t}`` for the trace's id and ``{s}`` for the span's, and if the call is mirrored."""
+    """Header lines, with ``{t}`` for the trace id and ``{s}`` for the span id, and whether the call is mirrored."""
 
     headers: list[tuple[str, str]]
     mirrored: bool

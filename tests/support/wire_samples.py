@@ -1,6 +1,6 @@
-"""Responses of the OpenAI, Anthropic and Gemini APIs as they come over the wire, and what they say of their calls.
+"""Responses of the OpenAI, Anthropic and Gemini APIs as sent over the wire, and their facts.
 
-Every text in them is a canary, and holds JSON that looks like the response around it.
+Every text in them is a canary, and contains JSON that looks like the response around it.
 """
 
 import json
@@ -17,9 +17,9 @@ class Sample(NamedTuple):
     """A response.
 
     Attributes:
-        path: Where it is served.
-        chunks: Its body, in the pieces in which it is sent.
-        facts: What it says.
+        path: The route that serves it.
+        chunks: The chunks of its body.
+        facts: The facts in it.
         streaming: Whether it is a stream of events.
     """
 
@@ -38,7 +38,7 @@ def document(path: str, value: Any, facts: ResponseFacts) -> Sample:
 
 
 def events(path: str, values: list[Any], facts: ResponseFacts, *, newline: str = "\n", named: bool = False) -> Sample:
-    """Return a stream, one event a chunk."""
+    """Return a stream with one event per chunk."""
     chunks = []
     for value in values:
         data = value if isinstance(value, str) else json.dumps(value)

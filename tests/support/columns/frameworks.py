@@ -1,4 +1,4 @@
-"""The column of the frameworks that make their HTTP clients themselves: instrument(); see tests/support/matrix.py."""
+"""The matrix column of frameworks that create their own HTTP clients: instrument(); see tests/support/matrix.py."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""LangChain's and LangGraph's column of the matrix: GatewayCallbackHandler, see tests/support/matrix.py."""
+"""The matrix column of LangChain and LangGraph: GatewayCallbackHandler, see tests/support/matrix.py."""
 
 import asyncio
 from functools import partial

@@ -1,6 +1,6 @@
-"""The ways to call a model through LangChain and LangGraph: what the unit tests and the end-to-end matrix both run.
+"""Ways to call a model through LangChain and LangGraph, for the unit tests and the end-to-end matrix.
 
-Every prompt is a word of its own, so that a request can be told from all others.
+Every prompt is a different word, so that its request can be recognized.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from pydantic import BaseModel
 
 with warnings.catch_warnings():
-    # LangGraph says that LangChain's agents are to be used instead.
+    # LangGraph warns that LangChain's agents should be used instead.
     warnings.simplefilter("ignore")
     from langgraph.prebuilt import ToolNode, create_react_agent
 
@@ -32,9 +32,9 @@ class Mode(NamedTuple):
 
     Attributes:
         framework: ``ChatOpenAI``, ``responses API``, ``ChatAnthropic`` or ``LangGraph``.
-        name: What is done, in the framework's words.
-        calls: How many calls of a model that makes.
-        run: Does it, with a model and a run's config; may return an awaitable.
+        name: The operation, in the framework's words.
+        calls: The number of model calls that it makes.
+        run: Runs it with a model and a run's config; may return an awaitable.
     """
 
     framework: str
@@ -58,8 +58,8 @@ def mode(
         name: See :class:`Mode`.
         *frameworks: See :class:`Mode`.
         calls: See :class:`Mode`.
-        needs_task_context: Whether LangGraph has to hand the run's callbacks on to an async node. It does from Python
-            3.11 on, where a task can be given a context (https://docs.langchain.com/oss/python/langgraph/streaming).
+        needs_task_context: Whether LangGraph must pass the run's callbacks to an async node. It does since Python 3.11,
+            where a task can be given a context (https://docs.langchain.com/oss/python/langgraph/streaming).
     """
 
     def add(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,16 +72,16 @@ def mode(
 
 CHAT = ("ChatOpenAI", "responses API", "ChatAnthropic")
 CHAT_V3 = CHAT if hasattr(BaseChatModel, "_iter_v2_events") else ()
-"""stream_events(version="v3") is newer than the lowest version that is supported."""
+"""stream_events(version="v3") is newer than the lowest supported version."""
 
 
 def openai_model(base_url: str, model: str = "chat", **options: Any) -> ChatOpenAI:
-    """Return a model that OpenAI's API is spoken with, through LangChain's shared HTTP clients."""
+    """Return a model with OpenAI's API that uses LangChain's shared HTTP clients."""
     return ChatOpenAI(base_url=base_url, api_key="none", model=model, max_retries=0, **options)
 
 
 def model_for(framework: str, openai_url: str, anthropic_url: str, claude: str = "claude") -> BaseChatModel:
-    """Return the framework's model on a gateway with these base URLs."""
+    """Return the framework's model for a gateway with these base URLs."""
     if framework == "ChatAnthropic":
         return ChatAnthropic(base_url=anthropic_url, api_key="none", model=claude, max_retries=0)
     if framework == "responses API":
@@ -126,7 +126,7 @@ async def astream_events(model: Any, config: RunnableConfig) -> None:
 @mode("stream_events v3", *CHAT_V3)
 def stream_events_v3(model: Any, config: RunnableConfig) -> None:
     with warnings.catch_warnings():
-        # LangChain says that this is beta.
+        # LangChain warns that this is beta.
         warnings.simplefilter("ignore")
         assert "foxtrot" in str(model.stream_events("foxtrot", config, version="v3").output.content)
 
@@ -214,7 +214,7 @@ def structured(model: Any, config: RunnableConfig) -> None:
 
 @mode("a stream inside a node", "ChatOpenAI", calls=2)
 def stream_and_invoke(model: Any, config: RunnableConfig) -> None:
-    """A call of the same model while a stream of it is being read."""
+    """Call a model while a stream of the same model is being read."""
 
     def node(_: Any, config: RunnableConfig) -> None:
         for number, _ in enumerate(model.stream("jade", config)):
@@ -270,7 +270,7 @@ def agent_batch(model: Any, config: RunnableConfig) -> None:
 
 def react(model: Any) -> Any:
     with warnings.catch_warnings():
-        # LangGraph says that create_agent is to be used instead.
+        # LangGraph warns that create_agent should be used instead.
         warnings.simplefilter("ignore")
         return create_react_agent(model, [weather])
 
@@ -291,7 +291,7 @@ async def react_astream(model: Any, config: RunnableConfig) -> None:
 
 
 def tools_graph(model: Any) -> Any:
-    """A graph whose one node runs three tools side by side, each of which calls the model."""
+    """A graph whose only node runs three tools concurrently, each of which calls the model."""
 
     @tool
     def ask(word: str) -> str:
@@ -343,7 +343,7 @@ def run(chosen: Mode, model: BaseChatModel, config: RunnableConfig, loop: asynci
     """Run a mode to its end, in the caller's context.
 
     Args:
-        loop: Async clients are shared by all models with one base URL, and belong to the event loop they first ran in.
+        loop: Async clients are shared by all models with one base URL, and belong to the loop that first used them.
     """
     result = chosen.run(model, config)
     if isinstance(result, Awaitable):

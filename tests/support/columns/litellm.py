@@ -32,19 +32,19 @@ ROUTES = {"openai": "/openai/v1", "anthropic": "/anthropic", "gemini": "/gemini/
 
 
 def reach(url: str, model: str) -> dict[str, Any]:
-    """Return how LiteLLM reaches one of the gateway's endpoints."""
+    """Return the arguments with which LiteLLM reaches one of the gateway's endpoints."""
     return {"model": model, "api_base": url + ROUTES[model.partition("/")[0]], "api_key": "none"}
 
 
 def ask(function: Callable[..., Any], arguments: dict[str, Any], url: str) -> None:
-    """Make a call, and read all of what it returns."""
+    """Make a call, and read all of its result."""
     result = function(**{**arguments, **reach(url, arguments["model"])})
     if arguments.get("stream"):
         list(result)
 
 
 async def ask_async(function: Callable[..., Any], arguments: dict[str, Any], url: str) -> None:
-    """Do what :func:`ask` does with an async function."""
+    """Like :func:`ask`, with an async function."""
     result = await function(**{**arguments, **reach(url, arguments["model"])})
     if arguments.get("stream"):
         assert [part async for part in result]
@@ -122,7 +122,7 @@ async def in_turn_async(url: str) -> None:
 
 def fifty_threads(url: str) -> None:
     with ThreadPoolExecutor(50) as threads:
-        # A thread knows no span unless it is given the context.
+        # A thread has no active span unless it runs in the caller's context.
         calls = [threads.submit(copy_context().run, ask, litellm.completion, numbered(n), url) for n in range(50)]
         for call in calls:
             call.result()
@@ -133,7 +133,7 @@ async def fifty_tasks(url: str) -> None:
 
 
 def cells(mode: str, function: str, arguments: dict[str, Any], attempt: tuple[str, str] = MINI) -> list[Cell]:
-    """Return the cells of one of LiteLLM's functions: sync and async."""
+    """Return the cells for one of LiteLLM's functions: sync and async."""
     return [
         Cell("LiteLLM", mode, partial(ask, getattr(litellm, function), arguments), attempts=[attempt]),
         Cell(
@@ -148,7 +148,7 @@ def cells(mode: str, function: str, arguments: dict[str, Any], attempt: tuple[st
 def all_cells() -> Iterator[Cell]:
     claude = {**CHAT, "model": "anthropic/claude", "max_tokens": 99}
     gemini = {**CHAT, "model": "gemini/gemini"}
-    # For OpenAI's models LiteLLM has another address, which the gateway does not.
+    # LiteLLM has another base URL for OpenAI's models, which the gateway does not have.
     text = {"model": "anthropic/claude", "max_tokens": 99, "prompt": "one two three"}
     for suffix, more in {"": {}, ", streamed": STREAM}.items():
         yield from cells(f"completion{suffix}", "completion", CHAT | more)
@@ -182,7 +182,7 @@ def all_cells() -> Iterator[Cell]:
     yield Cell("LiteLLM", "50 tasks at once", fifty_tasks, 50)
 
 
-# LiteLLM takes the reason to finish, and Anthropic's last event, for the end of a stream.
+# LiteLLM takes the finish reason, and Anthropic's last event, for the end of a stream.
 CELLS = [cell._replace(leaves_early="streamed" in cell.mode) for cell in all_cells()]
 
 
