@@ -1,7 +1,7 @@
-"""What the distribution's metadata says of the project's web page.
+"""Adds the project's web page to the distribution's metadata.
 
-PyPI shows the README apart from the repository, where relative links lead nowhere. The page is not written down: the
-release workflow sets PROJECT_URL to the repository that it runs in, so that a fork's release leads to the fork.
+PyPI shows the README without the repository, so relative links lead nowhere. The page's URL is not in the code: the
+release workflow sets PROJECT_URL to the repository that it runs in, so that a fork's release links to the fork.
 """
 
 import os
@@ -17,10 +17,10 @@ IMAGE = re.compile(r'(!\[[^]]*\]\(|(?:src|srcset)=")(?!\w+:)')
 
 
 class ProjectPage(MetadataHookInterface):
-    """Adds the readme and, where PROJECT_URL is set, the project's links."""
+    """Adds the readme and, if PROJECT_URL is set, the project's links."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Fill in the fields that pyproject.toml calls dynamic."""
+        """Set the fields that pyproject.toml declares as dynamic."""
         url = os.environ.get("PROJECT_URL", "").rstrip("/")
         text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
         readme = with_absolute_links(text, url, f"v{version(self.root)}") if url else without_relative_links(text)
@@ -29,7 +29,7 @@ class ProjectPage(MetadataHookInterface):
 
 
 def version(root: str) -> str:
-    """Return the version that the package has."""
+    """Return the package's version."""
     text = (Path(root) / "agent_gateway_client" / "_version.py").read_text(encoding="utf-8")
     found = re.search(r'^__version__ = "(.+)"', text, re.MULTILINE)
     if found is None:
@@ -38,7 +38,7 @@ def version(root: str) -> str:
 
 
 def project_urls(url: str) -> dict[str, str]:
-    """Return the links that PyPI shows beside the description."""
+    """Return the links that PyPI shows next to the description."""
     return {
         "Homepage": url,
         "Documentation": f"{url}/tree/main/docs",
@@ -49,11 +49,11 @@ def project_urls(url: str) -> dict[str, str]:
 
 
 def with_absolute_links(text: str, url: str, tag: str) -> str:
-    """Return Markdown whose relative links and images lead to a tag of the repository."""
+    """Return Markdown with its relative links and images pointing to a tag of the repository."""
     text = IMAGE.sub(rf"\g<1>{url}/raw/{tag}/", text)
     return LINK.sub(rf"[\1]({url}/blob/{tag}/\2)", text)
 
 
 def without_relative_links(text: str) -> str:
-    """Return Markdown without its relative links and images; what the links say stays."""
+    """Return Markdown without its relative links and images; the text of the links is kept."""
     return LINK.sub(r"\1", PICTURE.sub("", text))

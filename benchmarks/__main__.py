@@ -1,4 +1,4 @@
-"""``python -m benchmarks [PART ...]``: runs the parts, each in a process of its own, and writes what they found."""
+"""``python -m benchmarks [PART ...]``: runs the parts in separate processes, and writes their results."""
 
 import argparse
 import subprocess
@@ -45,7 +45,7 @@ def main() -> int:
             print(f"==> {part}", flush=True)
             path = Path(directory) / f"{part}.json"
             done = subprocess.run([sys.executable, "-m", "benchmarks", part, "--write", str(path)], check=False)
-            # The others are still worth their time.
+            # The other parts are still worth running.
             failed = Report(notes=[f"The part {part} failed; its output is above."])
             reports[part] = failed if done.returncode else Report.read(path)
             print(f"    {time.monotonic() - began:.0f} s", flush=True)

@@ -1,4 +1,4 @@
-"""What the middleware adds to a request of an ASGI gateway, beside two OpenTelemetry spans made inline."""
+"""What the middleware adds to a request of an ASGI gateway, compared with two OpenTelemetry spans made inline."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ CALLS = 200
 CHUNKS = 500
 FLOOR = "floor: two OpenTelemetry spans inline"
 FLOOR_WAS = 40
-"""Microseconds that the floor took on the machine of whose microseconds two of the marks were; others are slower."""
+"""Microseconds of the floor on the machine on which two of the marks were set; other machines are slower."""
 HEADERS = [
     (b"host", b"gateway:5000"),
     (b"accept-encoding", b"gzip, deflate"),
@@ -51,7 +51,7 @@ class Nowhere(Destination):
     convention = Convention.MLFLOW
 
     def send(self, spans: Sequence[ReadableSpan], place: Place = None) -> None:
-        """Take the spans, and forget them."""
+        """Accept the spans, and discard them."""
 
 
 def run(report: Report) -> None:
@@ -80,7 +80,7 @@ def requests(report: Report) -> None:
 
 
 def streams(report: Report, floor: float) -> None:
-    """One server-sent event more; ``floor`` is what two inline spans take, in microseconds."""
+    """One more server-sent event; ``floor`` is the time of two inline spans, in microseconds."""
     exporter = Exporter(Nowhere())
     ours = GatewayTracingMiddleware(stream, exporter)
     few, many = partial(_batch, chunks=0, calls=20), partial(_batch, chunks=CHUNKS, calls=4)
@@ -102,14 +102,14 @@ def streams(report: Report, floor: float) -> None:
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
-    """The gateway: an answer, and nothing else."""
+    """The gateway: only an answer."""
     await receive()
     await send(START)
     await send(BODY)
 
 
 async def stream(scope: Any, receive: Any, send: Any) -> None:
-    """The gateway: as many chunks as the scope says."""
+    """The gateway: the number of chunks in the scope."""
     await receive()
     await send(STREAM_START)
     await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
@@ -119,7 +119,7 @@ async def stream(scope: Any, receive: Any, send: Any) -> None:
 
 
 def inline_spans(app: Application) -> Application:
-    """The floor: what an operator writes with OpenTelemetry, the two spans of a mirror and half of its facts."""
+    """The floor: an operator's own OpenTelemetry code, with the two spans of a mirror and half of its facts."""
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(NowhereExporter(), max_queue_size=CALLS * 10))
     tracer = provider.get_tracer("benchmarks")
@@ -159,7 +159,7 @@ async def send(message: Any) -> None:
 
 
 def flushed(exporter: Exporter, timed: Callable[[], float]) -> Callable[[], float]:
-    """Let the calls of earlier rounds be made into spans before the clock runs: theirs is another thread's time."""
+    """Let the calls of earlier rounds be converted to spans before the clock runs: that is another thread's time."""
 
     def batch() -> float:
         exporter.flush()

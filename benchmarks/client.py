@@ -1,4 +1,4 @@
-"""What a request costs more: httpx and OpenAI's SDK over a transport without a network."""
+"""The additional cost of a request: httpx and OpenAI's SDK over a transport without a network."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def run(report: Report) -> None:
 
 
 def requests_in_a_loop(report: Report) -> None:
-    """What is done to one request, again and again: in warm caches, as micro-benchmarks are made."""
+    """Operations on one request, repeated with warm caches, as in micro-benchmarks."""
     instrumented = instrumented_client()
     bare, ours, elsewhere = answering_transport(), _hook(), _hook([OTHER])
     request = http_client().build_request(
@@ -45,7 +45,7 @@ def requests_in_a_loop(report: Report) -> None:
 
     def send(hook: Callable[[Any], Any] | None, transport: httpx.BaseTransport) -> None:
         request.headers, request.extensions = httpx.Headers(headers), {}
-        # So does httpx when it makes a request. The first look at headers reads them all, the next ones do not.
+        # So does httpx when it makes a request. The first access to headers reads them all, later ones do not.
         assert "host" in request.headers
         if hook is not None:
             hook(request)
@@ -75,7 +75,7 @@ def _hook(gateways: list[str] | None = None) -> Any:
 
 
 def hooks(report: Report) -> None:
-    """The hook alone, timed inside of real calls of OpenAI's SDK: what it takes there, with the call's own caches."""
+    """The hook alone, timed inside real calls of OpenAI's SDK, with the call's own caches."""
     samples = interleave(
         {
             "bare": _timed_hook(lambda request: None),
@@ -108,7 +108,7 @@ def _timed_hook(hook: Callable[[Any], Any]) -> Callable[[], float]:
 
 
 def httpx_calls(report: Report) -> None:
-    """Whole requests of httpx: little else is in them, so that the costs beside it show."""
+    """Whole requests of httpx, which do little else, so that the added costs show."""
     _calls(report, "one request, httpx", lambda client, headers: client.post("/chat/completions", headers=headers))
 
 
@@ -142,7 +142,7 @@ def _clients() -> Iterator[tuple[str, httpx.Client]]:
 
 
 def instrumented_client() -> httpx.Client:
-    """A client with OpenTelemetry's instrumentation, whose spans go nowhere."""
+    """A client with OpenTelemetry's instrumentation, whose spans are discarded."""
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(Nowhere()))
     client = http_client()

@@ -1,4 +1,4 @@
-"""How fast mirrors are stored: the exporter beside what its destination takes when nothing else is done."""
+"""How fast mirrors are stored: the exporter compared with the time that its destination needs alone."""
 
 import gc
 import logging
@@ -49,14 +49,14 @@ def compare(report: Report, name: str, destination: Destination, store: Any = No
     """Store calls through the exporter and, in turns, the same spans in the largest batches without it.
 
     Args:
-        report: Takes the figures.
-        name: The destination's.
-        destination: Where the calls are stored.
-        store: MLflow's store, in which the callers' traces are begun first.
+        report: Collects the figures.
+        name: The destination's name.
+        destination: The destination of the calls.
+        store: MLflow's store, in which the callers' traces are started first.
     """
     exporter = Exporter(destination)
     _exported(exporter, _calls(10, store))
-    # A full collection of all that MLflow has imported takes as long as fifty calls.
+    # A full collection of all objects that MLflow has imported takes as long as fifty calls.
     gc.collect()
     gc.freeze()
     cases = {
@@ -89,7 +89,7 @@ def _sent(destination: Destination, calls: Sequence[GatewayCall]) -> float:
 
 
 def _calls(count: int, store: Any) -> list[GatewayCall]:
-    """Calls of agents that make ten of them in a trace, which the store knows."""
+    """Calls of agents that make ten of them per trace, with traces that the store knows."""
     found = []
     trace_id = 0
     for number in range(count):

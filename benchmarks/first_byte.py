@@ -1,4 +1,4 @@
-"""From a request to the first byte of a streamed answer: in process, and over a socket from a real uvicorn."""
+"""The time from a request to the first byte of a streamed answer: in process, and over a socket from a real uvicorn."""
 
 import asyncio
 import socket
@@ -32,7 +32,7 @@ def run(report: Report) -> None:
 
 
 def in_process(report: Report) -> None:
-    """Until the server gets the first chunk to send; the middleware never holds one back."""
+    """Until the server gets the first chunk; the middleware never delays one."""
     exporter = Exporter(Nowhere())
     ours = GatewayTracingMiddleware(stream, exporter)
     cases = {
@@ -98,7 +98,7 @@ def _connected(port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def _server(name: str) -> Iterator[int]:
-    """Run a server of the streaming gateway in a process of its own; gives its port."""
+    """Run a server of the streaming gateway in a separate process; yields its port."""
     command = [sys.executable, "-m", "benchmarks.first_byte", name]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,4 @@
-"""Whether a call costs the same however many are in flight, and after however many; and whether memory stays."""
+"""Whether the cost of a call depends on the number in flight or on the number before it; and whether memory grows."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ def run(report: Report) -> None:
 
 
 def in_flight(report: Report) -> None:
-    """Calls that all wait for their provider at once."""
+    """Calls that all wait for their provider concurrently."""
     exporter = Exporter(Nowhere())
     ours = GatewayTracingMiddleware(_answer_later, exporter)
     cases: dict[str, Callable[[], float]] = {}
@@ -50,7 +50,7 @@ def in_flight(report: Report) -> None:
 
 
 def many(report: Report) -> None:
-    """One call after the other, made into spans and sent away, until the 200,000th."""
+    """Calls in sequence, converted to spans and sent away, up to the 200,000th."""
     exporter = Exporter(Nowhere())
     ours = GatewayTracingMiddleware(_answer_later, exporter)
     costs, memory = [], []
@@ -82,7 +82,7 @@ async def _answer_later(scope: Any, receive: Any, send: Any) -> None:
 
 
 def _together(app: Application, count: int, exporter: Exporter) -> float:
-    """Return the seconds of processor time per call; so many calls wait until all of them do."""
+    """Return the seconds of processor time per call; this many calls wait until all of them do."""
 
     async def requests() -> float:
         arrived = 0
@@ -102,13 +102,13 @@ def _together(app: Application, count: int, exporter: Exporter) -> float:
         return (time.thread_time() - begin) / CALLS
 
     request = scope(TRACED)
-    # The thread that makes spans of earlier calls would otherwise share this one's caches.
+    # The thread that converts earlier calls to spans would otherwise share this one's caches.
     exporter.flush()
     return asyncio.run(requests())
 
 
 def _resident_megabytes() -> float:
-    """Return what Linux says of this process."""
+    """Return the resident memory of this process on Linux."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024

@@ -1,4 +1,4 @@
-"""What the adapters of LangChain and LiteLLM add to a call, beside what else can be done on the same HTTP client."""
+"""What the adapters of LangChain and LiteLLM add to a call, compared with alternatives on the same HTTP client."""
 
 import warnings
 from collections.abc import Callable
@@ -18,7 +18,7 @@ CALLS = 20
 SECONDS = 8
 
 SETTLING_CALLS = 60
-"""More than CPython runs an instruction in the general way before it specializes it again."""
+"""More than CPython runs an instruction in the general form before it specializes it again."""
 
 IDLE = "a handler that is not in the run"
 NO_HANDLER = "no handler"
@@ -47,8 +47,8 @@ def _report(report: Report, group: str, samples: Samples) -> None:
 def langchain() -> Samples:
     """A chat model with our handler in its callbacks.
 
-    It does no more than send its request, for what ChatOpenAI does beside that is a millisecond in which the cost of
-    the adapter, which is the same for all models, is hard to see.
+    It only sends its request: ChatOpenAI's other work takes a millisecond, in which the adapter's cost, which is
+    the same for all models, is hard to see.
     """
     from langchain_core.language_models import BaseChatModel
     from langchain_core.messages import AIMessage
@@ -85,7 +85,7 @@ def langchain() -> Samples:
 
 
 def idle(call: Callable[[Any], Any]) -> Samples:
-    """Microseconds of a call of LangChain's fake model, with and without a handler that is not given to it."""
+    """Microseconds of a call of LangChain's fake model, with and without a handler that is not passed to it."""
     from langchain_core.language_models import FakeListChatModel
 
     model = FakeListChatModel(responses=["one two three"])
@@ -99,10 +99,10 @@ def idle(call: Callable[[Any], Any]) -> Samples:
 
 
 def _settled(function: Callable[[], Any]) -> Callable[[], float]:
-    """Return what :func:`loop` does, after :data:`SETTLING_CALLS`.
+    """Return the result of :func:`loop`, after :data:`SETTLING_CALLS`.
 
-    A handler is opened and closed around each measurement, as while it is open every model's methods are replaced.
-    Python specializes the calls anew after that, which a process whose handler stays open does once.
+    A handler is opened and closed around each measurement, because while it is open every model's methods are replaced.
+    Python then specializes the calls again, which happens once in a process whose handler stays open.
     """
     timed = loop(function, CALLS)
 
@@ -117,8 +117,8 @@ def _settled(function: Callable[[], Any]) -> Callable[[], float]:
 def litellm() -> Samples:
     """litellm.completion() between instrument_litellm() and its undo.
 
-    The provider is one of LiteLLM's custom ones and does no more than send its request, as above: of the three
-    milliseconds that a call of OpenAI's takes there, the adapter is less than the noise.
+    The provider is one of LiteLLM's custom ones and only sends its request, as above: in the three milliseconds that an
+    OpenAI call takes in LiteLLM, the adapter's cost is less than the noise.
     """
     import litellm
 

@@ -1,4 +1,4 @@
-"""What importing the package takes over a bare Python, beside what its users import anyway; processor time."""
+"""The time to import the package in a bare Python, and after its users' usual imports; processor time."""
 
 import statistics
 import subprocess
@@ -27,7 +27,7 @@ CASES = {
     WRAP_OPENAI: ("import openai", "from agent_gateway_client import wrap_openai"),
     "mlflow": ("", "import mlflow"),
 }
-"""What is imported before the clock runs, and what then."""
+"""Imports before the clock runs, and the measured import."""
 
 ROUNDS = 3
 SLOW = ("openai", "mlflow", WRAP_OPENAI)

@@ -1,4 +1,4 @@
-"""A real LiteLLM Proxy with the callback and without: throughput in a closed loop."""
+"""A real LiteLLM Proxy with and without the callback: throughput in a closed loop."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""A closed loop: so many clients, each of which sends its next request when it has the answer to the last."""
+"""A closed loop: clients that each send the next request once they have the answer to the last."""
 
 import asyncio
 import os
@@ -16,13 +16,13 @@ REQUEST = {"model": "chat", "messages": [{"role": "user", "content": "one two th
 def closed_loop(
     base_url: str, clients: int, seconds: float, api_key: str = "none", traces: Sequence[str] = ()
 ) -> tuple[int, float]:
-    """Call a gateway; returns the calls answered and the seconds they took.
+    """Call a gateway; returns the answered calls and the seconds they took.
 
     Args:
-        base_url: Of OpenAI's API at the gateway.
-        clients: How many call at once.
-        seconds: How long they begin calls.
-        api_key: What they show.
+        base_url: The base URL of the gateway's OpenAI API.
+        clients: The number of concurrent clients.
+        seconds: How long they start calls.
+        api_key: Their key.
         traces: Ids of the traces, 32 hexadecimal digits each, that the calls are made in, in turns; without any, each
             call is made in a trace of its own that nobody knows.
     """
@@ -31,7 +31,7 @@ def closed_loop(
 
 
 def processor_seconds(group: int) -> float:
-    """Return the processor time that a group of processes has taken so far, as Linux counts it."""
+    """Return the processor time that a group of processes has used so far, as Linux counts it."""
     ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

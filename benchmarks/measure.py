@@ -1,4 +1,4 @@
-"""Cases side by side: each round runs all of them, in an order of its own, so that what disturbs one disturbs all."""
+"""Cases side by side: each round runs all of them in random order, so that a disturbance affects all alike."""
 
 import random
 import time
@@ -15,9 +15,9 @@ Samples = dict[str, "np.ndarray[Any, Any]"]
 
 
 def loop(function: Callable[[], Any], calls: int) -> Callable[[], float]:
-    """Return what runs a function so many times and returns the seconds that one call took this thread's processor.
+    """Return a function that runs another many times and returns its seconds of this thread's processor time per call.
 
-    Processor time, because what else the machine does meanwhile is not the call's.
+    Processor time, because the machine's other work is not part of the call.
     """
 
     def timed() -> float:
@@ -30,13 +30,13 @@ def loop(function: Callable[[], Any], calls: int) -> Callable[[], float]:
 
 
 def interleave(cases: Mapping[str, Callable[[], float]], seconds: float, warm_up: int = 3, least: int = 20) -> Samples:
-    """Run the cases in rounds for so many seconds.
+    """Run the cases in rounds for this many seconds.
 
     Args:
-        cases: Each runs a batch of calls and returns the seconds that one of them took.
-        seconds: How long.
-        warm_up: Rounds before that, which do not count.
-        least: Rounds, however long they take.
+        cases: Each runs a batch of calls and returns the seconds per call.
+        seconds: The duration.
+        warm_up: Rounds before that, which are discarded.
+        least: The minimum of rounds, however long they take.
     """
     order = list(cases)
     shuffle = random.Random(_BASE_SEED).shuffle
@@ -56,17 +56,17 @@ Statistic = Callable[[Samples], float]
 
 
 def added(case: str, base: str = "bare") -> Statistic:
-    """The time that a case takes more than another in the same round, at the median: see :func:`paired`."""
+    """The median of the additional time of a case over another in the same round: see :func:`paired`."""
     return lambda samples: float(np.median(samples[case] - samples[base]))
 
 
 def ratio(over: Statistic, under: Statistic) -> Statistic:
-    """One statistic in terms of another."""
+    """The quotient of two statistics."""
     return lambda samples: over(samples) / under(samples)
 
 
 def paired(case: str, base: str) -> Statistic:
-    """One case in terms of another in the same round, at the median: what a round has of its own is in both."""
+    """The median ratio of a case to another in the same round, which cancels what is particular to a round."""
     return lambda samples: float(np.median(samples[case] / samples[base]))
 
 

@@ -1,9 +1,9 @@
-"""A real MLflow gateway with the companion and without: throughput, what is stored, and when it can be read.
+"""A real MLflow gateway with and without the companion: throughput, stored bytes, and delay until readable.
 
-An MLflow server stores traces behind its answers, and lags further and further behind when it is called as fast as it
-answers: what it answers in some seconds tells nothing of what it can keep up with. So the processor time of its calls
-is taken until it has nothing left to do, and throughput is how many calls a second of it pays for; a server is one
-process, and Python runs one thread of it at a time. The other servers are stopped while one is called.
+An MLflow server stores traces behind its answers, and falls further and further behind when it is called as fast as it
+answers: its rate of answers over a few seconds is not a rate that it can sustain. So the benchmark takes the processor
+time of its calls until it is idle, and throughput is the number of calls per second of processor time; a server is one
+process, and Python runs one of its threads at a time. The other servers are stopped while one is called.
 """
 
 import json
@@ -44,10 +44,10 @@ SECONDS = 1.0
 ROUNDS = 4
 BUSY_SHARE = 0.1
 QUIET_SECONDS = 5.5
-"""Longer than the 5 s after which MLflow sends what it has gathered."""
+"""Longer than the 5 s after which MLflow sends a batch."""
 LATENCY_CALLS = 20
 TRACES = 200
-"""Traces of callers at each gateway, which make calls in turns."""
+"""Callers' traces at each gateway, used in turns."""
 
 
 def run(report: Report) -> None:
@@ -77,8 +77,8 @@ def run(report: Report) -> None:
 
 
 def throughput(report: Report, gateways: dict[str, DemoGateway]) -> None:
-    """What calls in a closed loop cost, and how many are answered meanwhile."""
-    # MLflow's own mirror takes a trace for its own, so its callers' are not begun before.
+    """The cost of calls in a closed loop, and the rate of answers."""
+    # MLflow's own mirror treats a trace as its own, so its callers' traces are not started before.
     traces = {
         name: [] if name == OWN else [begun(gateway) for _ in range(TRACES)] for name, gateway in gateways.items()
     }
@@ -97,7 +97,7 @@ def throughput(report: Report, gateways: dict[str, DemoGateway]) -> None:
 
 
 def begun(gateway: DemoGateway) -> str:
-    """Begin a caller's trace in a gateway's MLflow, with a first span; returns its id, 32 hexadecimal digits."""
+    """Start a caller's trace in a gateway's MLflow, with a first span; returns its id, 32 hexadecimal digits."""
     trace_id = secrets.token_hex(16)
     first, root = (SpanContext(int(trace_id, 16), secrets.randbits(64), False, TraceFlags(1)) for _ in range(2))
     now = time.time_ns()
@@ -110,7 +110,7 @@ def begun(gateway: DemoGateway) -> str:
 def _round(
     gateways: dict[str, DemoGateway], traces: dict[str, list[str]], clients: int
 ) -> dict[str, tuple[float, float]]:
-    """Call each gateway in turn; returns the calls that it answered in a second, and per second of processor time."""
+    """Call each gateway in turn; returns the answered calls per second, and per second of processor time."""
     groups = {name: gateway.pid or 0 for name, gateway in gateways.items()}
     before = {name: processor_seconds(group) for name, group in groups.items()}
     order = random.sample(list(groups), len(groups))
@@ -176,7 +176,7 @@ def _rows(database: Path) -> Iterator[sqlite3.Connection]:
 
 
 def readable(report: Report, gateway: DemoGateway, store: str) -> None:
-    """Seconds from the end of a call until MLflow's API shows its mirror in the caller's trace."""
+    """Seconds from the end of a call until MLflow's API returns its mirror in the caller's trace."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     client = MlflowClient(gateway.tracking_uri)
     found = []

@@ -1,8 +1,8 @@
-"""What other packages' wrappers add to a call of OpenAI's SDK. They do more than we do: each makes a span of its own.
+"""What other packages' wrappers add to a call of OpenAI's SDK. They do more than ours: each creates its own span.
 
-Each runs in a process of its own, because most of them cannot be taken off again: first the bare call and the floor, in
-turns, then the bare call with the wrapper. The floor is the median of all processes; of one it is within the noise.
-Where a wrapper is not installed, that is said. What they would send goes to a closed port of this machine.
+Each runs in a separate process, because most of them cannot be undone: first the bare call and the floor, in turns,
+then the bare call with the wrapper. The floor is the median of all processes; in a single one it is within the noise. A
+wrapper that is not installed is reported. Exports go to a closed port of this machine.
 """
 
 import json
@@ -34,7 +34,7 @@ def run(report: Report) -> None:
         report.note(f"{name} was left out: the module {module} is not installed.")
     names = [name for name in PEERS if name not in missing]
     floors, found = [], {}
-    # Two at once: most of the time they import, and processor time is what is measured.
+    # Two at once: most of the time they import, and processor time is measured.
     with ThreadPoolExecutor(2) as pool:
         for name, done in zip(names, pool.map(_process, names), strict=True):
             if done.returncode:
@@ -133,7 +133,7 @@ def _measure(name: str) -> None:
         found = [median("bare")(samples), median("floor")(samples)]
         samples = interleave({"wrapped": _calls(PEERS[name][1](wrapped))}, 0, warm_up=5, least=ROUNDS)
         print(json.dumps([*found, median("wrapped")(samples)]), flush=True)
-    # Nobody waits for what cannot be sent.
+    # Do not wait for exports that cannot be sent.
     os._exit(0)
 
 

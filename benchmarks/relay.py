@@ -1,7 +1,7 @@
-"""What a second of processor time takes in of gateways' spans: the relay, a collector, and MLflow's own OTLP endpoint.
+"""Gateways' calls taken in per second of processor time: the relay, a collector, and MLflow's own OTLP endpoint.
 
-The spans are those of calls of a LiteLLM Proxy, twelve each, with 4 KB of payload in one of them. The relay and the
-collector send on to a receiver that forgets: the relay its mirrors, the collector all that it got. MLflow stores.
+The spans are those of a LiteLLM Proxy's calls, twelve each, with 4 KB of payload in one of them. The relay and the
+collector send to a receiver that discards: the relay its mirrors, the collector everything. MLflow stores.
 """
 
 import http.client
@@ -69,12 +69,12 @@ STEPS = {
 
 
 class Part(NamedTuple):
-    """A program that takes spans.
+    """A program that accepts spans.
 
     Attributes:
-        url: Where they are sent.
+        url: The URL for spans.
         group: Its process group.
-        headers: What it needs beside OTLP's own.
+        headers: Its required headers besides OTLP's own.
     """
 
     url: str
@@ -102,7 +102,7 @@ def run(report: Report) -> None:
         if share >= MARK:
             report.mark("Relay, in terms of the collector", share, MARK, at_least=True)
         else:
-            # The collector is written in Rust, and hands its spans on without looking into them.
+            # The collector is written in Rust, and forwards its spans without inspecting them.
             report.note(
                 f"The relay takes in {share:.2f} of what the collector does; the rows above say where its time goes."
             )
@@ -127,7 +127,7 @@ def _rates(parts: dict[str, Part]) -> dict[str, Any]:
 
 
 def _check_that_all_are_mirrored(url: str) -> None:
-    """A relay that drops calls is fast too."""
+    """Check that all calls are mirrored: a relay that drops calls is fast too."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=120)
     connection.request("GET", "/agent-gateway/status")
@@ -151,9 +151,9 @@ def _send(part: Part, bodies: list[bytes]) -> None:
 
 
 def _processor_seconds_when_quiet(group: int) -> float:
-    """Wait until a part has nothing left to do; return the processor time that it has taken by then."""
+    """Wait until a part is idle; return the processor time that it has used by then."""
     taken, since = processor_seconds(group), time.monotonic()
-    # The relay waits for two seconds before it puts a call together.
+    # The relay waits for two seconds before it assembles a call.
     while time.monotonic() - since < Limits().settle_seconds + QUIET_S:
         time.sleep(0.1)
         now = processor_seconds(group)
@@ -163,7 +163,7 @@ def _processor_seconds_when_quiet(group: int) -> float:
 
 
 def _explain(report: Report, per_call: float) -> None:
-    """Say where the relay's time goes: its steps by themselves in this process, and what is left of the whole."""
+    """Report where the relay's time goes: its steps measured in this process, and the rest of the total."""
     steps = _steps()
     steps["rest"] = max(0.0, per_call - sum(steps.values()))
     for step, seconds in steps.items():
@@ -178,7 +178,7 @@ def _explain(report: Report, per_call: float) -> None:
 
 
 def _steps() -> dict[str, float]:
-    """Return the seconds of processor time that each step takes for a call."""
+    """Return the seconds of processor time of each step per call."""
     bodies = [body_of(first * CALLS_PER_BODY) for first in range(1, 51)]
     calls = len(bodies) * CALLS_PER_BODY
     collection = Collection(Limits())
@@ -258,7 +258,7 @@ def _process(command: list[Any], environment: dict[str, str], **more: Any) -> It
 
 
 def _collector_program() -> Path | None:
-    """Return the collector of the environment with the back ends, if it runs here."""
+    """Return the collector of the back ends' environment, if it runs here."""
     venv = Path(os.environ.get("BACKENDS_VENV") or Path(__file__).parents[1] / ".venv-backends")
     for program in venv.glob("lib/python*/site-packages/rotel/rotel-agent"):
         if subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0:
@@ -281,7 +281,7 @@ def _wait_for(url: str) -> None:
 
 
 def body_of(first: int) -> bytes:
-    """Return a request with the spans of some calls, each in a trace of its own."""
+    """Return a request with the spans of some calls, each in its own trace."""
     request = ExportTraceServiceRequest()
     spans = request.resource_spans.add().scope_spans.add().spans
     now = time.time_ns()

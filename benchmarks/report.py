@@ -1,4 +1,4 @@
-"""What a benchmark found: rows for the table, and the marks it was to reach."""
+"""The results of a benchmark: rows for the table, and the marks that it should reach."""
 
 import json
 import os
@@ -17,7 +17,7 @@ SHOWN = ("mlflow", "openai", "httpx", "opentelemetry-sdk", "langchain-core", "li
 
 @dataclass
 class Row:
-    """One measured case: a value with its 95 % confidence interval, and what it is in terms of another."""
+    """One measured case: a value with its 95 % confidence interval, and its ratio to another case."""
 
     group: str
     case: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass
 class Mark:
-    """A limit, and what was measured."""
+    """A limit, and the measured value."""
 
     text: str
     value: float
@@ -48,7 +48,7 @@ class Mark:
 
 @dataclass
 class Report:
-    """Collects rows and marks; a note says what was left out, and why."""
+    """Collects rows and marks; a note reports what was left out, and why."""
 
     rows: list[Row] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Report:
         return self.rows[-1]
 
     def added(self, group: str, samples: Samples, cases: Iterable[str], floor: str = "floor") -> dict[str, Row]:
-        """Add a row per case: microseconds more than the bare one, and in terms of the floor's."""
+        """Add a row per case: microseconds more than the bare case, and the ratio to the floor's."""
         found = {}
         for case in cases:
             value, low, high = (1e6 * number for number in estimate(added(case), samples))
@@ -79,7 +79,7 @@ class Report:
         return found
 
     def compared(self, group: str, samples: Samples, base: str, unit: str) -> None:
-        """Add a row per case, and in terms of one of them, round by round."""
+        """Add a row per case, with the ratio to one of them, round by round."""
         for case in samples:
             value, low, high = estimate(median(case), samples)
             times, times_low, times_high = estimate(paired(case, base), samples)
@@ -113,13 +113,13 @@ class Report:
 
 
 def machine() -> dict[str, str]:
-    """Say what this was measured on, and with which versions."""
+    """Describe the machine and the versions."""
     cpu = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = f"{len(names)} x {names[0]}" if names else cpu
-    # More than the benchmarks' own two or three processes mean that something else was running.
+    # A higher load than the benchmarks' own two or three processes means that something else was running.
     load = f"{os.getloadavg()[2]:.1f}"
     found = {"machine": cpu, "load of 15 minutes": load, "system": platform.system(), "python": sys.version.split()[0]}
     for name in SHOWN:

@@ -1,4 +1,4 @@
-"""What requests and answers are made of, and where spans go; MLflow is not imported for it."""
+"""Sample requests and answers, and an exporter for spans; it does not import MLflow."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ MESSAGES: list[Any] = [{"role": "user", "content": "one two three"}]
 
 
 class Nowhere(SpanExporter):
-    """Takes spans and forgets them."""
+    """Accepts spans and discards them."""
 
     _is_async_enabled = False
 

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py
 
-Calls arrive at random, gateways send them in batches, queues wait while something behind them is away, and relays
-and MLflow take what one core of them was measured to take.
+Calls arrive at random, gateways send them in batches, queues wait while something behind them is down, and relays
+and MLflow process calls at the rate measured for one core.
 """
 
 import math
@@ -20,7 +20,7 @@ COLLECTOR_CALLS_PER_S = 15_000
 """One collector process on one core, with the same calls."""
 
 HEADROOM = 0.7
-"""Share of its capacity that a part is planned for."""
+"""The planned share of a part's capacity."""
 
 BATCH_S = 5
 """How long gateways keep spans: the default of OpenTelemetry's batch processor."""
@@ -31,7 +31,7 @@ class Plan:
     """An installation.
 
     Attributes:
-        calls_per_s: What the gateways serve.
+        calls_per_s: The calls that the gateways serve.
         sampled: The share that the agents trace.
         relays: Number of relay processes.
         mlflows: Number of MLflow server processes.
@@ -57,12 +57,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the calls.
+    """The results of a simulation.
 
     Attributes:
-        arrived: Calls that were traced.
-        mirrored: Calls that were written.
-        lost: Calls that a full queue could not take.
+        arrived: Traced calls.
+        mirrored: Written calls.
+        lost: Calls that a full queue rejected.
         waiting: Calls that wait at the end.
         worst_delay_s: The longest that a call waited behind others.
     """
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def plan_for(calls_per_s: int, sampled: float, outage_s: int = 300) -> Plan:
-    """Return the installation for a load that also rides out MLflow being away for ``outage_s`` seconds."""
+    """Return the installation for a load that also survives ``outage_s`` seconds without MLflow."""
     traced = calls_per_s * sampled
     return Plan(
         calls_per_s,
@@ -89,14 +89,14 @@ def plan_for(calls_per_s: int, sampled: float, outage_s: int = 300) -> Plan:
 def simulate(
     plan: Plan, seconds: int = 900, *, mlflow_away: range = range(0), relays_lost: int = 0, seed: int = 16
 ) -> Outcome:
-    """Let calls arrive for some time.
+    """Simulate arriving calls for some time.
 
     Args:
         plan: The installation.
-        seconds: How long.
-        mlflow_away: The seconds in which MLflow takes nothing.
-        relays_lost: Relays that are gone from the middle on.
-        seed: Of the arrivals.
+        seconds: The duration.
+        mlflow_away: The seconds in which MLflow accepts nothing.
+        relays_lost: Relays that are down from the middle on.
+        seed: The seed of the arrivals.
     """
     chance = random.Random(seed)
     batches = [0] * BATCH_S
@@ -105,7 +105,7 @@ def simulate(
     for second in range(seconds):
         traced = _poisson(chance, plan.traced_per_s)
         arrived += traced
-        # Each gateway sends every few seconds, at a second of its own.
+        # Each gateway sends every few seconds, in a different second.
         batches[chance.randrange(BATCH_S)] += traced
         sent, batches[second % BATCH_S] = batches[second % BATCH_S], 0
         room = max(0, plan.queue - waiting)
@@ -144,7 +144,7 @@ def _needed(rate: float, capacity: int) -> int:
 
 
 def _poisson(chance: random.Random, mean: float) -> int:
-    """Return a number of arrivals; of many, the normal distribution is close enough."""
+    """Return a random number of arrivals; for large numbers the normal distribution is close enough."""
     if mean > 50:
         return max(0, round(chance.gauss(mean, math.sqrt(mean))))
     limit, count, product = math.exp(-mean), 0, chance.random()

@@ -19,7 +19,7 @@ BARS = {
 
 
 def show(reports: dict[str, Report], machine: dict[str, str], output: Path) -> int:
-    """Print and write everything; return 0 where each mark was reached, else 1."""
+    """Print and write everything; return 0 if each mark was reached, else 1."""
     rows = [row for report in reports.values() for row in report.rows]
     marks = [mark for report in reports.values() for mark in report.marks]
     output.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def _plot(rows: list[Row], machine: dict[str, str], path: Path) -> None:
         above = [max(0.0, row.high - row.value) if row.high is not None else 0 for row in shown]
         colours = ["#2a7f62" if row.case.startswith(("ours", "with the companion")) else "#9aa5b1" for row in shown]
         bars = axis.barh([row.case for row in shown], values, xerr=[below, above], color=colours, ecolor="#555")
-        # What a second is counted of is said in the title.
+        # The title has the unit of the count per second.
         labels = [f"{row.value:.3g} {row.unit.partition(' of ')[0]}" for row in shown]
         axis.bar_label(bars, labels, padding=6, fontsize=8)
         axis.set_title(title, loc="left", fontsize=10)

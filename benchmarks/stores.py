@@ -1,4 +1,4 @@
-"""What the benchmarks store into, beside MLflow's SQLite: a PostgreSQL, and an OTLP endpoint that forgets."""
+"""Stores of the benchmarks besides MLflow's SQLite: PostgreSQL, and an OTLP endpoint that discards."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from typing import Any
 from agent_gateway_client.demo._port import Reservation
 
 POSTGRES_VARIABLE = "BENCHMARKS_POSTGRES_URI"
-"""Names an empty database to use instead of one that is started here: ``postgresql+psycopg://user@host/name``."""
+"""An empty database to use instead of starting one: ``postgresql+psycopg://user@host/name``."""
 
 _SINK = """
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +34,7 @@ server.serve_forever()
 
 
 def no_postgres() -> str | None:
-    """Return why there is no PostgreSQL here; ``None`` where there is one."""
+    """Return why PostgreSQL cannot run here; ``None`` if it can."""
     try:
         import psycopg  # noqa: F401
     except ModuleNotFoundError:
@@ -46,11 +46,11 @@ def no_postgres() -> str | None:
 
 @contextmanager
 def postgres(database: str = "postgres") -> Iterator[str]:
-    """Give the URI of an empty database, of a server that is started for it unless the environment names one."""
+    """Yield the URI of an empty database: the environment's, or that of a server started for it."""
     if uri := os.environ.get(POSTGRES_VARIABLE):
         yield uri
         return
-    # PostgreSQL refuses to run as root; nobody's own directory is one it can use.
+    # PostgreSQL refuses to run as root; it runs as ``nobody``, in a directory that this user can read.
     user: dict[str, Any] = {"user": "nobody"} if os.geteuid() == 0 else {}
     quiet: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/", **user}
     with tempfile.TemporaryDirectory(prefix="agent-gateway-", ignore_cleanup_errors=True) as directory:
@@ -71,7 +71,7 @@ def postgres(database: str = "postgres") -> Iterator[str]:
 
 @contextmanager
 def otlp_sink() -> Iterator[str]:
-    """Give the URL of an OTLP endpoint, in a process of its own, that takes everything and keeps nothing."""
+    """Yield the URL of an OTLP endpoint in a separate process that accepts everything and stores nothing."""
     process = subprocess.Popen([sys.executable, "-c", _SINK], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -82,7 +82,7 @@ def otlp_sink() -> Iterator[str]:
 
 
 def waited(seconds: float, until: Any) -> float | None:
-    """Return the seconds until something was there; ``None`` where it did not come in time."""
+    """Return the seconds until something was there; ``None`` after the timeout."""
     begin = time.perf_counter()
     while not until():
         if time.perf_counter() - begin > seconds:

@@ -1,4 +1,4 @@
-"""MLflow tracing for a benchmark: its real spans, and nowhere to send them."""
+"""MLflow tracing for a benchmark: real spans, which are discarded."""
 
 import os
 import warnings
@@ -14,10 +14,10 @@ from benchmarks.samples import ANSWER, BASE_URL, Nowhere
 
 
 def _trace_nowhere() -> None:
-    """Let MLflow make its spans as always, and send them nowhere."""
+    """Let MLflow create its spans as usual, and discard them."""
     import mlflow.tracing.export.mlflow_v3 as export
 
-    # MLflow's exporter would talk to a tracking server, and what is measured here is the request.
+    # MLflow's exporter would call a tracking server, and only the request is measured.
     export.MlflowV3SpanExporter = Nowhere
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
     mlflow.tracing.reset()
@@ -26,7 +26,7 @@ def _trace_nowhere() -> None:
 
 @contextmanager
 def active_span() -> Iterator[Any]:
-    """Have an active span, without the warnings that MLflow makes of its own imports."""
+    """Make a span active, without the warnings from MLflow's own imports."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _trace_nowhere()
@@ -42,12 +42,12 @@ def answering_transport() -> httpx.MockTransport:
 
 
 def http_client(*hooks: Callable[[Any], Any]) -> httpx.Client:
-    """A client of such a transport."""
+    """A client with such a transport."""
     return httpx.Client(base_url=BASE_URL, transport=answering_transport(), event_hooks={"request": [*hooks]})
 
 
 def floor_hook(request: Any) -> None:
-    """The floor: what a user writes who wants no package for it. It asks nothing and sends the header everywhere."""
+    """The floor: what a user writes without a package. It checks nothing and sends the header everywhere."""
     span = mlflow.get_current_active_span()
     if span is not None:
         context = span._span.get_span_context()

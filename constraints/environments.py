@@ -24,14 +24,14 @@ from made import is_made, make, remove
 
 
 def list_environments() -> None:
-    """Print the environments, and which are made."""
+    """Print the environments, and which ones exist."""
     for environment in DESCRIBED.values():
         state = "made" if is_made(environment) else ""
         print(f"{environment.name:14} {environment.folder.name:20} {state:5} {environment.about}")
 
 
 def make_all(names: list[str], *, constrained: bool = True) -> None:
-    """Make environments side by side, those that share a folder or stand on another after it."""
+    """Make environments concurrently; those that share a folder or extend another one come after it."""
     wanted = [DESCRIBED[name] for name in names]
     missing = [environment for environment in wanted if not is_made(environment, constrained)]
     if not missing:
@@ -56,7 +56,7 @@ def make_all(names: list[str], *, constrained: bool = True) -> None:
 
 
 def test(name: str, arguments: list[str]) -> int:
-    """Run tests, a process per processor, and return pytest's exit status.
+    """Run tests, one process per processor, and return pytest's exit status.
 
     A file's tests stay together, since they share their servers. The files are taken in the order of the folders, which
     has the long ones first.
@@ -83,7 +83,7 @@ def run(name: str, command: list[str]) -> int:
 
 
 def freeze(name: str) -> None:
-    """Write what is installed in an environment to its constraints file."""
+    """Write the installed packages of an environment to its constraints file."""
     environment = DESCRIBED[name]
     constraints = environment.constraints(environment.version())
     if constraints is None:
@@ -97,7 +97,7 @@ def freeze(name: str) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return what the command line asks for."""
+    """Return the parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show the environments")
@@ -124,7 +124,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Do what the command line asks for and return the exit status."""
+    """Run the command and return the exit status."""
     options = parse()
     if options.command == "list":
         list_environments()
