@@ -22,7 +22,7 @@ from tests.support.relay import OtelProxy, otel_proxy
 
 @pytest.fixture(scope="session")
 def upstream_port() -> Iterator[int]:
-    """The port on which the gateway knows another one to be."""
+    """The port at which the gateway has another gateway as an upstream."""
     reserved = Reservation()
     yield reserved.port
     reserved.release()
@@ -30,7 +30,7 @@ def upstream_port() -> Iterator[int]:
 
 @pytest.fixture(scope="session")
 def engine_port() -> Iterator[int]:
-    """The port on which both gateways know a model server to be that continues traces."""
+    """The port at which both gateways have a model server as an upstream that continues traces."""
     reserved = Reservation()
     yield reserved.port
     reserved.release()
@@ -54,7 +54,7 @@ def database(gateway: DemoGateway) -> Database:
 def litellm_proxy(
     gateway: DemoGateway, upstream_port: int, engine_port: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiteLLMProxy]:
-    """A LiteLLM Proxy where the gateway knows another one to be, in front of the same provider and of the gateway.
+    """A LiteLLM Proxy at the gateway's upstream port, in front of the same provider and of the gateway.
 
     Its mirrors go to the gateway's MLflow.
     """
@@ -67,7 +67,7 @@ def litellm_proxy(
     }
     config = configuration(gateway.provider.url, gateway_url=gateway.openai_base_url, engine_url=engine_url)
     with LiteLLMProxy(tmp_path_factory.mktemp("litellm"), config, upstream_port, **environment) as proxy:
-        # The first stream of a process makes LiteLLM import a lot; what comes meanwhile would be one chunk.
+        # The first stream of a process makes LiteLLM import a lot; chunks that arrive meanwhile would be merged.
         with proxy.column.openai_client() as client:
             list(client.chat.completions.create(model="chat", messages=[USER], stream=True))  # type: ignore[list-item]
         yield proxy
@@ -77,7 +77,7 @@ def litellm_proxy(
 def litellm_otel(
     gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], OtelProxy]]:
-    """LiteLLM Proxies whose own callback sends to a relay, each started when its version is first asked for."""
+    """LiteLLM Proxies whose own callback sends to a relay, each started when its version is first needed."""
     with ExitStack() as running:
 
         @functools.cache
@@ -89,7 +89,7 @@ def litellm_otel(
 
 @pytest.fixture(scope="session")
 def fastapi_url(gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The FastAPI gateway of integrations/ in front of the gateway's model provider, whose mirrors go to its MLflow."""
+    """The FastAPI gateway of integrations/ in front of the gateway's provider; its mirrors go to the same MLflow."""
     provider = f"{gateway.provider.url}/v1"
     directory = tmp_path_factory.mktemp("fastapi-gateway")
     with fastapi_gateway(directory, MLFLOW_TRACKING_URI=gateway.tracking_uri, PROVIDER_URL=provider) as url:
@@ -98,7 +98,7 @@ def fastapi_url(gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_and_quiet_client() -> Iterator[None]:
-    """Let this process send its spans soon, and not log that a trace is not there yet. The servers stay as they are."""
+    """Shorten this process's span batches, and silence its log about missing traces. The servers are unchanged."""
     logger = logging.getLogger("mlflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -113,14 +113,14 @@ def quick_and_quiet_client() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def tracing(gateway: DemoGateway) -> Iterator[str]:
-    """Trace into the gateway's MLflow, into an experiment of the agents' own; gives its id."""
+    """Trace into the agents' own experiment in the gateway's MLflow; yields its id."""
     with tracing_into(gateway) as experiment_id:
         yield experiment_id
 
 
 @pytest.fixture(scope="module")
 def http(gateway: DemoGateway, tracing: str) -> Iterator[httpx.Client]:
-    """An httpx client of all of the gateway's routes."""
+    """An httpx client for all of the gateway's routes."""
     with httpx_client(gateway) as client:
         yield client
 

@@ -1,7 +1,7 @@
-"""Whatever agents do, their traces are stored as without the companion, and each call of a stored trace is mirrored.
+"""Agents' traces are stored as without the companion, and each call of a stored trace is mirrored.
 
-Agents of all kinds work at once, in two experiments, through two gateways that write to one MLflow server: MLflow's own
-and a FastAPI application, which sends its mirrors over HTTP.
+Agents of all kinds work concurrently, in two experiments, through two gateways that write to one MLflow server:
+MLflow's own gateway and a FastAPI application, which sends its mirrors over HTTP.
 """
 
 import json
@@ -26,15 +26,15 @@ from tests.support.nightly import NIGHTLY, amount
 pytestmark = pytest.mark.e2e
 
 RUNS = amount(2, 17)
-"""Runs of each kind of agents in each program: some 200 in all at night."""
+"""Runs of each kind of agent in each program: some 200 in total at night."""
 
 AT_ONCE = 4
-"""Programs."""
+"""Concurrent programs."""
 
 EXPERIMENTS = ("first", "second")
 PROGRAMS = [[kind] for kind in agents_at_work.KINDS for _ in EXPERIMENTS]
 if not NIGHTLY:
-    # A process takes seconds to import what an agent needs.
+    # A process takes seconds to import an agent's libraries.
     PROGRAMS = [["spans threads", "spans asyncio", "root alone"], ["autolog threads", "autolog asyncio"], ["killed"]]
 
 
@@ -42,7 +42,7 @@ if not NIGHTLY:
 def done(
     gateway: DemoGateway, fastapi_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[dict[str, Any]]]:
-    """What the agents say that they did."""
+    """The agents' log entries."""
     found = _run_agents(gateway, [gateway.openai_base_url, f"{fastapi_url}/v1"], tmp_path_factory.mktemp("agents"))
     with tracing_into(gateway):
         _wait_for_mirrors(found)
@@ -53,11 +53,11 @@ def _run_agents(server: DemoGateway, urls: list[str], directory: Path) -> list[d
     programs = []
     client = mlflow.MlflowClient(server.tracking_uri)
     for name in EXPERIMENTS:
-        # Of two programs that make one at once, MLflow lets the second trace into the default experiment.
+        # If two programs create an experiment concurrently, MLflow puts the second trace into the default experiment.
         client.create_experiment(name)
     for number, kinds in enumerate(PROGRAMS):
         if number >= AT_ONCE:
-            # MLflow's server has fifteen connections to its database.
+            # MLflow's server has fifteen database connections.
             programs[number - AT_ONCE][1].wait(20 * DEADLINE_S)
         log = directory / f"{number}.jsonl"
         arguments = [",".join(kinds), str(RUNS), EXPERIMENTS[number % 2], server.tracking_uri, ",".join(urls), str(log)]
@@ -94,7 +94,7 @@ def stored(trace_id: str) -> Trace | None:
 
 
 def of_kinds(done: list[dict[str, Any]], what: str, *, killed: bool) -> dict[str, list[dict[str, Any]]]:
-    """Return what the agents did of one thing, by trace."""
+    """Return the agents' log entries of one kind, by trace."""
     found = defaultdict(list)
     for entry in done:
         if entry["what"] == what and (entry["kind"] == "killed") is killed:
@@ -119,7 +119,7 @@ def test_the_agents_own_traces_are_whole(done: list[dict[str, Any]]):
 def test_they_are_as_without_the_companion(
     done: list[dict[str, Any]], gateway: DemoGateway, tmp_path_factory: pytest.TempPathFactory
 ):
-    """The same agents at a plain MLflow leave the same traces: experiments, states and their own spans."""
+    """With plain MLflow the same agents leave the same traces: experiments, states and their own spans."""
     with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as plain:
         plainly = _run_agents(plain, [plain.openai_base_url], tmp_path_factory.mktemp("plain-agents"))
         with tracing_into(plain):
@@ -129,13 +129,13 @@ def test_they_are_as_without_the_companion(
 
 
 def _left_by(done: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
-    """Return of each trace that an agent ended: the agent's kind, where it is, its state and the names of its spans."""
+    """Return for each trace that an agent ended: the agent's kind, the experiment, the state and the span names."""
     client = mlflow.MlflowClient()
     left: Counter[tuple[Any, ...]] = Counter()
     for trace_id, (root,) in of_kinds(done, "ended", killed=False).items():
         trace = stored(trace_id)
         assert trace is not None, root
-        # MLflow's own mirrors are lost, but not all: now and then there is one.
+        # MLflow's own mirrors are lost, except for a few.
         own = sorted(span.name for span in trace.data.spans if not span.name.startswith(("gateway/", "provider/")))
         where = client.get_experiment(trace.info.experiment_id).name
         left[(root["kind"], where, trace.info.state, *own)] += 1
@@ -143,7 +143,7 @@ def _left_by(done: list[dict[str, Any]]) -> Counter[tuple[Any, ...]]:
 
 
 def test_each_call_has_its_mirror(done: list[dict[str, Any]]):
-    """Each call that was answered is mirrored once, below the span that made it; what the SDK made again, too."""
+    """Each answered call is mirrored once, below the span that made it; the SDK's retries are mirrored too."""
     for trace_id, calls in of_kinds(done, "call", killed=False).items():
         trace = stored(trace_id)
         assert trace is not None
@@ -154,20 +154,20 @@ def test_each_call_has_its_mirror(done: list[dict[str, Any]]):
 
 
 def test_traces_of_agents_that_were_killed(done: list[dict[str, Any]]):
-    """What is stored of them, if anything, is where the agent began it, with the mirrors of its calls."""
+    """Their spans, if stored, are where the agent started the trace, with the mirrors of its calls."""
     begun, answered = of_kinds(done, "calling", killed=True), of_kinds(done, "call", killed=True)
     for trace_id, calls in begun.items():
         trace = stored(trace_id)
         if trace is not None:
             callers = Counter(_callers(trace, "OK"))
-            # The last one may have been answered when its agent was killed, or not.
+            # The last call may have been answered before its agent was killed.
             assert Counter(entry["span_id"] for entry in answered[trace_id]) <= callers
             assert callers <= Counter(entry["span_id"] for entry in calls)
             assert trace.info.experiment_id == calls[0]["experiment_id"]
 
 
 def _callers(trace: Trace, status: str) -> list[str]:
-    """Return the agents' spans above the mirrors: with autolog, past the span of the client's own instrumentation."""
+    """Return the agents' spans above the mirrors; with autolog, skip the span of the client's own instrumentation."""
     spans = {span.span_id: span for span in trace.data.spans}
     callers = []
     for mirror in mirrors_in(trace):
@@ -181,7 +181,7 @@ def _callers(trace: Trace, status: str) -> list[str]:
 
 
 def test_the_totals_are_right(done: list[dict[str, Any]]):
-    """Tokens and cost of each trace are those of its spans by MLflow's own sum, and the tokens are the provider's."""
+    """Each trace has the tokens and cost that MLflow computes from its spans; the tokens are the provider's."""
     calls = of_kinds(done, "call", killed=False)
 
     def wrong() -> list[Any]:
@@ -208,7 +208,7 @@ def _wrong_totals(trace_id: str, calls: list[dict[str, Any]]) -> list[Any]:
 
 
 def test_nothing_is_stored_for_anybody_else(done: list[dict[str, Any]], gateway: DemoGateway):
-    """No trace is stored that is neither an agent's nor a gateway's own."""
+    """No trace is stored except the agents' and the gateways' own."""
     agents = {entry["trace_id"] for entry in done}
     experiments = {entry["experiment_id"] for entry in done}
     client = mlflow.MlflowClient(gateway.tracking_uri)

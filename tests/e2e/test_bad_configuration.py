@@ -1,4 +1,4 @@
-"""A value that cannot work ends a gateway at its start, with one error."""
+"""An invalid value ends a gateway at its start, with one error."""
 
 import os
 import subprocess
@@ -18,12 +18,12 @@ CASES = {
     "app": (MLFLOW, {"AGENT_GATEWAY_MLFLOW_APP": "nobody"}, "AGENT_GATEWAY_MLFLOW_APP is 'nobody'"),
     "no address": (LITELLM, {"OPENAI_API_KEY": "none", "LITELLM_MASTER_KEY": MASTER_KEY}, "set MLFLOW_TRACKING_URI"),
 }
-"""Commands, variables, and what is said of them. All other bad values are tried without a server, in tests/server."""
+"""Commands, variables, and the expected error. Other invalid values are tested without a server, in tests/server."""
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[int, str]]]:
-    """What a server of each case ended with and what it said; they run side by side."""
+    """Exit status and output of a server for each case; they run concurrently."""
     processes, logs = {}, {}
     for name, (command, variables, _) in CASES.items():
         directory = tmp_path_factory.mktemp("bad")
@@ -48,7 +48,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tupl
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_gateway_says_what_is_wrong(name: str, outputs: dict[str, tuple[int, str]]):
-    """The gateway ends with a failure, and its log has the sentence about the value."""
+    """The gateway exits with a failure, and its log has the sentence about the value."""
     status, log = outputs[name]
     assert status != 0
     assert CASES[name][2] in log, log

@@ -1,6 +1,6 @@
-"""No payload leaves a real MLflow AI Gateway or a real LiteLLM Proxy for the trace store; and none is lost at the end.
+"""No payload leaves a real MLflow AI Gateway or LiteLLM Proxy for the trace store, and no span is lost at the end.
 
-The gateways send over OTLP, and the exact bytes are searched. 10,000 examples each with NIGHTLY.
+The gateways send over OTLP, and the exact bytes are searched, with 10,000 examples each if NIGHTLY is set.
 """
 
 import os
@@ -42,7 +42,7 @@ from tests.support.server import TRACEPARENT
 
 SIGTERM_CALLS = amount(200, 500)
 ONCE = settings(EXAMPLES, phases=[Phase.generate])
-"""A server cannot be asked the same again: what comes of a request comes later."""
+"""Failures cannot be reproduced by repeating a request: its mirror arrives after the example."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(receiver: Receiver, leaking: bool = False) -> dict[str, str]:
-    """Return the variables of a gateway that sends to a receiver, perhaps with a leak."""
+    """Return the variables of a gateway that sends to a receiver, with or without a leak."""
     variables = {"AGENT_GATEWAY_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
     if leaking:
         variables["AGENT_GATEWAY_MAY_JOIN"] = "tests.support.leaking:may_join"
@@ -72,7 +72,7 @@ def environment(receiver: Receiver, leaking: bool = False) -> dict[str, str]:
 def assert_leaks_are_found(
     receiver: Receiver, client: httpx.Client, asked: st.SearchStrategy[Question], missing: set[str]
 ) -> None:
-    """Ask a gateway with leaks what the others are asked, and find each of them."""
+    """Send the same requests to a gateway with leaks, and find each leak."""
 
     @settings(ONCE, max_examples=1_000)
     @given(asked)
@@ -91,11 +91,11 @@ def assert_leaks_are_found(
 def mlflow_gateway(
     receiver: Receiver, provider: HostileProvider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[DemoGateway]:
-    """MLflow's gateway, with endpoints in front of the hostile provider too."""
+    """MLflow's gateway, also with endpoints in front of the hostile provider."""
     directory = tmp_path_factory.mktemp("canaries")
     with DemoGateway(directory=directory, env=environment(receiver)) as gateway:
         endpoints = Endpoints(gateway.tracking_uri, provider.url)
-        # The secret's name tells the providers apart.
+        # The secret's name distinguishes the providers.
         endpoints.refresh(["openai", "anthropic"])
         endpoints.create("hostile", ["gpt-4o-mini", "gpt-4o"], "openai", True)
         endpoints.create("hostile-claude", ["claude-3-5-haiku-20241022"], "anthropic", True)
@@ -122,25 +122,25 @@ MLFLOW_NAMED_PATHS = [
     "/gemini/v1beta/models/{}:generateContent",
     "/{}",
 ]
-"""Paths with a name of the caller's."""
+"""Paths that contain a name chosen by the caller."""
 MLFLOW_QUESTIONS = questions(MLFLOW_ENDPOINTS, texts)
-"""Only an endpoint's name is a name to MLflow."""
+"""For MLflow, only an endpoint's name is a name."""
 
 
 def send(client: httpx.Client, path: str, question: Question) -> None:
-    """Send a request; what comes back does not matter."""
+    """Send a request; its response is ignored."""
     headers = [*headers_of(question), ("content-type", "application/json")]
     try:
         client.post(path, params={"key": question.query}, headers=headers, content=body_of(question))
     except httpx.ConnectError:
         raise
     except httpx.HTTPError:
-        # The provider's nonsense may come through to here. That the gateway is there shows with the next request.
+        # The provider's malformed response may reach the client. The next request shows whether the gateway is there.
         pass
 
 
 def test_mlflow(mlflow_gateway: DemoGateway, provider: HostileProvider, receiver: Receiver):
-    """Whatever is said to MLflow's gateway, and whatever its provider answers, none of it is in the mirrors."""
+    """No text from requests to MLflow's gateway or from its provider's answers is in the mirrors."""
     mirrors = sent = 0
     client = httpx.Client(base_url=mlflow_gateway.gateway_url, timeout=DEADLINE_S)
     paths = st.sampled_from(MLFLOW_PATHS) | st.builds(
@@ -164,12 +164,12 @@ def test_mlflow(mlflow_gateway: DemoGateway, provider: HostileProvider, receiver
         mirrors += search(receiver)
         return mirrors >= sent * 0.6
 
-    # Not all of them: MLflow does not let a request through whose Host header is made up.
+    # Not all of them: MLflow rejects requests with a made-up Host header.
     wait_for("the mirrors", all_came)
 
 
 def test_a_stop_while_spans_wait(mlflow_gateway: DemoGateway, provider: HostileProvider, receiver: Receiver):
-    """SIGTERM while many mirrors (500 with NIGHTLY) wait for a store in trouble: all arrive, once."""
+    """SIGTERM while many mirrors (500 with NIGHTLY) wait for a failing store: all arrive, once."""
     provider.answer = OK
     receiver.troubles = [500] * 1_000_000
     body = {"model": "chat", **CHAT}
@@ -185,7 +185,7 @@ def test_a_stop_while_spans_wait(mlflow_gateway: DemoGateway, provider: HostileP
         known = {span.parent_span_id.hex() for span in receiver.spans}
         assert not known & set(parents), "all of them wait"
         stopped = threads.submit(mlflow_gateway.stop_server)
-        # The server has begun to stop when it takes no request any more.
+        # The server has begun to stop once it refuses requests.
         wait_for("the stop", lambda: not _answers(mlflow_gateway.tracking_uri))
         receiver.troubles.clear()
         stopped.result()
@@ -204,7 +204,7 @@ FORGED = f"00-{'f0' * 16}-{'f0' * 8}-01"
 LAST = f"00-{'1a' * 16}-{'1a' * 8}-01"
 LITELLM_MODELS = ["chat", "fallback", "claude", "embeddings"]
 wildcards = sentences.filter(lambda text: "," not in text).map(lambda text: f"any/{text}")
-"""Models that fit a wildcard: their names are the caller's own. LiteLLM makes several models of a text with commas."""
+"""Models that match a wildcard: callers choose their names. LiteLLM splits a text at commas into several models."""
 
 LITELLM_PATHS = [
     "/v1/chat/completions",
@@ -226,11 +226,11 @@ LITELLM_NAMED_PATHS = [
     "/{}/v1/chat/completions",
 ]
 RAW_PATHS = ["/raw/chat/completions", "/raw/embeddings", "/raw/responses"]
-"""Here, the model's name is the caller's own, and mirrored once the provider has served it."""
+"""On these paths the caller chooses the model's name, which is mirrored once the provider has served it."""
 
 
 def litellm_questions(models: st.SearchStrategy[str]) -> st.SearchStrategy[Question]:
-    """Return requests to a LiteLLM Proxy, without headers that it takes for keys."""
+    """Return requests to a LiteLLM Proxy, without headers that it would use as keys."""
     return questions(LITELLM_MODELS, models | wildcards).map(
         lambda question: question._replace(
             headers=[line for line in question.headers if line[0] not in ("x-api-key", "cookie")]
@@ -239,14 +239,14 @@ def litellm_questions(models: st.SearchStrategy[str]) -> st.SearchStrategy[Quest
 
 
 LITELLM_QUESTIONS = litellm_questions(texts)
-"""Only the name of a model in the configuration is a name to LiteLLM's router."""
+"""For LiteLLM's router, only the name of a configured model is a name."""
 
 
 def test_litellm(provider: HostileProvider, tmp_path: Path):
-    """Whatever is said to a LiteLLM Proxy, and whatever its provider answers, none of it is in the mirrors."""
+    """No text from requests to a LiteLLM Proxy or from its provider's answers is in the mirrors."""
     config = configuration(provider.url)
     for model in config["model_list"]:
-        # A client of LiteLLM's own would wait and try again.
+        # LiteLLM's own client would wait and retry.
         model["litellm_params"]["max_retries"] = 0
     mirrors = 0
     paths = st.sampled_from(LITELLM_PATHS) | st.builds(
@@ -274,7 +274,7 @@ def test_litellm(provider: HostileProvider, tmp_path: Path):
                 for headers in ({}, {"authorization": "Bearer sk-wrong"}):
                     imitate(proxy.url, headers)
                 client.post("/v1/chat/completions", json={"model": "chat", **CHAT}, headers={"traceparent": LAST})
-        # Sent in order: the imitations would be before the last one.
+        # Mirrors are sent in order: those of the imitations would come before the last one.
         arrived = {span.trace_id.hex() for span in receiver.spans}
         assert LAST[3:35] in arrived
         assert FORGED[3:35] not in arrived
@@ -283,24 +283,24 @@ def test_litellm(provider: HostileProvider, tmp_path: Path):
 
 
 def imitate(url: str, headers: dict[str, str]) -> None:
-    """Send a body that imitates the proxy's own notes of a request, without a key that is valid."""
+    """Send a body that imitates the proxy's own metadata of a request, without a valid key."""
     notes = {"url": f"{url}/v1/chat/completions", "method": "POST", "headers": {"traceparent": FORGED}}
     body = {"model": "chat", "proxy_server_request": notes, "litellm_params": {"proxy_server_request": notes}, **CHAT}
     assert not httpx.post(f"{url}/v1/chat/completions", json=body, headers=headers, timeout=DEADLINE_S).is_success
 
 
 def test_leaks_of_mlflows_gateway_are_found(tmp_path: Path):
-    """The same search finds what an MLflow AI Gateway with leaks sends."""
+    """The same search finds the leaks of an MLflow AI Gateway."""
     with Receiver() as receiver, DemoGateway(directory=tmp_path, env=environment(receiver, True)) as gateway:
         receiver.requests.clear()
         with httpx.Client(base_url=f"{gateway.gateway_url}/openai", timeout=DEADLINE_S) as client:
-            # The companion removes the trace context from what MLflow gets.
+            # The companion removes the trace context from MLflow's requests.
             leaks = {*FIELDS, *HEADERS} - {"tracestate", "baggage"}
             assert_leaks_are_found(receiver, client, MLFLOW_QUESTIONS, leaks)
 
 
 def test_leaks_of_a_litellm_proxy_are_found(provider: HostileProvider, tmp_path: Path):
-    """The same search finds what a LiteLLM Proxy with leaks sends."""
+    """The same search finds the leaks of a LiteLLM Proxy."""
     config, headers = configuration(provider.url), {"authorization": f"Bearer {MASTER_KEY}"}
     provider.answer = OK
     with (

@@ -1,4 +1,4 @@
-"""deploy/: the image's command with compose's environment, on a real PostgreSQL, up to a joined trace."""
+"""deploy/: the image's command with Compose's environment, on a real PostgreSQL, up to a joined trace."""
 
 import json
 import re
@@ -21,7 +21,7 @@ GIVEN = {
     "POSTGRES_PASSWORD": "none",
     "MLFLOW_CRYPTO_KEK_PASSPHRASE": "at least thirty-two characters of a test",
 }
-"""What deploy/.env would hold."""
+"""The values that deploy/.env would have."""
 
 
 def command() -> list[str]:
@@ -31,7 +31,7 @@ def command() -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of compose's gateway, with its variables put in as Compose does."""
+    """The environment of Compose's gateway, with its variables substituted as Compose does."""
     said = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["gateway"]["environment"]
 
     def value(match: re.Match[str]) -> str:
@@ -47,7 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     env = environment()
     assert env["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg://mlflow:none@postgres:5432/mlflow"
     words = [port if word == "5000" else "2" if word == "4" else word for word in command()]
-    # Of the test: its own PostgreSQL, its own port, and a provider on this machine.
+    # The test's own PostgreSQL and port, and a provider on this machine.
     env["MLFLOW_SERVER_ALLOWED_HOSTS"] = env["MLFLOW_SERVER_ALLOWED_HOSTS"].replace("5000", port)
     env |= {
         "MLFLOW_GATEWAY_API_BASE_ALLOW_PRIVATE_IPS": "true",
@@ -63,7 +63,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_a_call_is_joined(url: str):
-    """Every link holds, from an agent's span to its mirror in PostgreSQL."""
+    """Every link works, from an agent's span to its mirror in PostgreSQL."""
     provider = Provider().start()
     try:
         endpoints = Endpoints(url, provider.url)

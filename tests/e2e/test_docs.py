@@ -1,4 +1,4 @@
-"""Every code block of the README and the guides: Python is run against a real gateway, commands are checked."""
+"""Every code block of the README and the guides: Python runs against a real gateway, commands are checked."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def guides_with(*languages: str) -> list[object]:
 
 @pytest.mark.parametrize("guide", guides_with("python"))
 def test_python(guide: Path, gateway: DemoGateway, tmp_path: Path):
-    """The Python of a guide runs from top to bottom, as one program, with the gateway where the guide says it is."""
+    """The Python of a guide runs from top to bottom, as one program, with the gateway at the guide's address."""
     program = tmp_path / "program.py"
     program.write_text(LOCALHOST.sub(gateway.tracking_uri, "\n".join(blocks(guide, "python"))))
     own = ROOT / f".venv-{guide.parent.name}" / "bin" / "python"
@@ -56,13 +56,13 @@ def test_python(guide: Path, gateway: DemoGateway, tmp_path: Path):
 
 
 def pythonpath(folder: Path) -> str:
-    """Return a search path on which a guide's own files are, as they would be beside its program."""
+    """Return a search path with a guide's own files, as if they were next to its program."""
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.mark.parametrize("guide", guides_with("sh"))
 def test_commands(guide: Path, gateway: DemoGateway):
-    """The commands of a guide are there, and take the options that the guide gives them."""
+    """The commands of a guide exist, and accept the options in the guide."""
     lines = "\n".join(blocks(guide, "sh")).replace("\\\n", " ").splitlines()
     for line in lines:
         words = shlex.split(LOCALHOST.sub(gateway.tracking_uri, line), comments=True)
@@ -76,7 +76,7 @@ def test_commands(guide: Path, gateway: DemoGateway):
 
 def check_pip(words: list[str], folder: Path) -> None:
     assert words[0] == "install"
-    # A folder is a checkout of this package: see tests/docs/test_pages.py.
+    # Such a folder is a checkout of this package: see tests/docs/test_pages.py.
     wanted = [re.sub(r"^\.[./]*", "agent-gateway-client", word) for word in words[1:] if word != "-r"]
     files = [(folder / word).read_text().splitlines() if ".txt" in word else [word] for word in wanted]
     for requirement in map(Requirement, chain.from_iterable(files)):
@@ -119,12 +119,12 @@ def check_jupyter(words: list[str], folder: Path) -> None:
 
 
 def check_phoenix(words: list[str], folder: Path) -> None:
-    # It is in an environment of its own; tests/e2e/test_phoenix.py starts it so.
+    # It has its own environment; tests/e2e/test_phoenix.py starts it.
     assert words == ["serve"]
 
 
 def check_elsewhere(words: list[str], folder: Path) -> None:
-    # A program that cannot be had here, of which the guide says so.
+    # The program cannot be installed here, and the guide says so.
     assert "## Not run here" in (folder / "README.md").read_text()
 
 
@@ -148,7 +148,7 @@ COMMANDS: dict[str, Callable[[list[str], Path], None]] = {
 
 @pytest.mark.parametrize("guide", guides_with("yaml"))
 def test_yaml(guide: Path, monkeypatch: pytest.MonkeyPatch):
-    """A configuration is YAML, and what it names of this package is there."""
+    """A configuration is valid YAML, and the names of this package in it exist."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     for block in blocks(guide, "yaml"):
         yaml.safe_load(block)
@@ -160,13 +160,13 @@ def test_yaml(guide: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("guide", guides_with("json"))
 def test_json(guide: Path):
-    """A configuration is JSON."""
+    """A configuration is valid JSON."""
     for block in blocks(guide, "json"):
         json.loads(block)
 
 
 def test_every_block_is_of_a_kind_that_is_checked():
-    """Text is a picture or an output; any other language would be one that nobody runs."""
+    """Text is a picture or an output; a block in another language would not be run by any test."""
     languages = {
         language for guide in GUIDES for language in re.findall(r"^```(\w+)$", guide.read_text(), re.MULTILINE)
     }
@@ -174,7 +174,7 @@ def test_every_block_is_of_a_kind_that_is_checked():
 
 
 def test_every_variable_is_documented():
-    """The variables that the package reads are those that docs/configuration.md names, and no others."""
+    """The package reads exactly the variables that docs/configuration.md lists."""
     pattern = r"AGENT_GATEWAY_[A-Z_]+"
     sources = [path.read_text() for path in (ROOT / "agent_gateway_client").rglob("*.py")]
     read = {name for source in sources for name in re.findall(rf'"({pattern})"', source)}
@@ -183,7 +183,7 @@ def test_every_variable_is_documented():
 
 
 def test_every_link_leads_somewhere():
-    """A relative link in a guide names a file or a folder of the repository."""
+    """A relative link in a guide points to a file or folder of the repository."""
     for guide in GUIDES:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", guide.read_text()):
             assert (guide.parent / target).exists(), f"{guide.relative_to(ROOT)} links to {target}"

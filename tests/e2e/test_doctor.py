@@ -1,4 +1,4 @@
-"""`agent-gateway doctor`: what is broken before the gateway's companion comes into play, each provoked."""
+"""`agent-gateway doctor`: each fault that precedes the gateway's companion, provoked."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.support.served import Served
 
 
 def test_all_is_well(gateway: DemoGateway):
-    """The command, as a program runs it: one JSON object, and the exit status."""
+    """The command as a program: one JSON object, and the exit status."""
     command = [COMMAND, "doctor", "--gateway", gateway.gateway_url, "--model", "chat"]
     env = {**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri}
     told = subprocess.run([*command, "--json"], env=env, capture_output=True, text=True, timeout=300)
@@ -38,7 +38,7 @@ def test_all_is_well(gateway: DemoGateway):
 
 
 def test_what_a_person_is_told(gateway: DemoGateway):
-    """One line a check, what to do about the broken one, and the exit status."""
+    """One line per check, the remedy for the failed one, and the exit status."""
     command = ["doctor", "--gateway", gateway.gateway_url, "--tracking-uri", gateway.tracking_uri, "--model"]
     told = CliRunner().invoke(app, [*command, "chat"])
     assert (told.exit_code, told.output.splitlines()[-1]) == (0, "All links hold.")
@@ -74,7 +74,7 @@ def test_a_url_that_cannot_work(url: str, said: str):
 
 
 def test_a_tracking_uri_that_no_gateway_can_write_to():
-    """And its password is not shown."""
+    """The password in the URI is not shown."""
     for uri in ("sqlite:///mlflow.db", "postgresql://me:secret@db/mlflow"):
         check = broken(examine(Settings("http://127.0.0.1:5000", "chat", uri)))
         assert check.name == "configuration"
@@ -174,7 +174,7 @@ def test_an_endpoint_that_does_not_answer(model: str, status: str, fix: str, gat
 
 
 def test_a_trace_that_does_not_arrive(gateway: DemoGateway):
-    """The agent may use the experiment, and not write traces."""
+    """The agent may use the experiment, but not write traces."""
     refused = (403, '{"error_code": "PERMISSION_DENIED"}')
     with Served(meddler(gateway.tracking_uri, answers={"/v1/traces": refused, "/mlflow/traces": refused})) as uri:
         check = broken(examined(gateway, tracking_uri=uri, patience_s=IMPATIENCE_S))
@@ -211,7 +211,7 @@ def test_a_proxy_that_makes_the_trace_unsampled(gateway: DemoGateway):
 
 
 def test_a_proxy_that_keeps_the_companions_answer_back(gateway: DemoGateway):
-    """It cannot be asked then, but the mirror shows that it is there."""
+    """The companion's answer is missing then, but the mirror shows that it is there."""
     with Served(meddler(gateway.tracking_uri, kept_back=frozenset({"agent-gateway-companion"}))) as url:
         checks = examined(gateway, f"{url}/gateway")
     assert [check.name for check in checks if check.ok] == [name for name in ALL if name != "header"]

@@ -1,4 +1,4 @@
-"""`agent-gateway doctor`: a companion that is missing, cannot write, or writes what it should not, each provoked."""
+"""`agent-gateway doctor`: a companion that is missing, cannot write, or writes too much, each provoked."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,13 +25,13 @@ def test_a_gateway_without_the_companion(gateway: DemoGateway):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """MLflow as it is."""
+    """MLflow without the companion."""
     with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as gateway:
         yield gateway
 
 
 def test_mlflow_without_the_companion(plain: DemoGateway):
-    """MLflow's own mirror is lost in its default configuration, and the doctor says so."""
+    """MLflow's own mirror is lost in its default configuration, and the doctor reports it."""
     *_, companion, own = checks = examined(plain, patience_s=IMPATIENCE_S)
     assert [check.name for check in checks] == [*ALL[: ALL.index("companion") + 1], "mlflow_mirror"]
     assert (companion.ok, own.ok) == (False, False)
@@ -45,7 +45,7 @@ def test_mlflow_without_the_companion(plain: DemoGateway):
      (501, "a database as its backend store")],
 )  # fmt: skip
 def test_a_store_that_refuses_the_mirrors(status: int, fix: str, gateway: DemoGateway):
-    """Authentication, permission, an experiment or a path that is not there, a store of files."""
+    """Authentication, permission, a missing experiment or path, and a file store."""
     with Served(meddler(gateway.tracking_uri, answers={"/v1/traces": (status, "No.")})) as uri:
         exporter = exporter_to(uri)
         with asgi_gateway(gateway, exporter) as url:
@@ -66,7 +66,7 @@ def test_a_gateway_whose_store_is_away(gateway: DemoGateway):
 
 
 def test_trouble_is_found_without_a_call_of_the_model(gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch):
-    """A companion whose mirrors wait says so in its status: the probe, which costs tokens, is not sent."""
+    """If the companion's status shows waiting mirrors, the doctor does not send the probe, which costs tokens."""
     monkeypatch.setenv("AGENT_GATEWAY_STATUS_TOKEN", "a-token-of-the-tests")
     exporter = exporter_to("http://127.0.0.1:9")
     exporter.submit(plain_call())
@@ -87,7 +87,7 @@ def test_a_gateway_that_writes_to_another_mlflow(gateway: DemoGateway, plain: De
 
 
 def test_a_gateway_that_writes_to_a_collector(gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch):
-    """Which takes the spans, and does not hand them on to MLflow."""
+    """The collector accepts the spans, but does not forward them to MLflow."""
     with Served(meddler(gateway.tracking_uri, answers={"/v1/traces": (200, "")})) as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector)
         exporter = Exporter(OtlpDestination())
@@ -138,7 +138,7 @@ def test_litellm_proxy_without_its_key(litellm_proxy: LiteLLMProxy, gateway: Dem
 
 
 def test_litellm_proxy_whose_companion_is_not_heard_of(litellm_proxy: LiteLLMProxy, gateway: DemoGateway):
-    """As if it had none: what comes from it is kept back, and it makes no mirror. The fix is LiteLLM's."""
+    """Like a missing companion: the response headers are removed, and there is no mirror. The fix is LiteLLM's."""
     hiding = meddler(litellm_proxy.url, change=without("traceparent"), kept_back=frozenset({"agent-gateway-companion"}))
     with Served(hiding) as url:
         check = broken(examined(gateway, url, IMPATIENCE_S, api_key=MASTER_KEY))

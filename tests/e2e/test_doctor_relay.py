@@ -1,4 +1,4 @@
-"""`agent-gateway doctor --relay`: what keeps a real relay from mirroring calls, each provoked."""
+"""`agent-gateway doctor --relay`: each fault that keeps a real relay from mirroring calls, provoked."""
 
 import json
 import secrets
@@ -36,23 +36,23 @@ RELAYS: dict[str, Callable[[DemoGateway], dict[str, str]]] = {
     },
     "nowhere": lambda gateway: {"MLFLOW_TRACKING_URI": NOWHERE},
 }
-"""The variables of relays, by where they write to."""
+"""The variables of relays, by their destination."""
 
 
 def call_of(trace_id: str) -> list[Span]:
-    """Return a gateway's spans of a call in a trace."""
+    """Return a gateway's spans for a call in a trace."""
     trace = int(trace_id, 16)
     return [root(trace=trace), attempt(2, trace=trace)]
 
 
 def send(to: RelayProcess, spans: Sequence[Span], headers: Mapping[str, str] | None = None) -> int:
-    """Send spans as a gateway does."""
+    """Send spans like a gateway."""
     told = {"content-type": "application/x-protobuf", **(headers or {})}
     return httpx.post(to.url, content=protobuf_body(spans), headers=told, trust_env=False).status_code
 
 
 def broken(checks: list[Check], names: list[str] = ALONE) -> Check:
-    """Return the check that does not hold, after a look that it is the only one, and the last."""
+    """Return the failed check, after asserting that it is the only one, and the last."""
     assert [check.name for check in checks] == names[: len(checks)], checks
     assert [check.ok for check in checks] == [True] * (len(checks) - 1) + [False], checks
     assert checks[-1].detail
@@ -71,13 +71,13 @@ def test_no_relay():
 
 
 def test_something_else(gateway: DemoGateway):
-    """MLflow has a page of that name."""
+    """MLflow has a page with that name."""
     check = broken(alone(gateway.tracking_uri))
     assert (check.name, "not as the relay does" in check.detail) == ("relay", True)
 
 
 def test_a_token(monkeypatch: pytest.MonkeyPatch):
-    """None, a wrong one, and the right one; it is in no text."""
+    """Without a token, with a wrong one, and with the right one; no text contains it."""
     monkeypatch.delenv("AGENT_GATEWAY_RELAY_TOKEN", raising=False)
     with relay(MLFLOW_TRACKING_URI=NOWHERE, AGENT_GATEWAY_RELAY_TOKEN=TOKEN) as running:
         missing = broken(alone(running.url))
@@ -110,7 +110,7 @@ def test_spans_that_are_no_calls():
     ],
 )
 def test_a_call_that_is_not_mirrored(writes_to: str, said: str, fix: str, gateway: DemoGateway):
-    """It waits for a trace that never comes, is given up, or its store is away."""
+    """It waits for a trace that never appears, is given up, or its store is down."""
     with relay(**RELAYS[writes_to](gateway)) as running:
         assert send(running, call_of(secrets.token_hex(16))) == 200
 
@@ -126,7 +126,7 @@ def test_a_call_that_is_not_mirrored(writes_to: str, said: str, fix: str, gatewa
 
 
 def test_a_relay_that_is_well(gateway: DemoGateway, tracing: str):
-    """The command, as a program runs it: with and without /v1/traces, one JSON object, and the exit status."""
+    """The command as a program: with and without /v1/traces, one JSON object, and the exit status."""
     with relay(MLFLOW_TRACKING_URI=gateway.tracking_uri) as running:
         assert send(running, call_of(begun(secrets.token_hex(16)))) == 200
         wait_for("the mirror", lambda: running.status()["sent"])
@@ -142,14 +142,14 @@ def test_a_relay_that_is_well(gateway: DemoGateway, tracing: str):
 
 
 def test_a_gateway_whose_spans_go_to_a_relay(gateway: DemoGateway, litellm_otel: Callable[[str], OtelProxy]):
-    """Nothing of ours is in the gateway; the probe's mirror comes by way of the relay."""
+    """The gateway runs without this package; the probe's mirror arrives through the relay."""
     proxy = litellm_otel("v2")
     checks = examined(gateway, proxy.column.url, api_key=MASTER_KEY, relay=proxy.relay.url)
     assert [check.name for check in checks if check.ok] == WITH_GATEWAY, checks
 
 
 def test_a_gateway_without_spans(gateway: DemoGateway):
-    """One that is not traced, or sends its spans elsewhere."""
+    """The gateway is not traced, or sends its spans elsewhere."""
     with relay(MLFLOW_TRACKING_URI=gateway.tracking_uri) as running, asgi_gateway(gateway) as url:
         check = broken(examined(gateway, url, IMPATIENCE_S, relay=running.url), WITH_GATEWAY)
     assert (check.name, check.detail) == ("relay_spans", "No span of the gateway reached the relay.")

@@ -1,4 +1,4 @@
-"""One trace from the agent to the model server, which stands behind a gateway and sends its spans to the relay."""
+"""One trace from the agent to the model server, which is behind a gateway and sends its spans to the relay."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ CANARY = "c4n4ry7f3a"
 
 @pytest.fixture(scope="module")
 def engine(gateway: DemoGateway, engine_port: int) -> Iterator[str]:
-    """The model server, at an address that both gateways name as a gateway's; its spans go to a relay."""
+    """The model server, at an address that both gateways have as an upstream gateway; its spans go to a relay."""
     with relay("--tracking-uri", gateway.tracking_uri) as receiver:
         app = Engine(gateway.provider.url, receiver.url, ENGINE_MODEL).app
         with Served(app, port=engine_port) as url:
@@ -41,7 +41,7 @@ def engine(gateway: DemoGateway, engine_port: int) -> Iterator[str]:
 
 
 class Behind(NamedTuple):
-    """A gateway that the model server is behind, and what it calls that provider."""
+    """A gateway in front of the model server, and its name for that provider."""
 
     column: Column
     provider: str
@@ -83,7 +83,7 @@ def engines_in(trace: Trace) -> list[Span]:
 
 
 def complete(step: Span, count: int = 1) -> Trace:
-    """Return a trace with so many mirrors and, which come another way, as many of the model server's spans."""
+    """Return a trace once it has this many mirrors and, from the relay, as many of the model server's spans."""
     mirrored(step, count)
 
     def with_engines() -> Trace | None:
@@ -141,7 +141,7 @@ def test_calls_at_once(behind: Behind):
 
 
 def test_what_people_see(behind: Behind, gateway: DemoGateway, tmp_path: Path):
-    """The tree of the command and the waterfall say in words where the model server spent its time."""
+    """The command's tree and the waterfall show in words how the model server spent its time."""
     with behind.column.openai_client() as client, mlflow.start_span("agent") as agent:
         client.chat.completions.create(model=ENGINE_MODEL, messages=[USER])  # type: ignore[list-item]
     complete(agent)

@@ -9,10 +9,10 @@ columns = columns_of(frameworks)
 
 @each_cell(frameworks, "Frameworks with instrument()")
 def test_frameworks(cell: Cell, autolog: str, columns: Columns):
-    """Each call of the cell has one mirror, below the span of that very call, and its tokens are counted once."""
+    """Each call of the cell has one mirror, below the span of that call, and its tokens are counted once."""
     assert_cell(cell, columns[autolog], autolog)
 
 
 def test_other_hosts_get_nothing(gateway: DemoGateway):
-    """Where a gateway redirects to another host, what the framework sends there has no trace context."""
+    """If a gateway redirects to another host, the request there has no trace context."""
     assert_other_hosts_get_nothing(frameworks, gateway)

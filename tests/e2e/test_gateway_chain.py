@@ -1,4 +1,4 @@
-"""A gateway behind a gateway: MLflow's AI Gateway asks a LiteLLM Proxy, which asks the provider; or the other way."""
+"""A gateway behind a gateway: MLflow's AI Gateway in front of a LiteLLM Proxy, or the other way round."""
 
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ ENDPOINTS: dict[str, list[tuple[str, str]]] = {
     "chain-mixed": [(PROVIDER, "gpt-4o-fail-503"), (LITELLM, "chat")],
     "unnamed": [(LITELLM_UNNAMED, "chat")],
 }
-"""What the first gateway's endpoints ask, in the order in which they try it."""
+"""The models behind the first gateway's endpoints, in the order of the attempts."""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def count(names: dict[str, Any]) -> int:
 
 @pytest.fixture(scope="module")
 def made(chain: None, http: httpx.Client) -> list[tuple[Span, httpx.Response]]:
-    """All calls, made before the first of their traces is waited for."""
+    """All calls, made before waiting for the first of their traces."""
     calls = []
     for chain in CHAINS:
         with mlflow.start_span("step") as step:
@@ -123,7 +123,7 @@ def made(chain: None, http: httpx.Client) -> list[tuple[Span, httpx.Response]]:
 
 @pytest.mark.parametrize("number", range(len(CHAINS)), ids=lambda number: str(CHAINS[number]))
 def test_three_levels_in_one_trace(number: int, made: list[tuple[Span, httpx.Response]]):
-    """The second gateway's mirror is below the first one's attempt that asked it, its own attempts below that."""
+    """The second gateway's mirror is below the first one's attempt that asked it, and has its own attempts below."""
     chain, (step, answer) = CHAINS[number], made[number]
     assert answer.status_code == 200, answer.text
     trace = mirrored(step, count(chain.mirrors))
@@ -139,12 +139,12 @@ FAILED_BY_MLFLOW = {"gateway/failing 500": {"provider/openai/gpt-4o-mini-fail-50
 
 @pytest.mark.parametrize(
     ("stream", "error"),
-    # MLflow begins a stream before it asks the provider, and LiteLLM has a name of its own for one that breaks off.
+    # MLflow starts a stream before it asks the provider, and LiteLLM has its own name for one that breaks off.
     [(False, "500"), (True, "MidStreamFallbackError")],
     ids=["plain", "streamed"],
 )
 def test_the_other_way_round(stream: bool, error: str, litellm_proxy: LiteLLMProxy, tracing: str):
-    """A LiteLLM Proxy in front of MLflow's AI Gateway: the same three levels, each attempt with its own below it."""
+    """A LiteLLM Proxy in front of MLflow's AI Gateway: the same three levels, each attempt with its mirror below."""
     attempts = {f"provider/openai/failing {error}": FAILED_BY_MLFLOW, "provider/openai/chat": BY_MLFLOW}
     with mlflow.start_span("step") as step, litellm_proxy.column.openai_client() as client:
         answer: Any = client.chat.completions.create(model="mlflow-fallback", messages=[USER], stream=stream)
@@ -155,7 +155,7 @@ def test_the_other_way_round(stream: bool, error: str, litellm_proxy: LiteLLMPro
 
 
 def test_tokens_are_counted_once(made: list[tuple[Span, httpx.Response]]):
-    """What both gateways report is one call's tokens."""
+    """Tokens that both gateways report are one call's tokens."""
     step, answer = made[0]
     reported = answer.json()["usage"]
     trace = mirrored(step, 2)
@@ -168,7 +168,7 @@ def test_tokens_are_counted_once(made: list[tuple[Span, httpx.Response]]):
 
 
 def test_nobody_else_is_told(gateway: DemoGateway, chain: None, http: httpx.Client):
-    """A provider behind either gateway sees no trace context, and neither does a gateway that was not named."""
+    """A provider behind either gateway gets no trace context, and neither does a gateway that is not configured."""
     gateway.provider.clear()
     with mlflow.start_span("step") as step:
         for model in ("chain", "chain-mixed", "unnamed"):

@@ -1,4 +1,4 @@
-"""The folders of integrations/ that are gateways: the configuration that each one shows, and its agent, as they are."""
+"""The gateways in integrations/: each folder's configuration and agent, run unchanged."""
 
 import contextlib
 import json
@@ -42,11 +42,11 @@ ATTEMPTS = {
     "ask for a stream": [("openai/gpt-4o-fail-503", "ERROR"), MINI],
     "embed": [("openai/text-embedding-3-small", "OK")],
 }
-"""The steps of each folder's agent, and what its gateway has to try for them."""
+"""The steps of each folder's agent, and the models that its gateway must try for them."""
 
 
 def run(folder: Path, script: str, gateway: DemoGateway, **environment: str) -> str:
-    """Run a script of a folder, which finds MLflow where the gateway's mirrors go; returns its last line."""
+    """Run a script of a folder with MLflow at the destination of the gateway's mirrors; returns its last line."""
     command, env = [sys.executable, script], {**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, **environment}
     ended = subprocess.run(
         command, cwd=folder, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
@@ -56,11 +56,11 @@ def run(folder: Path, script: str, gateway: DemoGateway, **environment: str) -> 
 
 
 def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
-    """Assert that the agent's trace has a mirror of each step, and the tokens once; returns the mirrors.
+    """Assert that the agent's trace has a mirror of each step, and its tokens once; returns the mirrors.
 
     Args:
         told: What the agent has printed.
-        endpoints: The endpoint that each step asked, by the step's first word.
+        endpoints: The endpoint of each step, by the step's first word.
     """
     trace = complete_trace(json.loads(told)["trace_id"], len(ATTEMPTS))
     mirrors = mirrors_in(trace)
@@ -85,7 +85,7 @@ def assert_all_is_there(told: str, **endpoints: str) -> list[Span]:
 
 
 def test_mlflow_gateway(gateway: DemoGateway, tracing: str):
-    """The endpoints that the folder creates serve its agent, and each mirror leads to the gateway's own trace."""
+    """The folder's endpoints serve its agent, and each mirror links to the gateway's own trace."""
     provider = {"OPENAI_API_BASE": f"{gateway.provider.url}/v1", "OPENAI_API_KEY": "none"}
     assert run(MLFLOW_GATEWAY, "endpoints.py", gateway, **provider).startswith("endpoint search")
     told = run(MLFLOW_GATEWAY, "agent.py", gateway, GATEWAY_URL=gateway.gateway_url)
@@ -122,7 +122,7 @@ def test_a_flask_gateway(gateway: DemoGateway, tracing: str, tmp_path: Path):
 
 
 def answers(url: str) -> bool:
-    """Tell whether a server is there, whatever it answers."""
+    """Return whether a server answers, with any status."""
     try:
         return bool(httpx.get(url, timeout=5).status_code)
     except httpx.HTTPError:
@@ -130,7 +130,7 @@ def answers(url: str) -> bool:
 
 
 class Relay(socketserver.ThreadingTCPServer):
-    """Hands what it is sent on to a server, while it may."""
+    """Forwards requests to a server while it is open."""
 
     daemon_threads = True
 
@@ -185,7 +185,7 @@ def test_litellm_proxy(gateway: DemoGateway, tracing: str, tmp_path: Path):
         assert relay.is_holding.wait(DEADLINE_S)
         stopping = threading.Thread(target=proxy.stop)
         stopping.start()
-        # A proxy without a mirror to send ends within a second.
+        # A proxy without waiting mirrors ends within a second.
         stopping.join(2)
         relay.may_pass.set()
         stopping.join()

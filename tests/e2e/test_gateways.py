@@ -1,4 +1,4 @@
-"""What must hold for every gateway, in one table. The made-up one is there to show what it takes to add another."""
+"""One table of checks for every gateway. The made-up gateway shows how little it takes to add another."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ IN_TABLE = pytest.mark.table("Gateways", columns="run")
 
 
 class Run(NamedTuple):
-    """A gateway, and a call of each mode through it."""
+    """A gateway, and one call of each mode through it."""
 
     column: Column
     calls: dict[str, Call]
@@ -57,19 +57,19 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=IN_TABLE) for name in COLUMNS])
 def run(request: pytest.FixtureRequest, gateway: DemoGateway, database: Database, tracing: str) -> Iterator[Run]:
-    """The gateway of a column, and a call of each mode through it."""
+    """The gateway of a column, and one call of each mode through it."""
     with COLUMNS[request.param](request) as column:
         yield Run(column, make_calls(column), database, gateway.provider)
 
 
 def test_one_mirror_under_the_caller(run: Run):
-    """Each call has one mirror, named after the endpoint, right below the caller's innermost span."""
+    """Each call has one mirror, named after the endpoint, directly below the caller's innermost span."""
     found = {name: [(m.name, m.parent_id) for m in call.mirrors] for name, call in run.calls.items()}
     assert found == {name: [(f"gateway/{call.mode.model}", call.caller.span_id)] for name, call in run.calls.items()}
 
 
 def test_times_are_contained(run: Run):
-    """The caller's span contains the mirror, and the mirror its attempts, one after the other."""
+    """The caller's span contains the mirror, and the mirror contains its attempts in sequence."""
     for name, call in run.calls.items():
         mirror, caller = call.mirror, call.caller
         moments = [caller.start_time_ns, mirror.start_time_ns]
@@ -80,7 +80,7 @@ def test_times_are_contained(run: Run):
 
 
 def test_status_is_the_calls_own(run: Run):
-    """A call that failed for the agent is an error and says of what; HTTP status and streaming are right too."""
+    """A call that failed for the agent has the error and its type; HTTP status and streaming are right too."""
     for name, call in run.calls.items():
         facts, failed = call.mirror.attributes, call.tokens is None
         assert call.mirror.status.status_code == ("ERROR" if failed else "OK"), name
@@ -99,7 +99,7 @@ def test_status_is_the_calls_own(run: Run):
 
 
 def test_attempts_and_fallbacks(run: Run):
-    """Each model that was tried is an attempt, in order, with the status that it answered with."""
+    """Each model that was tried is an attempt, in order, with the status of its answer."""
     for name, call in run.calls.items():
         told = [(span.name, span.status.status_code.value) for span in call.attempts]
         failures = [f"provider/openai/{model}" for model in call.models if "fail" in model or "broken" in model]
@@ -113,7 +113,7 @@ def test_attempts_and_fallbacks(run: Run):
 
 
 def test_tokens_are_counted_once(run: Run):
-    """The trace has the tokens that the agent was told, once, and their cost, with and without autolog's own count."""
+    """The trace has the tokens that the agent got, once, and their cost, with and without autolog's own count."""
     for name, call in run.calls.items():
         usage, cost = call.trace.info.token_usage or {}, call.trace.info.cost
         if call.tokens is None:
@@ -127,7 +127,7 @@ def test_tokens_are_counted_once(run: Run):
 
 
 def test_link_to_the_gateways_trace(run: Run):
-    """Mirror and the gateway's own trace lead to each other; a gateway that leaves no link has stored no trace."""
+    """The mirror and the gateway's own trace link to each other; a gateway without links has stored no trace."""
     for name, call in run.calls.items():
         own = {assert_linked(call.mirror).info.trace_id} if run.column.has_own_traces else set()
         assert len(call.mirror.links) == len(own), name
@@ -162,11 +162,11 @@ SAID: dict[str, tuple[str, dict[str, Any]]] = {
     "embeddings": ("embeddings", {"model": "embeddings", "input": [CANARY]}),
     "responses": ("responses", {"model": "responses", "input": CANARY, "instructions": CANARY}),
 }
-"""Requests with a canary wherever the caller, the model or an error can say something."""
+"""Requests with a canary wherever the caller, the model or an error can insert text."""
 
 
 def test_no_payload_is_stored(run: Run):
-    """Whatever the caller, the model or an error says, no row that belongs to the caller's trace holds it."""
+    """No row of the caller's trace contains text from the caller, the model or an error."""
     steps = {}
     with run.column.httpx_client(HEADERS) as client:
         for name, (path, body) in SAID.items():
@@ -175,7 +175,7 @@ def test_no_payload_is_stored(run: Run):
                 assert CANARY in answer.text or not answer.is_success or name in ("stream", "cut", "embeddings")
             steps[name] = step
     for name, step in steps.items():
-        # A gateway that turns a caller away before it has asked a provider leaves nothing.
+        # A gateway that rejects a caller before it asks a provider leaves nothing.
         is_silent = name == "unknown" or (name == "invalid" and "invalid request" in run.column.untold)
         complete_trace(step.trace_id, 0 if is_silent else 1, {step.span_id})
         rows = run.database.rows_of(step.trace_id)
@@ -184,7 +184,7 @@ def test_no_payload_is_stored(run: Run):
 
 
 def test_provider_gets_no_trace_context(run: Run):
-    """The caller's traceparent, tracestate and baggage do not go on to the provider."""
+    """The caller's traceparent, tracestate and baggage are not forwarded to the provider."""
     run.provider.clear()
     with run.column.httpx_client({"tracestate": "a=1", "baggage": "user=1"}) as client, mlflow.start_span("step"):
         for path, body in SAID.values():
@@ -196,7 +196,7 @@ def test_provider_gets_no_trace_context(run: Run):
 
 
 def test_client_that_hangs_up(run: Run):
-    """The mirror of a call whose client closed the connection mid-stream is there, ended and marked."""
+    """If the client closed the connection mid-stream, the mirror is there, ended, and records the disconnect."""
     with run.column.openai_client() as client, open_step() as step:
         stream = client.chat.completions.create(model="long", messages=[USER], stream=True)  # type: ignore[list-item]
         next(stream)
@@ -216,7 +216,7 @@ def test_client_that_hangs_up(run: Run):
 
 
 async def _ask(client: Any, number: int) -> Span:
-    """Make a call; every fifth one falls back, and every second one is a stream."""
+    """Make a call; every fifth call falls back, and every second one is a stream."""
     with mlflow.start_span(f"call {number}") as span:
         model, options = ("chat" if number % 5 else "fallback"), ({} if number % 2 else STREAM)
         answer = await client.chat.completions.create(model=model, messages=[USER], **options)
@@ -236,7 +236,7 @@ def _ask_at_once(run: Run, count: int, *, in_one_trace: bool) -> list[Span]:
 
 
 def test_many_calls_of_one_trace(run: Run):
-    """50 concurrent calls under one trace are 50 mirrors, each under its own call's span, with its own attempts."""
+    """50 concurrent calls in one trace have 50 mirrors, each below its own call's span with its own attempts."""
     steps = _ask_at_once(run, 50, in_one_trace=True)
     trace = mirrored(steps[0], len(steps))
     by_parent = {mirror.parent_id: mirror for mirror in mirrors_in(trace)}
@@ -251,7 +251,7 @@ def test_many_calls_of_one_trace(run: Run):
 
 
 def test_many_traces_at_once(run: Run):
-    """20 traces at once have one mirror each, none of which got into another's trace."""
+    """20 concurrent traces have one mirror each, all in their own traces."""
     steps = _ask_at_once(run, 20, in_one_trace=False)
     assert len({step.trace_id for step in steps}) == len(steps)
     for number, step in enumerate(steps):
@@ -262,7 +262,7 @@ def test_many_traces_at_once(run: Run):
 
 
 def _send(column: Column, lines: list[tuple[str, str]]) -> str:
-    """Send a call with header lines as they are; returns the id that its trace would have."""
+    """Send a call with these header lines; returns the id that its trace would have."""
     trace_id, url = begun(secrets.token_hex(16)), urlsplit(column.url)
     body = json.dumps({"model": "chat", **CHAT}).encode()
     connection = http.client.HTTPConnection(url.netloc, timeout=60)
@@ -281,7 +281,7 @@ def _send(column: Column, lines: list[tuple[str, str]]) -> str:
 
 
 def test_no_mirror_without_a_parent(run: Run):
-    """A mirror is made if and only if exactly one valid, sampled parent is named; the request is served in any case."""
+    """A mirror is made if and only if there is exactly one valid, sampled parent; the request is always served."""
     before = run.database.mirror_count()
     sent = {name: _send(run.column, case.headers) for name, case in CASES.items()}
     expected = {
@@ -290,7 +290,7 @@ def test_no_mirror_without_a_parent(run: Run):
     for name, trace_id in sent.items():
         if expected[name]:
             wait_for(f"the mirror of {name}", lambda trace_id=trace_id: run.database.spans(trace_id))
-    # The last one of all is mirrored, so no other is still to come, in whatever trace.
+    # The last request is mirrored, so no other mirror is still to come in any trace.
     assert {name: bool(run.database.spans(trace_id)) for name, trace_id in sent.items()} == expected
     assert run.database.mirror_count() - before == sum(expected.values())
 

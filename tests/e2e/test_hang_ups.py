@@ -1,4 +1,4 @@
-"""Clients that hang up, and clients that only stop reading when they have it all."""
+"""Clients that disconnect, and clients that stop reading once they have the whole answer."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ def long_claude(gateway: DemoGateway, tracing: str) -> None:
 
 
 def assert_hung_up(step: Span, attempt: str) -> None:
-    """Assert that the mirror of a call whose client hung up mid-stream is there, ended, marked and linked."""
+    """Assert that after a disconnect mid-stream the call's mirror is there, ended, marked and linked."""
     trace = mirrored(step)
     (mirror,) = mirrors_in(trace)
     (span,) = assert_mirror(trace, mirror, step, [(attempt, "ERROR")])
@@ -71,7 +71,7 @@ def assert_hung_up(step: Span, attempt: str) -> None:
 
 @pytest.fixture(scope="module")
 def hung_up(gateway: DemoGateway, database: Database, long_claude: None) -> dict[str, Span]:
-    """The caller's spans of clients that read three events and closed the connection."""
+    """The caller's spans of clients that read three events and then closed the connection."""
     steps = {}
     with httpx_client(gateway) as http:
         for name, (path, body, _) in LONG.items():
@@ -86,12 +86,12 @@ def hung_up(gateway: DemoGateway, database: Database, long_claude: None) -> dict
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_client_that_hangs_up_mid_stream(name: str, hung_up: dict[str, Span]):
-    """On each route that streams, the mirror is there, ended, marked as the client's doing, and linked."""
+    """On each streaming route, the mirror is there, ended, marked as the client's disconnect, and linked."""
     assert_hung_up(hung_up[name], LONG[name][2])
 
 
 def test_an_agent_that_breaks_out_of_a_stream(gateway: DemoGateway, database: Database):
-    """The SDK's close() in the middle of a stream is a hang-up."""
+    """The SDK's close() in the middle of a stream is a disconnect."""
     with openai_client(gateway) as client, open_step() as step:
         stream = client.chat.completions.create(model="long", messages=[USER], stream=True)  # type: ignore[list-item]
         next(stream)
@@ -101,7 +101,7 @@ def test_an_agent_that_breaks_out_of_a_stream(gateway: DemoGateway, database: Da
 
 
 def test_a_task_that_is_cancelled_mid_stream(gateway: DemoGateway, database: Database):
-    """An async agent's cancelled task is a hang-up."""
+    """Cancelling an async agent's task is a disconnect."""
 
     async def run() -> Span:
         async with async_openai_client(gateway) as client:
@@ -124,7 +124,7 @@ def test_a_task_that_is_cancelled_mid_stream(gateway: DemoGateway, database: Dat
 
 
 def events(connection: socket.socket) -> Iterator[bytes]:
-    """Read the lines of an answer off a socket."""
+    """Read the lines of an answer from a socket."""
     left = b""
     while data := connection.recv(65536):
         *lines, left = (left + data).split(b"\n")
@@ -144,7 +144,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_client_that_stops_after_the_last_event(name: str, gateway: DemoGateway):
-    """A client that closes the connection at once when it has the event that ends the stream has not hung up."""
+    """A client that closes the connection once it has the event that ends the stream has not disconnected early."""
     path, body, last = ENDINGS[name]
     url = urlsplit(f"{gateway.gateway_url}{path}")
     content = json.dumps({**body, "stream": True}).encode()
@@ -166,7 +166,7 @@ def test_a_client_that_stops_after_the_last_event(name: str, gateway: DemoGatewa
 
 
 def test_a_client_that_does_not_wait_for_the_answer(gateway: DemoGateway, database: Database):
-    """A client that gives up before an answer that is no stream is mirrored too, linked, and nothing is left open."""
+    """A client that gives up before an answer without a stream is mirrored and linked too, and nothing is left open."""
     with httpx_client(gateway) as http, open_step() as step:
         with pytest.raises(httpx.ReadTimeout):
             http.post("/openai/v1/chat/completions", json={"model": "slow", "messages": [USER]}, timeout=0.3)

@@ -1,7 +1,7 @@
-"""Every agent of integrations/, run as its README says, against a real gateway.
+"""Every agent of integrations/, run according to its README against a real gateway.
 
-What the folder promises is in its README: the block that begins with ```` ```text ```` is the trace that the agent
-leaves. An agent that needs a gateway of its own has a test of its own, which names the folder.
+The README shows the expected result: the block that begins with ```` ```text ```` is the agent's trace. An agent that
+needs another gateway has its own test, which contains the folder's name.
 """
 
 import json
@@ -33,13 +33,13 @@ RUN_ELSEWHERE = {
     "otel-collector": "test_many_gateways.py",
     "phoenix": "test_phoenix.py",
 }
-"""Folders whose agent needs a gateway or a back end of its own, and the tests that start it."""
+"""Folders whose agent needs another gateway or back end, and the tests that start it."""
 
 NOT_RUN = {"agentgateway", "bifrost", "envoy-ai-gateway", "kong", "vllm"}
-"""Guides after the documentation of programs that do not run on this machine. They have to say so."""
+"""Guides for programs that do not run on this machine, written from their documentation. They must say so."""
 
 ELSEWHERE = dict.fromkeys(("agent-framework", "agno", "google-adk", "haystack", "smolagents", "strands"), "agents")
-"""Folders whose frameworks share an environment with each other, and not with the tests."""
+"""Folders whose frameworks share an environment with each other, but not with the tests."""
 
 HERE = sorted(set(FOLDERS) - set(RUN_ELSEWHERE) - NOT_RUN)
 
@@ -50,11 +50,11 @@ each_agent = pytest.mark.parametrize("name", HERE)
 
 
 class Ran(NamedTuple):
-    """An agent that has run.
+    """A completed run of an agent.
 
     Attributes:
         trace: Its trace.
-        went_elsewhere: Where it sent requests to that is not this machine.
+        went_elsewhere: The other hosts to which it sent requests.
     """
 
     trace: Trace
@@ -63,7 +63,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ran(gateway: DemoGateway) -> dict[str, Ran]:
-    """Every agent's run, each made when it is first asked for."""
+    """Runs of all agents, each made when it is first needed."""
     return Runs(gateway)
 
 
@@ -83,13 +83,13 @@ class Runs(dict[str, Ran]):
 
 
 def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
-    """Run a folder's agent like a user who has nothing else configured; returns the id of its trace."""
+    """Run a folder's agent like a user without other configuration; returns the id of its trace."""
     env = {key: value for key, value in os.environ.items() if not key.startswith((*NOT_INHERITED, *VENDORS))}
     address = proxy.gateway.removesuffix("/gateway")
     env |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), address)
     env |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
     env |= {"MLFLOW_TRACKING_URI": gateway.tracking_uri, "GATEWAY_URL": gateway.gateway_url}
-    # LiteLLM and DSPy get a price list from the internet when they are imported.
+    # LiteLLM and DSPy download a price list when they are imported.
     env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     ended = subprocess.run(
         [python_of(name), "agent.py"],
@@ -106,7 +106,7 @@ def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
 
 
 def python_of(name: str) -> str:
-    """Return the Python of a folder's own environment, where it cannot be installed beside the others, or this one."""
+    """Return the Python of a folder's own environment if it conflicts with the others, or this one."""
     environment = name if (ROOT / "constraints" / f"{name}.txt").exists() else ELSEWHERE.get(name)
     if environment is None:
         return sys.executable
@@ -117,30 +117,30 @@ def python_of(name: str) -> str:
 
 
 def complete(trace_id: str, attempts: int) -> Trace:
-    """Return a trace as soon as it is complete: the agent's own spans, and a mirror of all that the provider was asked.
+    """Return a trace once it is complete: the agent's own spans, and a mirror of each request to the provider.
 
     Args:
         trace_id: The trace.
-        attempts: How many requests the provider got.
+        attempts: The number of requests to the provider.
     """
 
     def is_complete() -> Trace | None:
         trace = read_trace(trace_id)
         if trace is None or trace.info.state == "IN_PROGRESS":
             return None
-        # The agent sends its spans first; the trace becomes its own, out of the default experiment, after them.
+        # The agent first sends its spans; then the trace moves from the default experiment to the agent's.
         if "mlflow.trace_schema.version" not in trace.info.trace_metadata:
             return None
         if sum(span.name.startswith("provider/") for span in trace.data.spans) < attempts:
             return None
-        # MLflow's client reads what is said of the whole trace, like its tokens, before it reads the spans.
+        # MLflow's client reads the trace's info, like its tokens, before it reads the spans.
         return read_trace(trace_id)
 
     return wait_for(f"the trace {trace_id} with {attempts} attempts", is_complete)
 
 
 def tree_of(trace: Trace) -> str:
-    """Draw a trace: a line for each span, the earliest first, with what failed, and the tokens where it ends."""
+    """Draw a trace: one line per span in order of their start, with failures, and the tokens at the end."""
     ids = {span.span_id for span in trace.data.spans}
     roots = [span for span in trace.data.spans if span.parent_id not in ids]
     lines: list[str] = []
@@ -160,14 +160,14 @@ def tree_of(trace: Trace) -> str:
 
 @each_agent
 def test_the_trace_is_the_one_in_the_readme(name: str, ran: dict[str, Ran]):
-    """The spans that the agent leaves, with every mirror under its caller, are those that the README shows."""
+    """The agent's spans, with every mirror below its caller, are those in the README."""
     (shown,) = re.findall(r"^```text\n(.*?)\n```$", (FOLDERS[name] / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     assert tree_of(ran[name].trace) == shown
 
 
 @each_agent
 def test_each_call_has_its_mirror_and_its_tokens_once(name: str, ran: dict[str, Ran], tracing: str):
-    """Each mirror lies in its caller's time, leads to the gateway's own trace; their tokens make up the agent's."""
+    """Each mirror is within its caller's time and links to the gateway's own trace; the mirrors' tokens add up."""
     trace = ran[name].trace
     spans = {span.span_id: span for span in trace.data.spans}
     mirrors = mirrors_in(trace)
@@ -185,13 +185,13 @@ def test_each_call_has_its_mirror_and_its_tokens_once(name: str, ran: dict[str, 
 
 @each_agent
 def test_nothing_leaves_this_machine(name: str, ran: dict[str, Ran]):
-    """The agent sends nothing to a host beside the gateway and MLflow: no framework reports to its makers."""
+    """The agent sends requests only to the gateway and MLflow: no framework sends telemetry."""
     assert ran[name].went_elsewhere == []
 
 
 @pytest.mark.parametrize("name", sorted(FOLDERS))
 def test_every_folder_is_run(name: str):
-    """A folder has an agent that is run here, or is run by a test of its own, and says what it needs."""
+    """Each folder's agent is run here or by another test, and its README says what it needs."""
     if name in NOT_RUN:
         assert "## Not run here" in (FOLDERS[name] / "README.md").read_text()
         return
@@ -204,7 +204,7 @@ def test_every_folder_is_run(name: str):
 
 
 def test_every_folder_has_a_readme():
-    """No folder is passed over, here or in the list of all."""
+    """Each folder is documented in its README and in the list of all."""
     folders = {path.name for path in ROOT.glob("integrations/*") if path.is_dir()}
     assert folders == set(FOLDERS)
     assert folders <= set(re.findall(r"\]\(([\w-]+)\)", (ROOT / "integrations" / "README.md").read_text()))

@@ -16,7 +16,7 @@ MESSAGES: Any = [USER]
 
 
 def test_the_frame(gateway: DemoGateway, tracing: str):
-    """What has just been called is there without waiting by hand; a price that nobody knows is NaN."""
+    """The last call is there without waiting by hand; an unknown price is NaN."""
     mlflow.set_experiment("joined calls")
     with openai_client(gateway) as client, mlflow.start_span("agent") as agent:
         for endpoint in ("fallback", "chat"):

@@ -8,5 +8,5 @@ columns = columns_of(langchain)
 
 @each_cell(langchain, "LangChain and LangGraph")
 def test_langchain(cell: Cell, autolog: str, columns: Columns):
-    """Each call of the cell has one mirror, below the span of that very call, and its tokens are counted once."""
+    """Each call of the cell has one mirror, below the span of that call, and its tokens are counted once."""
     assert_cell(cell, columns[autolog], autolog)

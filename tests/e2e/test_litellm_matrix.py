@@ -1,4 +1,4 @@
-"""instrument_litellm() against a real gateway: every kind of call that it has a route for, with autolog off and on."""
+"""instrument_litellm() against a real gateway: every kind of call with a route there, with autolog off and on."""
 
 import httpx
 import pytest
@@ -21,12 +21,12 @@ NO_ROUTE = {
     "rerank": "/v2/rerank",
     "text completion at its own address": "/openai/v1/completions",
 }
-"""Kinds of calls that MLflow's gateway does not serve, and where it would."""
+"""Kinds of calls that MLflow's gateway does not serve, and their routes."""
 
 
 @each_cell(litellm, TITLE)
 def test_litellm(cell: Cell, autolog: str, columns: Columns):
-    """Each call of the cell has one mirror, below the span of that very call, and its tokens are counted once."""
+    """Each call of the cell has one mirror, below the span of that call, and its tokens are counted once."""
     if "fallback" in cell.mode:
         assert_fallback(columns[autolog][str(cell)], autolog)
     else:
@@ -34,7 +34,7 @@ def test_litellm(cell: Cell, autolog: str, columns: Columns):
 
 
 def assert_fallback(made: Made, autolog: str) -> None:
-    """Assert that the call that failed and the one that took its place have a mirror each, each below its own span."""
+    """Assert that the failed call and its fallback have one mirror each, each below its own span."""
     assert made.error is None, made.error
 
     def complete() -> Trace | None:
@@ -69,7 +69,7 @@ def assert_fallback(made: Made, autolog: str) -> None:
 @pytest.mark.parametrize("autolog", AUTOLOG)
 @pytest.mark.parametrize("kind", NO_ROUTE)
 def test_litellm_without_a_route(kind: str, autolog: str, http: httpx.Client):
-    """What the gateway does not serve is seen in tests/litellm/, against the provider in its place."""
+    """Calls that the gateway does not serve are tested in tests/litellm/, with the provider in its place."""
     path = NO_ROUTE[kind]
     assert http.post(path.lstrip("/"), json={"model": "chat"}).status_code in (404, 405)
     pytest.skip(f"MLflow's gateway has no route {path}; tests/litellm/ has it, against the local provider")

@@ -1,6 +1,6 @@
-"""What is particular to a LiteLLM Proxy: kinds of calls, retries, fallbacks and refusals, and what mirrors say of them.
+"""Particulars of a LiteLLM Proxy: kinds of calls, retries, fallbacks and rejections, and their mirrors.
 
-What holds for every gateway is in ``test_gateways.py``.
+Checks for every gateway are in ``test_gateways.py``.
 """
 
 from typing import Any, NamedTuple
@@ -23,18 +23,18 @@ STREAM = {"stream": True}
 
 
 class Mode(NamedTuple):
-    """A request, and what its mirror says.
+    """A request, and the facts of its mirror.
 
     Attributes:
         path: The route.
-        body: What is sent there.
+        body: The request's body.
         request_type: LiteLLM's name for the kind of call.
-        attempts: ``provider/model`` of each attempt, and what it failed of.
-        error: What the call failed of.
+        attempts: ``provider/model`` of each attempt, and its error type.
+        error: The call's error type.
         status: The HTTP status.
-        finished: Why the model stopped.
-        priced: Whether LiteLLM knows what the tokens cost.
-        named: What the mirror is of, where that is not the model that was asked for.
+        finished: The finish reason.
+        priced: Whether LiteLLM knows the price.
+        named: The mirror's endpoint, if it is not the requested model.
     """
 
     path: str
@@ -61,7 +61,7 @@ def messages(model: str, attempts: list[tuple[str, str | None]], **more: Any) ->
 
 
 def failing(mode: Mode, status: int, error: str | None = None) -> Mode:
-    """Return a mode that fails with an HTTP status."""
+    """Return a mode that fails with this HTTP status."""
     return mode._replace(status=status, error=error or str(status), finished=None)
 
 
@@ -101,16 +101,16 @@ MODES = {
 
 @pytest.fixture(scope="module")
 def made(litellm_proxy: LiteLLMProxy, tracing: str) -> dict[str, tuple[Span, httpx.Response]]:
-    """Each call, in a trace of its own: the caller's span, and the answer."""
+    """Each call, made in its own trace: the caller's span, and the answer."""
     with litellm_proxy.httpx_client() as client:
         return {name: call(client, mode) for name, mode in MODES.items()}
 
 
 def call(client: httpx.Client, mode: Mode) -> tuple[Span, httpx.Response]:
-    """Make a call, again where LiteLLM has failed by itself after the model's answer.
+    """Make a call, again if LiteLLM itself has failed after the model's answer.
 
-    Now and then it iterates over the metadata of a request while its logging thread adds to them, which makes a 500 of
-    an answer. https://github.com/BerriAI/litellm/pull/39869 has mended that in other places than messages of OpenAI.
+    LiteLLM sometimes iterates over a request's metadata while its logging thread adds to them, which turns an answer
+    into a 500. https://github.com/BerriAI/litellm/pull/39869 has fixed that in other places than OpenAI's messages.
     """
     for _ in range(5):
         with mlflow.start_span("step") as step:
@@ -122,7 +122,7 @@ def call(client: httpx.Client, mode: Mode) -> tuple[Span, httpx.Response]:
 
 @pytest.mark.parametrize("name", MODES)
 def test_a_call(name: str, made: dict[str, tuple[Span, httpx.Response]]):
-    """Its mirror has the attempts that really were, what each failed of, and the answer's tokens, which count once."""
+    """Its mirror has the actual attempts with their errors, and the answer's tokens, which count once."""
     mode, (step, answer) = MODES[name], made[name]
     assert answer.status_code == mode.status, answer.text
     trace = mirrored(step)
@@ -148,7 +148,7 @@ def test_a_call(name: str, made: dict[str, tuple[Span, httpx.Response]]):
     assert (trace.info.cost is not None) is mode.priced
     usage = trace.info.token_usage or {}
     reported = reported_usage(answer.content)
-    # Before it asks the provider, LiteLLM begins a stream of messages with a usage of zero.
+    # Before it asks the provider, LiteLLM starts a stream of messages with a usage of zero.
     if reported.get("input_tokens"):
         assert {kind: usage[kind] for kind in reported} == reported
     assert usage.get("cache_read_input_tokens", 0) == (1 if name == "cached tokens" else 0)
@@ -156,7 +156,7 @@ def test_a_call(name: str, made: dict[str, tuple[Span, httpx.Response]]):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 def test_who_may_not_join_is_served_without_a_mirror(stream: bool, litellm_proxy: LiteLLMProxy, tracing: str):
-    """The predicate that AGENT_GATEWAY_MAY_JOIN names decides on the mirror, and on nothing else."""
+    """The predicate in AGENT_GATEWAY_MAY_JOIN decides only about the mirror."""
     body = {"model": "chat", "stream": stream, **CHAT}
     with mlflow.start_span("step") as step, litellm_proxy.httpx_client() as client:
         for tenant in ("theirs", "ours"):
@@ -169,11 +169,11 @@ def test_who_may_not_join_is_served_without_a_mirror(stream: bool, litellm_proxy
 
 
 def test_the_status_is_open_to_keys(litellm_proxy: LiteLLMProxy):
-    """And to nobody else; the worker's first line is in LiteLLM's log, in its format."""
+    """Only callers with a key may read it; the worker's first line is in LiteLLM's log, in its format."""
     url = f"{litellm_proxy.url}/agent-gateway/status"
     for headers in ({}, {"Authorization": "Bearer sk-not-a-key-of-this-proxy"}):
         answer, models = httpx.get(url, headers=headers), httpx.get(f"{litellm_proxy.url}/v1/models", headers=headers)
-        # A proxy without its database packages says 500.
+        # A proxy without its database packages answers 500.
         assert (answer.status_code, answer.is_error) == (models.status_code, True)
         assert "destination" not in answer.text
     told = httpx.get(url, headers={"Authorization": f"Bearer {MASTER_KEY}"})

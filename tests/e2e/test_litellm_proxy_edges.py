@@ -1,4 +1,4 @@
-"""What is particular to a LiteLLM Proxy at the edges: clients that leave, its cache, routes that hand on, its names."""
+"""Edge cases of a LiteLLM Proxy: disconnects, its cache, pass-through routes, names."""
 
 import json
 import secrets
@@ -40,7 +40,7 @@ LONG: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_a_client_that_hangs_up_in_a_stream(name: str, proxy: LiteLLMProxy, database: Database):
-    """The mirror of a call whose client closed the connection mid-stream is there, ended and marked."""
+    """If the client closed the connection mid-stream, the mirror is there, ended, and records the disconnect."""
     path, body = LONG[name]
     with proxy.httpx_client() as client, open_step() as step:
         with client.stream("POST", path, json={"model": "long", "stream": True, **body}) as answer:
@@ -59,7 +59,7 @@ def test_a_client_that_hangs_up_in_a_stream(name: str, proxy: LiteLLMProxy, data
 
 
 def test_a_client_that_hangs_up_before_the_answer(proxy: LiteLLMProxy, database: Database):
-    """With LiteLLM's cancel_on_disconnect, a client that does not wait for its answer is told from a failure."""
+    """With LiteLLM's cancel_on_disconnect, a client that does not wait for its answer is not a failure."""
     with proxy.httpx_client() as client, open_step() as step:
         with pytest.raises(httpx.ReadTimeout):
             client.post("/v1/chat/completions", json={"model": "slow", **CHAT}, timeout=0.5)
@@ -71,7 +71,7 @@ def test_a_client_that_hangs_up_before_the_answer(proxy: LiteLLMProxy, database:
 
 
 def test_a_client_that_stops_reading_at_the_last_event(proxy: LiteLLMProxy, database: Database):
-    """Anthropic's clients close the connection at message_stop; that is no hang-up."""
+    """Anthropic's clients close the connection at message_stop; that is not an early disconnect."""
     body = {"model": "claude", "max_tokens": 9, "stream": True, **CHAT}
     with proxy.httpx_client() as client, open_step() as step:
         with client.stream("POST", "/v1/messages", json=body) as answer:
@@ -83,13 +83,13 @@ def test_a_client_that_stops_reading_at_the_last_event(proxy: LiteLLMProxy, data
 
 @pytest.mark.parametrize("stream", [False, True], ids=["at once", "streamed"])
 def test_an_answer_from_the_cache(stream: bool, proxy: LiteLLMProxy, database: Database):
-    """A call that LiteLLM answers from its cache has no provider attempt, costs nothing, and says so."""
+    """A call answered from LiteLLM's cache has no provider attempt, no cost, and a fact that says so."""
     question = {"role": "user", "content": secrets.token_hex(8)}
     body = {"model": "chat", "messages": [question], "stream": stream, "cache": {"use-cache": True}}
     with proxy.httpx_client() as client, mlflow.start_span("agent"):
         with mlflow.start_span("asks") as first:
             client.post("/v1/chat/completions", json=body).raise_for_status()
-        # LiteLLM keeps an answer after it has sent it.
+        # LiteLLM caches an answer after it has sent it.
         wait_until_noticed(first, database)
         with mlflow.start_span("asks again") as second:
             client.post("/v1/chat/completions", json=body).raise_for_status()
@@ -106,7 +106,7 @@ def test_an_answer_from_the_cache(stream: bool, proxy: LiteLLMProxy, database: D
 
 @pytest.mark.parametrize("model", ["gpt-4o-mini", "gpt-4o-mini-fail-500"])
 def test_a_pass_through_route(model: str, proxy: LiteLLMProxy):
-    """A request that LiteLLM hands on as it is has a mirror; its model is the caller's text until it has answered."""
+    """A pass-through request is mirrored; its model is the caller's text, so it is recorded only after an answer."""
     with proxy.httpx_client() as client, mlflow.start_span("step") as step:
         answer = client.post("/raw/chat/completions", json={"model": model, **CHAT})
     trace = mirrored(step)
@@ -134,7 +134,7 @@ SAID: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SAID)
 def test_no_payload_is_stored(name: str, proxy: LiteLLMProxy, database: Database):
-    """What a caller can write where LiteLLM keeps its own facts, and the names that it can choose, are not stored."""
+    """Text that a caller writes where LiteLLM keeps its own facts, and names that it can choose, are not stored."""
     path, body = SAID[name]
     with proxy.httpx_client(HEADERS) as client, mlflow.start_span("step") as step:
         answer = client.post(path, json=body)
@@ -147,7 +147,7 @@ def test_no_payload_is_stored(name: str, proxy: LiteLLMProxy, database: Database
 
 
 def test_a_caller_with_a_wrong_key(proxy: LiteLLMProxy, database: Database):
-    """Whom the proxy does not know, by the key, cannot write into a trace."""
+    """A caller whose key the proxy does not know cannot write into a trace."""
     body = {"model": "chat", **CHAT}
     with proxy.httpx_client() as client, mlflow.start_span("turned away") as stranger:
         answer = client.post("/v1/chat/completions", json=body, headers={"authorization": "Bearer sk-wrong"})
@@ -159,7 +159,7 @@ def test_a_caller_with_a_wrong_key(proxy: LiteLLMProxy, database: Database):
 
 
 def test_one_mirror_per_request(proxy: LiteLLMProxy):
-    """Gemini's route is one request; a retry with the same x-litellm-call-id is a second one; a list is no call."""
+    """Gemini's route is one request; a retry with the same x-litellm-call-id is a second one; a list is not a call."""
     gemini = {"contents": [{"role": "user", "parts": [{"text": "one two"}]}]}
     chosen = {"x-litellm-call-id": "chosen-by-the-caller"}
     with proxy.httpx_client() as client, mlflow.start_span("step") as step:

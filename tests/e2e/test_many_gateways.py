@@ -1,7 +1,7 @@
-"""Several gateways write into the traces of one MLflow on PostgreSQL, in the two ways that docs/scaling.md names.
+"""Several gateways write into the traces of one MLflow on PostgreSQL, in the two ways of docs/scaling.md.
 
-Over MLflow's own protocol, each gateway by itself; or by OTLP through a collector and two relays behind one address, as
-integrations/otel-collector says.
+Either each gateway writes over MLflow's own protocol, or they send OTLP through a collector and two relays behind one
+address, as in integrations/otel-collector.
 """
 
 import asyncio
@@ -36,12 +36,12 @@ TOKENS = 3
 
 
 class Made(NamedTuple):
-    """What was made.
+    """The calls and where they are stored.
 
     Attributes:
-        callers: Trace id and span id of the span around each call, as MLflow has them.
+        callers: Trace id and span id of the span around each call, in MLflow's form.
         postgres: MLflow's database.
-        experiment_id: Where the agents trace.
+        experiment_id: The agents' experiment.
     """
 
     callers: list[tuple[str, str]]
@@ -49,7 +49,7 @@ class Made(NamedTuple):
     experiment_id: str
 
     def spans(self, names: str) -> list[tuple[str, str, str, dict[str, Any]]]:
-        """Return trace id, span id, parent id and attributes of the spans of certain names."""
+        """Return trace id, span id, parent id and attributes of the spans with these names."""
         query = "SELECT trace_id, span_id, parent_span_id, content FROM spans WHERE name LIKE %s"
         with psycopg.connect(self.postgres.conninfo) as connection:
             rows = connection.execute(query, [names]).fetchall()
@@ -63,7 +63,7 @@ class Made(NamedTuple):
 
 
 async def run_agents(urls: list[str], tracer: Any) -> list[tuple[str, str]]:
-    """Make all calls, each agent's through every gateway in turn; returns the spans around them."""
+    """Make all calls, each agent's through both gateways in turn; returns the spans around them."""
     callers = []
     turn = asyncio.Semaphore(AT_ONCE)
 
@@ -85,13 +85,13 @@ async def run_agents(urls: list[str], tracer: Any) -> list[tuple[str, str]]:
 
 @contextmanager
 def over_http(tracking_uri: str, directory: Path) -> Iterator[dict[str, str]]:
-    """Let gateways write to MLflow themselves."""
+    """Let gateways write to MLflow directly."""
     yield {"AGENT_GATEWAY_EXPORTER": "mlflow", "MLFLOW_TRACKING_URI": tracking_uri}
 
 
 @contextmanager
 def through_relays(tracking_uri: str, directory: Path) -> Iterator[dict[str, str]]:
-    """Let gateways send to a collector, and that to two relays in turns."""
+    """Let gateways send to a collector, which sends to two relays in turn."""
     Collector.program()
     with ExitStack() as running:
         relays = [running.enter_context(relay("--tracking-uri", tracking_uri)) for _ in range(2)]
@@ -107,7 +107,7 @@ WAYS = {"MLflow over HTTP": over_http, "collector and two relays": through_relay
 
 @pytest.fixture(scope="module", params=WAYS)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    """2,000 calls through two gateway processes; all that there is to be sent has been sent to MLflow."""
+    """2,000 calls through two gateway processes, after everything has been sent to MLflow."""
     with ExitStack() as running:
         postgres = running.enter_context(Postgres())
         server = MlflowServer(
@@ -124,7 +124,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             for _ in range(GATEWAYS)
         ]
         tracing = TracerProvider()
-        # The agents trace into MLflow themselves, into an experiment that no gateway knows.
+        # The agents trace into MLflow directly, into an experiment that no gateway knows.
         exporter = OTLPSpanExporter(f"{server.url}/v1/traces", headers={"x-mlflow-experiment-id": experiment_id})
         tracing.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=2 * AGENTS * CALLS))
         callers = asyncio.run(run_agents([gateway.url for gateway in gateways], tracing.get_tracer("agents")))
@@ -137,7 +137,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_each_call_has_one_mirror(made: Made):
-    """2,000 calls through two processes are 2,000 mirrors, each once and under its own caller's span."""
+    """2,000 calls through two processes have 2,000 mirrors, each once and below its own caller's span."""
     assert len(set(made.callers)) == AGENTS * CALLS
     mirrors = made.spans("gateway/%")
     assert len({(trace, span) for trace, span, *_ in mirrors}) == len(mirrors) == AGENTS * CALLS
@@ -145,14 +145,14 @@ def test_each_call_has_one_mirror(made: Made):
 
 
 def test_all_is_in_the_agents_experiment(made: Made):
-    """No trace is anywhere but where its agent began it."""
+    """Every trace is in the experiment in which its agent started it."""
     with psycopg.connect(made.postgres.conninfo) as connection:
         rows = connection.execute("SELECT experiment_id, count(*) FROM trace_info GROUP BY experiment_id").fetchall()
     assert rows == [(int(made.experiment_id), AGENTS)]
 
 
 def test_each_mirror_has_its_attempt(made: Made):
-    """The attempts came along, each under its own mirror, with MLflow's attributes."""
+    """The attempts are stored too, each below its own mirror, with MLflow's attributes."""
     mirrors = {(trace, span) for trace, span, *_ in made.spans("gateway/%")}
     attempts = made.spans("provider/%")
     assert {(trace, parent) for trace, _, parent, _ in attempts} == mirrors
@@ -162,7 +162,7 @@ def test_each_mirror_has_its_attempt(made: Made):
 
 
 def test_both_processes_have_served(made: Made):
-    """The calls went through both gateways, and the mirrors say through which."""
+    """Both gateways have served calls, and the mirrors identify the gateway."""
     addresses = Counter(attributes["server_url"] for *_, attributes in made.spans("gateway/%"))
     assert sorted(addresses.values()) == [AGENTS * CALLS / GATEWAYS] * GATEWAYS
 

@@ -1,4 +1,4 @@
-"""What is read from the answers of a real MLflow AI Gateway, where MLflow itself does not tell."""
+"""Facts read from the answers of a real MLflow AI Gateway that MLflow itself does not report."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ UNREPORTED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def untold(gateway: DemoGateway) -> None:
-    """An endpoint with usage tracking off."""
+    """An endpoint without usage tracking."""
     gateway.create_endpoint("untold", ["gpt-4o-mini"], usage_tracking=False)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["at once", "streamed"])
 @pytest.mark.parametrize("name", UNREPORTED)
 def test_tokens_that_mlflow_does_not_report(name: str, stream: bool, http: httpx.Client, untold: None):
-    """On the raw proxy, and without usage tracking, the tokens are those that the answer reports, once."""
+    """On the raw proxy, and without usage tracking, the tokens are those of the answer, once."""
     path, body = UNREPORTED[name]
     options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     with mlflow.start_span("step") as step:
@@ -39,13 +39,13 @@ def test_tokens_that_mlflow_does_not_report(name: str, stream: bool, http: httpx
     reported = reported_usage(answer.content)
     assert set(reported) == {"input_tokens", "output_tokens"}
     assert {key: attempt.attributes["mlflow.chat.tokenUsage"][key] for key in reported} == reported
-    # MLflow reads a trace's sums before its spans: a mirror that came in between shows in the latter only.
+    # MLflow reads a trace's totals before its spans: a mirror that arrives in between is only in the spans.
     sums = wait_for("the trace's tokens", lambda: getattr(read_trace(step.trace_id), "info", trace.info).token_usage)
     assert sums["total_tokens"] == sum(reported.values())
 
 
 def test_mlflows_own_numbers_stay(http: httpx.Client):
-    """Where MLflow reports tokens and cost, they are as they were: the attempt that failed has none."""
+    """If MLflow reports tokens and cost, they are unchanged: the failed attempt has none."""
     with mlflow.start_span("step") as step:
         answer = http.post("/mlflow/v1/chat/completions", json={"model": "fallback", "messages": [USER]})
     trace = mirrored(step)

@@ -1,4 +1,4 @@
-"""A gateway that is no MLflow server: its mirrors go over HTTP to an MLflow server that asks for credentials."""
+"""A gateway other than MLflow's: its mirrors go over HTTP to an MLflow server that requires credentials."""
 
 import os
 import secrets
@@ -31,7 +31,7 @@ def authenticate():
         return Authorization("basic", {{"username": "{USER}", "password": ""}})
     return authenticate_request_basic_auth()
 """
-"""MLflow's own way to check tokens: a function, which hands those with a password to MLflow's."""
+"""MLflow's own way to check tokens: a function, which passes requests with a password to MLflow's."""
 
 BY_TOKEN = {"MLFLOW_TRACKING_TOKEN": TOKEN}
 BY_PASSWORD = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": PASSWORD}
@@ -69,7 +69,7 @@ def server(directory: Path) -> Iterator[MlflowServer]:
 
 @pytest.fixture(autouse=True)
 def tracking(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the environment name the server, without any credentials."""
+    """Set the server in the environment, without credentials."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     for name in (*BY_TOKEN, *BY_PASSWORD):
         monkeypatch.delenv(name, raising=False)
@@ -77,7 +77,7 @@ def tracking(server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("credentials", [BY_TOKEN, BY_PASSWORD], ids=["token", "password"])
 def test_credentials_of_the_environment(credentials: dict[str, str], directory: Path, monkeypatch: pytest.MonkeyPatch):
-    """MLflow's own variables say who sends; mirrors wait while they are wrong, and arrive when they are mended."""
+    """MLflow's own variables authenticate; mirrors wait while they are wrong, and arrive once they are fixed."""
     trace_id = secrets.randbits(128)
     exporter = exporter_from_environment()
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Every route of a real MLflow AI Gateway: one mirror a call, right in parent, time, status, attempts, tokens, cost."""
+"""Every route of a real MLflow AI Gateway: one mirror per call, with the right parent, time, status and facts."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from tests.support.server import assert_told
 
 
 class Made(NamedTuple):
-    """A call that was made: the caller's innermost span, and the answer."""
+    """A call: the caller's innermost span, and the answer."""
 
     caller: Span
     answer: httpx.Response
@@ -21,7 +21,7 @@ class Made(NamedTuple):
 
 @pytest.fixture(scope="module")
 def made(http: httpx.Client) -> dict[str, Made]:
-    """A call through each route, each in a trace of its own."""
+    """A call through each route, each in its own trace."""
     calls = {}
     for route in ROUTES:
         with mlflow.start_span("agent"), mlflow.start_span("step") as step:
@@ -35,12 +35,12 @@ FINISH_REASONS = {
     "/gemini/v1beta/models/gemini:generateContent": "STOP",
     "/gemini/v1beta/models/gemini:streamGenerateContent": "STOP",
 }
-"""How providers say on their own routes that the answer came to its end; elsewhere it is OpenAI's word for it."""
+"""Providers' words on their own routes for a complete answer; other routes use OpenAI's."""
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=str)
 def test_a_route_is_mirrored(route: Route, made: dict[str, Made], tracing: str):
-    """A call through any route has one mirror with all its facts, tokens that count once, and the linked trace."""
+    """A call through any route has one mirror with all facts, tokens that count once, and the linked trace."""
     step, answer = made[str(route)]
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/event-stream" if route.streamed else "application/json")
@@ -64,14 +64,14 @@ def test_a_route_is_mirrored(route: Route, made: dict[str, Made], tracing: str):
     assert own.info.trace_metadata["mlflow.gateway.requestType"] == route.request_type
     assert own.info.experiment_id != trace.info.experiment_id
     assert {span.name for span in own.data.spans} == {f"gateway/{route.endpoint}", f"provider/{route.model}"}
-    # MLflow reads no tokens on its raw proxy.
+    # MLflow does not read tokens on its raw proxy.
     if route.request_type != "proxy/raw":
         assert_tokens_and_cost(trace, own, reported_usage(answer.content))
         assert trace.info.cost or not route.model.startswith("openai/"), "MLflow knows the prices of these"
 
 
 def assert_tokens_and_cost(trace: Trace, own: Trace, reported: dict[str, int]) -> None:
-    """Assert that a trace has the tokens that the provider reported, once, and the cost that the gateway knows."""
+    """Assert that a trace has the provider's tokens once, and the cost that the gateway knows."""
     usage = trace.info.token_usage or {}
     assert reported
     assert {name: usage.get(name) for name in reported} == reported

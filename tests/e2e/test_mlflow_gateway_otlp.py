@@ -1,4 +1,4 @@
-"""MLflow's AI Gateway with AGENT_GATEWAY_EXPORTER=otlp: mirrors go to a collector, and nothing else does."""
+"""MLflow's AI Gateway with AGENT_GATEWAY_EXPORTER=otlp: only mirrors go to a collector."""
 
 import secrets
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def exporting(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """A gateway whose environment says no more than what its mirrors need."""
+    """A gateway whose environment has only what its mirrors need."""
     environment = {"AGENT_GATEWAY_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.url}
     with DemoGateway(env=environment, directory=tmp_path_factory.mktemp("otlp")) as gateway:
         yield gateway
 
 
 def test_only_mirrors_go_to_the_collector(exporting: DemoGateway, receiver: Receiver):
-    """The gateway's own trace, with all that was said, stays in MLflow; the standard variables do not send it along."""
+    """The gateway's own trace, with its payload, stays in MLflow; the standard variables do not export it."""
     trace_id, span_id = secrets.token_hex(16), secrets.token_hex(8)
     answer = httpx.post(
         f"{exporting.openai_base_url}/chat/completions",

@@ -1,4 +1,4 @@
-"""An MLflow gateway with several workers: the metrics of any of them add up to the calls that were made."""
+"""An MLflow gateway with several workers: the metrics of any worker add up to the calls made."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
 
 
 def metrics(gateway: DemoGateway) -> dict[str, float]:
-    """Scrape once, over a connection of its own; returns the sums by name, with one of all calls that were dropped."""
+    """Scrape once, over a separate connection; returns the sums by name, with one for all dropped calls."""
     answer = httpx.get(f"{gateway.tracking_uri}/agent-gateway/metrics", timeout=DEADLINE_S)
     assert answer.status_code == 200
     found: dict[str, float] = {}
@@ -72,12 +72,12 @@ def call(gateway: DemoGateway) -> int:
         url = f"{gateway.openai_base_url}/chat/completions"
         headers = trace_headers(url, gateways=[gateway.gateway_url])
         assert "traceparent" in headers
-        # A connection of its own each, so that every worker gets some.
+        # A separate connection for each, so that every worker gets some.
         return httpx.post(url, json={"model": "chat", **CHAT}, headers=headers, timeout=DEADLINE_S).status_code
 
 
 def test_metrics_add_up_to_the_calls_made(watched: DemoGateway):
-    """While calls are made, and when all is stored, whichever worker is scraped; and so do the workers' statuses."""
+    """Whichever worker is scraped, during the calls and once all is stored; the workers' statuses add up too."""
     with ThreadPoolExecutor(AT_ONCE) as threads:
         calls = [threads.submit(call, watched) for _ in range(CALLS)]
         last = 0.0
@@ -101,7 +101,7 @@ def test_metrics_add_up_to_the_calls_made(watched: DemoGateway):
 
 
 def test_each_worker_says_what_it_is(watched: DemoGateway):
-    """One line each, in uvicorn's format, which names the worker that the status names."""
+    """One line each, in uvicorn's format, with the worker's name as in its status."""
     lines = [line for line in watched.log_path.read_text().splitlines() if "calls are mirrored to" in line]
     assert len(lines) == WORKERS
     assert all("INFO: " in line for line in lines)
@@ -110,7 +110,7 @@ def test_each_worker_says_what_it_is(watched: DemoGateway):
 
 @pytest.fixture
 def prometheus(watched: DemoGateway, tmp_path: Path) -> Iterator[httpx.Client]:
-    """A real Prometheus with the configuration and the rules of deploy/ that scrapes the gateway; its HTTP API."""
+    """A real Prometheus with the configuration and rules of deploy/ that scrapes the gateway; yields its HTTP API."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("Prometheus is not installed")
@@ -136,7 +136,7 @@ def prometheus(watched: DemoGateway, tmp_path: Path) -> Iterator[httpx.Client]:
 
 
 def ask(prometheus: httpx.Client, query: str) -> list[dict[str, Any]]:
-    """Evaluate a query; nothing is found while Prometheus starts."""
+    """Evaluate a query; the result is empty while Prometheus starts."""
     try:
         answer = prometheus.get("/query", params={"query": query}).json()
     except httpx.TransportError:
@@ -147,7 +147,7 @@ def ask(prometheus: httpx.Client, query: str) -> list[dict[str, Any]]:
 
 
 def test_a_real_prometheus_answers_the_dashboard(watched: DemoGateway, prometheus: httpx.Client):
-    """Every query has data after some scrapes with calls between them, and the rules of the alerts are evaluated."""
+    """Every query has data after several scrapes with calls in between, and the alert rules are evaluated."""
     deadline = time.monotonic() + DEADLINE_S
     calls = f"{EXPORTED}[1m]"
     while not any(float(one["value"][1]) > 0 for one in ask(prometheus, f"increase({calls})")):

@@ -1,4 +1,4 @@
-"""Other ways to run the server: behind MLflow's authentication, several workers, without MLflow's span batches."""
+"""Other server setups: behind MLflow's authentication, several workers, without MLflow's span batches."""
 
 import asyncio
 import base64
@@ -41,7 +41,7 @@ database_uri = sqlite:///basic_auth.db
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = 600
 """
-"""MLflow's own settings, but that every user may call the gateway, and that not every request hashes a password."""
+"""MLflow's own settings, except that every user may call the gateway, and that passwords are cached."""
 
 GUIDE = Path(__file__).parents[2] / "docs" / "who-may-join.md"
 
@@ -55,7 +55,7 @@ BASIC = basic(*CREDENTIALS)
 
 
 def post_chat(gateway: DemoGateway, trace_id: str, headers: dict[str, str] | None = None) -> int:
-    """Make a call in a trace of nobody's, on a connection of its own; returns the status."""
+    """Make a call in an unknown trace, on a separate connection; returns the status."""
     body = {"model": "chat", "messages": [USER]}
     traceparent = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
     url = f"{gateway.openai_base_url}/chat/completions"
@@ -64,7 +64,7 @@ def post_chat(gateway: DemoGateway, trace_id: str, headers: dict[str, str] | Non
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """MLflow's basic-auth app with the companion and the guide's predicate around it, and this process logged in."""
+    """MLflow's basic-auth app inside the companion with the guide's predicate; this process is logged in."""
     directory = tmp_path_factory.mktemp("guarded")
     (predicate,) = re.findall(r"^```python\n# our_tenants\.py\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
     (directory / "our_tenants.py").write_text(predicate)
@@ -99,7 +99,7 @@ def test_behind_authentication(guarded: DemoGateway):
 
 
 def test_the_status_behind_authentication(guarded: DemoGateway):
-    """It is open to MLflow's users; strangers, and requests for another host's name, get MLflow's own answer."""
+    """MLflow's users may read it; unauthenticated requests, and those for another host, get MLflow's own answer."""
     url = f"{guarded.tracking_uri}/agent-gateway/status"
     for headers in ({}, basic("admin", "wrong")):
         answer = httpx.get(url, headers=headers, timeout=DEADLINE_S)
@@ -110,12 +110,12 @@ def test_the_status_behind_authentication(guarded: DemoGateway):
 
 
 def test_who_may_not_call_may_not_write_a_trace(guarded: DemoGateway):
-    """A request that MLflow's authentication turns away is turned away, and leaves nothing in anybody's trace."""
+    """A request that MLflow's authentication rejects is rejected, and leaves nothing in any trace."""
     wrong = {"Authorization": "Basic " + base64.b64encode(b"admin:wrong").decode()}
     trace_id = begun(secrets.token_hex(16))
     for headers in ({}, wrong):
         assert post_chat(guarded, trace_id, headers) == 401
-    # The exporter sends in order: the mirror of a later call comes after any of those above.
+    # The exporter sends in order: the mirror of a later call comes after those of the calls above.
     later = begun(secrets.token_hex(16))
     assert post_chat(guarded, later, BASIC) == 200
     database = Database(guarded.log_path.parent / "mlflow.db")
@@ -124,7 +124,7 @@ def test_who_may_not_call_may_not_write_a_trace(guarded: DemoGateway):
 
 
 def test_who_may_join(guarded: DemoGateway):
-    """Of users who may all call the gateway, only those whom the predicate names can write into a trace."""
+    """All users may call the gateway, but only those whom the predicate allows can write into a trace."""
     traces = {}
     for name in ("mallory", "alice"):
         user = {"username": name, "password": "a password of the tests"}
@@ -139,18 +139,18 @@ def test_who_may_join(guarded: DemoGateway):
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """Two workers, configured so that MLflow's own mirror would work."""
+    """Two workers, in a configuration in which MLflow's own mirror would work."""
     environment = {"MLFLOW_USE_BATCH_SPAN_PROCESSOR": "false"}
     with DemoGateway(workers=2, env=environment, directory=tmp_path_factory.mktemp("workers")) as gateway:
         yield gateway
 
 
 def test_two_workers(workers: DemoGateway):
-    """Calls that are spread over the workers are all mirrored, each under its own caller's span, and linked."""
+    """Calls to both workers are all mirrored, each below its own caller's span, and linked."""
 
     async def run() -> list[Span]:
         async def call() -> Span:
-            # A client each: connections that are kept would all lead to one worker.
+            # One client each: kept-alive connections would all lead to one worker.
             async with async_openai_client(workers) as client:
                 with mlflow.start_span("step") as step:
                     await client.chat.completions.create(model="chat", messages=MESSAGES)
@@ -170,7 +170,7 @@ def test_two_workers(workers: DemoGateway):
 
 
 def test_there_is_one_mirror_where_mlflows_own_would_work(workers: DemoGateway):
-    """With MLFLOW_USE_BATCH_SPAN_PROCESSOR=false each call has exactly one mirror too, plain or streamed."""
+    """With MLFLOW_USE_BATCH_SPAN_PROCESSOR=false each call also has exactly one mirror, plain or streamed."""
     with tracing_into(workers), openai_client(workers) as client:
         steps = []
         for stream in (False, True):
@@ -190,7 +190,7 @@ def test_there_is_one_mirror_where_mlflows_own_would_work(workers: DemoGateway):
 
 
 def test_a_clean_stop_loses_no_mirror(workers: DemoGateway):
-    """Mirrors of the calls right before the server stops are in its database when it has stopped."""
+    """Mirrors of calls right before the server stops are in its database after the stop."""
     with tracing_into(workers):
         trace_ids = [begun(secrets.token_hex(16)) for _ in range(10)]
     for trace_id in trace_ids:

@@ -1,4 +1,4 @@
-"""MLflow's basic-auth with the companion as it comes: a mirror is written only where its caller may write."""
+"""MLflow's basic-auth with the companion's defaults: a mirror is written only if its caller may write."""
 
 import secrets
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ PASSWORD = "a password of the tests"
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """MLflow's basic-auth app with the companion around it, two users, and an administrator."""
+    """MLflow's basic-auth app inside the companion, with two users and an administrator."""
     directory = tmp_path_factory.mktemp("permissions")
-    # MLflow 3.15 wants the administrator in here, and not in the environment.
+    # MLflow 3.15 reads the administrator from this file, not from the environment.
     administrator = f"admin_username = {CREDENTIALS[0]}\nadmin_password = {CREDENTIALS[1]}\n"
     (directory / "auth.ini").write_text(AUTH + administrator)
     environment = {
@@ -42,7 +42,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
 
 @pytest.fixture(scope="module")
 def experiment(guarded: DemoGateway) -> str:
-    """An experiment of alice's, which everybody may read."""
+    """Alice's experiment, which everybody may read."""
     created = httpx.post(
         f"{guarded.tracking_uri}/api/2.0/mlflow/experiments/create",
         json={"name": "agents of alice"},
@@ -53,7 +53,7 @@ def experiment(guarded: DemoGateway) -> str:
 
 
 def begin(gateway: DemoGateway, experiment_id: str) -> str:
-    """Begin a trace in an experiment; returns its id."""
+    """Start a trace in an experiment; returns its id."""
     trace_id = secrets.token_hex(16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_USERNAME", CREDENTIALS[0])
@@ -63,16 +63,16 @@ def begin(gateway: DemoGateway, experiment_id: str) -> str:
 
 
 def test_only_who_may_write_to_the_experiment(guarded: DemoGateway, experiment: str, monkeypatch: pytest.MonkeyPatch):
-    """Both users may call the gateway. Whose calls get mirrors follows their rights as they are when one is written."""
+    """Both users may call the gateway. Their permissions at the time of writing decide about mirrors."""
     database = Database(guarded.log_path.parent / "mlflow.db")
 
     def names_after(caller: str, *others: str) -> dict[str, list[str]]:
-        """Call as each of these, the one who may write last; returns whose traces have which mirrors."""
+        """Call as each of these users, last the one who may write; returns the mirrors by the trace's user."""
         traces = {name: begin(guarded, experiment) for name in (*others, caller)}
         for name, trace_id in traces.items():
             credentials = CREDENTIALS if name == CREDENTIALS[0] else (name, PASSWORD)
             assert post_chat(guarded, trace_id, basic(*credentials)) == 200
-        # The exporter sends in order: the mirror of a later call comes after any of those before.
+        # The exporter sends in order: the mirror of a later call comes after those of earlier calls.
         wait_for("the mirror", lambda: database.spans(f"tr-{traces[caller]}"))
         return {name: [span["name"] for span in database.spans(f"tr-{id_}")] for name, id_ in traces.items()}
 
@@ -92,7 +92,7 @@ def test_only_who_may_write_to_the_experiment(guarded: DemoGateway, experiment: 
 
 
 def test_a_made_up_traceparent_reads_nothing(guarded: DemoGateway, experiment: str):
-    """A caller without rights to the experiment gets the same answer as one with them."""
+    """A caller without permission for the experiment gets the same answer as one with it."""
     trace_id = begin(guarded, experiment)
     answers = []
     for name in ("alice", "mallory"):

@@ -1,4 +1,4 @@
-"""Arize Phoenix as the place of all traces, as integrations/phoenix says: spans sent over OTLP, and read back."""
+"""Arize Phoenix as the store of all traces, as in integrations/phoenix: spans are sent over OTLP and read back."""
 
 import os
 import subprocess
@@ -17,12 +17,12 @@ from tests.support.e2e import DEADLINE_S, wait_for
 
 FOLDER = ROOT / "integrations" / "phoenix"
 SPANS = 8
-"""The agent's three, a mirror for each of its two calls, and three attempts."""
+"""Three spans of the agent, a mirror for each of its two calls, and three attempts."""
 
 
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
-    """The spans of the folder's agent by their names, as Phoenix's API returns them."""
+    """The spans of the folder's agent by name, as Phoenix's API returns them."""
     with ExitStack() as running:
         phoenix = running.enter_context(Phoenix(tmp_path_factory.mktemp("phoenix")))
         provider = running.enter_context(Provider())
@@ -48,7 +48,7 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[s
 
         found = wait_for("all spans", complete)
         assert {span["context"]["trace_id"] for span in found} == {trace_id}
-        # Two attempts have the same model, and so the same name; the mirror above tells which is which.
+        # Two attempts have the same model, and thus the same name; the mirror above distinguishes them.
         names = {span["context"]["span_id"]: span["name"] for span in found}
         yield {f"{names.get(span['parent_id'], '')} > {span['name']}": span for span in found}
 
@@ -62,7 +62,7 @@ FAILED = "gateway/fallback > chat gpt-4o-fail-503"
 
 
 def test_one_trace(spans: dict[str, dict[str, Any]]):
-    """The agent's own spans and the mirrors are in one tree, and nothing else is."""
+    """The trace has one tree, with only the agent's own spans and the mirrors."""
     own = {" > agent", "agent > ask", "agent > ask for a stream"}
     assert set(spans) == own | set(MIRRORS) | set(ANSWERED) | {FAILED}
     assert len(spans) == SPANS
@@ -70,7 +70,7 @@ def test_one_trace(spans: dict[str, dict[str, Any]]):
 
 @pytest.mark.parametrize("name", MIRRORS)
 def test_a_mirror(name: str, spans: dict[str, dict[str, Any]]):
-    """The gateway's span has the conventional attributes of a call, and is an OK one."""
+    """The gateway's span has the conventional attributes of a call and the status OK."""
     span = spans[name]
     facts = span["attributes"]
     assert span["status_code"] == "OK"
@@ -83,7 +83,7 @@ def test_a_mirror(name: str, spans: dict[str, dict[str, Any]]):
 
 @pytest.mark.parametrize("name", ANSWERED)
 def test_an_attempt(name: str, spans: dict[str, dict[str, Any]]):
-    """An attempt that answered has provider, model, tokens and finish reason by their conventional names."""
+    """A successful attempt has provider, model, tokens and finish reason under their conventional names."""
     facts = spans[name]["attributes"]
     assert spans[name]["status_code"] == "OK"
     assert spans[name]["span_kind"] == "LLM"
@@ -95,7 +95,7 @@ def test_an_attempt(name: str, spans: dict[str, dict[str, Any]]):
 
 
 def test_a_failed_attempt(spans: dict[str, dict[str, Any]]):
-    """An attempt that failed is a failed span, and says of what."""
+    """A failed attempt is a failed span with an error type."""
     span = spans[FAILED]
     assert span["status_code"] == "ERROR"
     assert span["status_message"] == ""

@@ -1,4 +1,4 @@
-"""Nothing of a payload is in the caller's trace, and the caller's trace context does not go on to the provider."""
+"""No payload is in the caller's trace, and the caller's trace context is not forwarded to the provider."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def each(chunks: Any) -> None:
 
 
 def tool_loop(client: openai.OpenAI) -> None:
-    """Let the model call a tool with the canary as an argument, and give it the tool's result."""
+    """Let the model call a tool with the canary as an argument, and return the tool's result to it."""
     chosen = client.chat.completions.create(model="chat", messages=ASK, tools=[TOOL])
     (call,) = chosen.choices[0].message.tool_calls or []
     assert CANARY in call.function.arguments  # type: ignore[union-attr]
@@ -61,7 +61,7 @@ OPENAI_CALLS: dict[str, Callable[[openai.OpenAI], object]] = {
     "fallback": lambda client: client.chat.completions.create(model="fallback", messages=ASK),
     "failing": lambda client: client.chat.completions.create(model="failing", messages=ASK),
 }
-"""What an agent does with the SDK, with the canary wherever the caller, the model or an error can say something."""
+"""An agent's SDK calls, with the canary wherever the caller, the model or an error can insert text."""
 
 CHAT = {"messages": ASK}
 HTTP_CALLS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -82,12 +82,12 @@ HTTP_CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "proxy, unknown path": (f"/proxy/chat/v1/{CANARY}", {"model": CANARY, **CHAT}),
     "no such route": (f"/{CANARY}/{CANARY}", CHAT),
 }
-"""Calls of routes that only MLflow has, with the canary in paths and queries too."""
+"""Calls to MLflow's own routes, with the canary in paths and queries too."""
 
 
 @pytest.fixture(scope="module")
 def steps(gateway: DemoGateway) -> Iterator[dict[str, Span]]:
-    """The caller's span of each call; the caller traces nothing of the payload itself."""
+    """The caller's span of each call; the caller itself does not trace the payload."""
     found = {}
     with tracing_into(gateway), httpx_client(gateway, headers=HEADERS) as http:
         for name, (path, body) in HTTP_CALLS.items():
@@ -99,7 +99,7 @@ def steps(gateway: DemoGateway) -> Iterator[dict[str, Span]]:
 
 @pytest.mark.parametrize("name", HTTP_CALLS)
 def test_no_payload_is_stored_for_the_caller(name: str, steps: dict[str, Span], database: Database):
-    """No row of any table that belongs to the caller's trace holds the canary; only the gateway's own trace does."""
+    """No row of the caller's trace in any table contains the canary; only the gateway's own trace does."""
     step = steps[name]
     trace = mirrored(step)
     rows = database.rows_of(step.trace_id)
@@ -114,7 +114,7 @@ def test_no_payload_is_stored_for_the_caller(name: str, steps: dict[str, Span], 
 def test_with_autolog_only_the_clients_own_spans_hold_the_payload(
     gateway: DemoGateway, autolog: None, database: Database
 ):
-    """Where the client itself traces its payload, the companion's spans still hold none of it."""
+    """If the client itself traces its payload, the companion's spans still contain none of it."""
     with tracing_into(gateway), openai_client(gateway, default_headers=HEADERS) as client:
         with mlflow.start_span("step") as step:
             for call in OPENAI_CALLS.values():
@@ -141,12 +141,12 @@ CONTEXT = {
 @pytest.mark.parametrize("context", [CONTEXT, {**CONTEXT, "TraceParent": "invalid"}], ids=["valid", "invalid"])
 @pytest.mark.parametrize("route", ROUTES, ids=str)
 def test_the_provider_does_not_receive_the_callers_context(route: Route, context: dict[str, str], gateway: DemoGateway):
-    """No route hands traceparent, tracestate or baggage on to the provider; other headers pass where they did."""
+    """No route forwards traceparent, tracestate or baggage to the provider; other headers pass as before."""
     gateway.provider.clear()
     with httpx.Client(base_url=gateway.gateway_url, timeout=60) as http:
         answer = http.post(route.path, json=route.body, headers={**context, "x-kept": "1"})
     assert answer.status_code == 200, answer.text
-    # MLflow's Databricks provider looks around before it calls.
+    # MLflow's Databricks provider makes other requests before the call.
     *_, call = received = gateway.provider.requests
     for request in received:
         for name in ("traceparent", "tracestate", "baggage"):

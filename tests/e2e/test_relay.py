@@ -1,4 +1,4 @@
-"""LiteLLM Proxy with its own ``otel`` callback, through the relay: what the table in ``test_gateways.py`` has not."""
+"""LiteLLM Proxy with its own ``otel`` callback, through the relay: cases outside the table in ``test_gateways.py``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,14 +21,14 @@ def proxy(request: pytest.FixtureRequest, litellm_otel: Callable[[str], OtelProx
 
 
 def ask(proxy: OtelProxy, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Span, httpx.Response]:
-    """Make a call below a span of its own."""
+    """Make a call below its own span."""
     with proxy.column.httpx_client(headers) as client, mlflow.start_span("step") as step:
         answer = client.post("chat/completions", json={**CHAT, **body})
     return step, answer
 
 
 def test_no_mirror_where_there_must_be_none(proxy: OtelProxy, database: Database):
-    """A caller that was not let in, a model that does not exist, and a call that is not traced leave nothing."""
+    """An unauthenticated caller, an unknown model, and an untraced call leave nothing."""
     before = database.mirror_count()
     refused, answer = ask(proxy, {"model": "chat"}, {"authorization": "Bearer wrong"})
     assert answer.status_code in (400, 401)
@@ -36,7 +36,7 @@ def test_no_mirror_where_there_must_be_none(proxy: OtelProxy, database: Database
     assert answer.status_code == 400
     with proxy.column.httpx_client() as client:
         assert client.post("chat/completions", json={"model": "chat", **CHAT}).status_code == 200
-    # The last one of all is mirrored, so no other is still to come.
+    # The last request is mirrored, so no other mirror is still to come.
     last, _ = ask(proxy, {"model": "chat"})
     mirrored(last)
     for what, step in {"refused": refused, "unknown": unknown}.items():
@@ -46,7 +46,7 @@ def test_no_mirror_where_there_must_be_none(proxy: OtelProxy, database: Database
 
 
 def test_what_became_of_the_spans(proxy: OtelProxy):
-    """GET /health counts them: LiteLLM sends several that are no calls for each one that is."""
+    """GET /health counts them: for each call LiteLLM sends several other spans."""
     status = proxy.relay.health()
     assert status["status"] == "ok"
     assert status["unrecognised"] > status["recognised"] > 0

@@ -1,4 +1,4 @@
-"""The companion changes no byte of an answer."""
+"""The companion does not change a byte of an answer."""
 
 import re
 from collections.abc import Iterator
@@ -45,17 +45,17 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
 
 
 def answer_of(gateway: DemoGateway, path: str, body: Any, headers: dict[str, str]) -> tuple[int, list[Any], bytes]:
-    """Return status, headers and body as they came off the wire; of times in headers only that they are there."""
+    """Return status, headers and body as sent over the wire; times in headers are replaced."""
     with httpx.Client(base_url=gateway.gateway_url, timeout=DEADLINE_S) as client:
         answer = client.post(path, json=body, headers=headers)
     raw = [(name, b"" if name.lower() in TIMES else value) for name, value in answer.headers.raw]
-    # MLflow makes OpenAI's answers of Anthropic's, and says when.
+    # MLflow converts Anthropic's answers to OpenAI's, and adds the time.
     return answer.status_code, raw, re.sub(rb'"created":\d{10}', b'"created":now', answer.content)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_answer_is_the_same_without_the_companion(name: str, gateway: DemoGateway, plain: DemoGateway):
-    """Status, headers and body are MLflow's own to the byte, whether the call is traced or not."""
+    """Status, headers and body are MLflow's own to the byte, traced or not."""
     path, body = REQUESTS[name]
     expected = answer_of(plain, path, body, {})
     assert expected[2]
@@ -64,7 +64,7 @@ def test_the_answer_is_the_same_without_the_companion(name: str, gateway: DemoGa
 
 
 def test_other_pages_are_the_same(gateway: DemoGateway, plain: DemoGateway):
-    """What is no call of the gateway, like MLflow's UI and its API, is untouched."""
+    """Requests that are not gateway calls, like MLflow's UI and API, are unchanged."""
     for path in (
         "/",
         "/health",

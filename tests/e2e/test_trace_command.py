@@ -24,7 +24,7 @@ def run(*arguments: str) -> Result:
 
 @pytest.fixture(scope="module", autouse=True)
 def patience() -> Iterator[None]:
-    """The command sets these for its process, which is this one here, unless they are set."""
+    """The command sets these for its process, which is the test's here, unless they are set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
@@ -33,7 +33,7 @@ def patience() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trace_id(gateway: DemoGateway, tracing: str) -> str:
-    """A trace with a call that met a failing model first."""
+    """A trace with a call that first asked a failing model."""
     with openai_client(gateway) as client, mlflow.start_span("agent") as agent:
         client.chat.completions.create(model="fallback", messages=MESSAGES)
     (mirror,) = mirrors_in(mirrored(agent))
@@ -46,7 +46,7 @@ def names(spans: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
 
 
 def test_the_tree(gateway: DemoGateway, trace_id: str):
-    """The joined tree, and under its link the gateway's own trace. W3C's spelling of the id will do."""
+    """The joined tree, with the gateway's own trace below its link. W3C's form of the id is accepted too."""
     told = run(trace_id.removeprefix("tr-"), "--tracking-uri", gateway.tracking_uri)
     assert told.exit_code == 0, told.output
     lines = [line.strip("│├└─ ") for line in told.output.splitlines()]
@@ -69,7 +69,7 @@ def test_the_tree(gateway: DemoGateway, trace_id: str):
 
 
 def test_json_and_the_last_trace(gateway: DemoGateway, trace_id: str, tracing: str):
-    """The gateway's own trace is newer than the agent's, and is not taken for the last one."""
+    """The gateway's own trace is newer than the agent's, but is not used as the last one."""
     told = run("--last", "--experiment", "agents", "--json", "--tracking-uri", gateway.tracking_uri)
     report = json.loads(told.stdout)
     assert (told.exit_code, report["trace_id"], report["experiment_id"]) == (0, trace_id, tracing)
@@ -92,7 +92,7 @@ def test_json_and_the_last_trace(gateway: DemoGateway, trace_id: str, tracing: s
 
 
 def test_the_page_and_the_notebook(gateway: DemoGateway, trace_id: str, tmp_path: Path):
-    """The same waterfall, without what was asked and answered; by default the last trace of this process."""
+    """The same waterfall, without prompts and answers; by default of this process's last trace."""
     path = tmp_path / "trace.html"
     told = run(trace_id, "--html", str(path), "--tracking-uri", gateway.tracking_uri)
     assert told.exit_code == 0, told.output
@@ -105,7 +105,7 @@ def test_the_page_and_the_notebook(gateway: DemoGateway, trace_id: str, tmp_path
 
 
 def test_a_notebook_shows_a_mirror_that_is_still_on_its_way(gateway: DemoGateway, tracing: str):
-    """Nobody has to wait by hand: the gateway's spans come a moment after the agent's own."""
+    """It waits by itself: the gateway's spans arrive shortly after the agent's own."""
     with openai_client(gateway) as client, mlflow.start_span("agent"):
         client.chat.completions.create(model="chat", messages=MESSAGES)
     drawn = show_trace()
@@ -114,7 +114,7 @@ def test_a_notebook_shows_a_mirror_that_is_still_on_its_way(gateway: DemoGateway
 
 
 def test_a_trace_that_is_not_there(gateway: DemoGateway, tracing: str):
-    """The error says where it was looked for."""
+    """The error says where it was searched."""
     for unknown in ("tr-" + "0" * 32, "anything"):
         told = run(unknown, "--tracking-uri", gateway.tracking_uri)
         assert isinstance(told.exception, NotFoundError)
@@ -124,7 +124,7 @@ def test_a_trace_that_is_not_there(gateway: DemoGateway, tracing: str):
 
 
 def test_a_server_that_is_not_there(tracing: str):
-    """Said within seconds, and not after MLflow's minutes."""
+    """The error comes within seconds, not after MLflow's timeouts."""
     told = run("--last", "--tracking-uri", "http://127.0.0.1:9")
     assert isinstance(told.exception, NotFoundError)
     assert "http://127.0.0.1:9 does not answer" in str(told.exception)
@@ -137,7 +137,7 @@ def test_an_empty_experiment(gateway: DemoGateway, tracing: str):
 
 
 def test_what_to_show_has_to_be_said(trace_id: str):
-    """One of the two, and not both."""
+    """Exactly one of the two is required."""
     for arguments in ([], [trace_id, "--last"]):
         told = run(*arguments)
         assert told.exit_code == 2

@@ -1,4 +1,4 @@
-"""Endpoints with usage tracking off: a mirror with what HTTP tells, and still no trace of the gateway's own."""
+"""Endpoints without usage tracking: a mirror with the facts that HTTP shows, and still no gateway trace."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ REQUEST_TYPES = {
     "/mlflow/v1/chat/completions": "unified/chat",
     "/quiet/mlflow/invocations": "unified/invocations",
 }
-"""What a mirror calls these routes by their paths alone."""
+"""A mirror's request types for these routes, derived from the paths alone."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def steps(gateway: DemoGateway, tracing: str) -> dict[str, Span]:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_gateway_span_is_there(name: str, steps: dict[str, Span], database: Database):
-    """The mirror says endpoint, route, status and times, and links to nothing, as the gateway keeps no trace."""
+    """The mirror has endpoint, route, status and times, and no link, since the gateway keeps no trace."""
     path, body, status = CALLS[name]
     step = steps[name]
     trace = mirrored(step)
@@ -70,7 +70,7 @@ def test_the_gateway_span_is_there(name: str, steps: dict[str, Span], database: 
 
 
 def test_tokens_are_those_that_the_agent_was_told(gateway: DemoGateway, steps: dict[str, Span]):
-    """Where the tokens can be known without MLflow's tracking, they are the provider's, once."""
+    """If the tokens are known without MLflow's tracking, they are the provider's, once."""
     messages: Any = [USER]
     with openai_client(gateway) as client, mlflow.start_span("step") as step:
         answer = client.chat.completions.create(model="quiet", messages=messages)

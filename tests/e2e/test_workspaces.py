@@ -1,4 +1,4 @@
-"""MLflow with workspaces: a mirror goes to the workspace of the request, and a trace in another one is not found."""
+"""MLflow with workspaces: a mirror goes to the request's workspace, and traces of other workspaces are not found."""
 
 import re
 from collections.abc import Iterator
@@ -45,13 +45,13 @@ def workspace(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not "default", which the servers of other tests, without workspaces, refuse.
+        # Not "default", which servers of other tests without workspaces reject.
         mlflow.set_workspace(None)
 
 
 @contextmanager
 def agent_in(name: str) -> Iterator[str]:
-    """Trace into an experiment of a workspace; gives its id."""
+    """Trace into an experiment of a workspace; yields its id."""
     with workspace(name):
         mlflow.tracing.reset()
         yield str(mlflow.set_experiment(f"agents of {name}").experiment_id)
@@ -68,7 +68,7 @@ def ask(gateway: DemoGateway, in_workspace: str | None) -> mlflow.entities.Span:
 
 @pytest.mark.parametrize(("name", "asked"), [("default", None), ("default", "default"), (TEAM, TEAM)])
 def test_a_mirror_goes_to_the_workspace_of_the_request(name: str, asked: str | None, gateway: DemoGateway):
-    """The agent's trace and the request are in one workspace, and so is the mirror, in the agent's experiment."""
+    """The agent's trace, the request and the mirror are in one workspace and in the agent's experiment."""
     with agent_in(name) as experiment_id:
         trace: Trace = mirrored(ask(gateway, asked))
         assert trace.info.experiment_id == experiment_id
@@ -76,7 +76,7 @@ def test_a_mirror_goes_to_the_workspace_of_the_request(name: str, asked: str | N
 
 @pytest.mark.parametrize("name", ["default", TEAM])
 def test_over_http(name: str, gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch):
-    """A gateway that is not MLflow's sends its mirrors to the workspace that MLFLOW_WORKSPACE names."""
+    """A gateway other than MLflow's sends its mirrors to the workspace in MLFLOW_WORKSPACE."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.tracking_uri)
     with agent_in(name) as experiment_id:
         exporter = exporter_from_environment()
@@ -93,7 +93,7 @@ def test_over_http(name: str, gateway: DemoGateway, monkeypatch: pytest.MonkeyPa
 def test_a_trace_in_another_workspace(
     gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """A trace of another workspace gets no mirror, and the log says that this is why."""
+    """A trace in another workspace gets no mirror, and the log has the reason."""
     monkeypatch.setattr(sender, "_OTHER_WORKSPACES_SECONDS", 0.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", gateway.tracking_uri)
     with agent_in(TEAM):
@@ -110,7 +110,7 @@ def test_a_trace_in_another_workspace(
 
 
 def test_the_doctor_names_the_workspace(gateway: DemoGateway):
-    """Where the agent traces into another workspace than the gateway serves it in, the doctor says so."""
+    """If the agent traces into another workspace than the gateway's, the doctor reports it."""
     with workspace(TEAM):
         settings = Settings(gateway.gateway_url, "chat", gateway.tracking_uri, patience_s=10)
         last = examine(settings)[-1]

@@ -306,15 +306,15 @@ def prompt_of(request: Any) -> str:
 def assert_tokens_counted_once(trace: Trace, mirrors: list[Span], *, beside: bool = False) -> None:
     """Assert that the trace's tokens are those that the provider reported to the gateway, call by call.
 
-    MLflow counts no span below one that reports tokens, which keeps a mirror from being counted beside its caller. Of
-    a ``generate()`` with several prompts, ``mlflow.langchain.autolog()`` puts each prompt's span inside the one before,
-    with a gateway and without: such a trace has the tokens of the first prompt only, or of all where MLflow was sent
-    the inner spans before the outer ones.
+    MLflow does not count a span below one that reports tokens, so a mirror is not counted in addition to its caller.
+    For a ``generate()`` with several prompts, ``mlflow.langchain.autolog()`` puts each prompt's span inside the
+    previous one, with and without a gateway: such a trace has the tokens of the first prompt only, or of all prompts if
+    MLflow received the inner spans before the outer ones.
 
-    Of a framework's span and a mirror that are beside each other, MLflow's client counts the one that it knows of, and
-    its server believes it. Not on SQLite in the moment in which both are stored: the server reads that the trace has
-    the client's count already, does not write it, and a mirror that comes in between has added its own. A count can be
-    lost in such a moment, too; MLflow's own sum of all stored spans still tells how it counts them.
+    If a framework's span and a mirror are siblings, MLflow's client counts its own span, and the server uses that
+    count. On SQLite there is a race if both are stored at once: the server finds the client's count in the trace, does
+    not write it, and a concurrent mirror has added its own count. A count can also be lost; MLflow's own sum of all
+    stored spans still shows how it counts them.
     """
     spans = {span.span_id: span for span in trace.data.spans}
     callers = {mirror.parent_id for mirror in mirrors}
@@ -337,7 +337,7 @@ def assert_tokens_counted_once(trace: Trace, mirrors: list[Span], *, beside: boo
 
 
 def _reported(trace: Trace, mirrors: list[Span]) -> dict[str, int]:
-    """Add up what the provider reported of some calls."""
+    """Add up the tokens that the provider reported for some calls."""
     usages = [span.attributes.get("mlflow.chat.tokenUsage", {}) for one in mirrors for span in children_of(trace, one)]
     sums = {kind: sum(usage.get(kind, 0) for usage in usages) for kind in ("input_tokens", "output_tokens")}
     return {kind: tokens for kind, tokens in sums.items() if tokens}
