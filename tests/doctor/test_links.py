@@ -1,4 +1,4 @@
-"""doctor/links.py: whose mirror it is."""
+"""doctor/links.py: the origin of a mirror."""
 
 import secrets
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from tests.support.server import begin_trace, deliver_to, plain_call
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlAlchemyStore]:
-    """A database, into which this process traces, as MLflow's server does where its own mirror is not lost."""
+    """A database into which this process traces, as MLflow's server does if its own mirror is not lost."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_USE_BATCH_SPAN_PROCESSOR", "false")
         patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
         mlflow.set_tracking_uri(uri)
-        # The one of an earlier test is in a database of its own.
+        # An earlier test's store has its own database.
         mlflow.set_experiment("gateway")
         mlflow.tracing.reset()
         yield SqlAlchemyStore(uri, "mlflow-artifacts:/")
@@ -54,7 +54,7 @@ def stored_mirror(store: SqlAlchemyStore, caller: TraceContext) -> Span:
 def test_the_companions_mirror_is_ours(
     linked: TraceContext | None, unknown: dict[str, Any], store: SqlAlchemyStore, caller: TraceContext
 ):
-    """Whether it leads to a trace of the gateway's own or not, and whatever is not known of the call."""
+    """With or without a link to the gateway's own trace, and whichever facts are unknown."""
     begin_trace(store, caller)
     destination = MlflowDestination(SqlStore(lambda: store))
     deliver_to(destination, plain_call(parent=caller, linked=linked, **unknown))
@@ -62,7 +62,7 @@ def test_the_companions_mirror_is_ours(
 
 
 def test_mlflows_own_mirror_is_not_ours(store: SqlAlchemyStore, caller: TraceContext):
-    """It names the gateway's trace, and has no link to it."""
+    """It contains the gateway's trace id, and has no link to it."""
     endpoint: Any = SimpleNamespace(endpoint_id="e-1", endpoint_name="chat")
     with mlflow.start_span("the gateway's own"):
         _maybe_create_distributed_span({"traceparent": caller.traceparent}, endpoint)
@@ -73,7 +73,7 @@ def test_mlflows_own_mirror_is_not_ours(store: SqlAlchemyStore, caller: TraceCon
 
 @pytest.mark.parametrize("python", [(3, 10, 13), (3, 12, 0), (3, 12, 2), (3, 12, 3), (3, 13, 0)])
 def test_how_a_script_has_to_end_is_named(python: tuple[int, int, int]):
-    """Three releases of Python lose every span that waits when the script ends, which the doctor itself cannot see."""
+    """Three releases of Python lose every waiting span when the script ends, which the doctor itself cannot see."""
     advice = flush_advice(python)
     assert "mlflow.flush_trace_async_logging()" in advice
     assert ("starts no thread at exit" in advice) is (python in {(3, 12, 0), (3, 12, 2)})
@@ -81,7 +81,7 @@ def test_how_a_script_has_to_end_is_named(python: tuple[int, int, int]):
 
 @pytest.mark.parametrize("convention", Convention)
 def test_a_mirror_that_came_by_otlp(convention: Convention, store: SqlAlchemyStore, caller: TraceContext):
-    """Sent to MLflow as OTLP, mirrors can cost agents their traces on MLflow 3.18; the doctor says so."""
+    """Mirrors sent to MLflow over OTLP can cost agents their traces on MLflow 3.18; the doctor says so."""
     begin_trace(store, caller)
     (sent,) = encode_spans(mirror(plain_call(parent=caller), convention)).resource_spans
     store.log_spans("0", [Span.from_otel_proto(span) for scope in sent.scope_spans for span in scope.spans])

@@ -35,7 +35,7 @@ FOUND = {**CAME, "mirrored": 1}
     ],
 )
 def test_how_far_the_spans_of_a_call_came(facts: dict[str, Any], said: str, fix: str):
-    """Without a mirror, what the relay has counted since the probe says which link is broken."""
+    """Without a mirror, the relay's counts since the probe show which link is broken."""
     with pytest.raises(Broken) as broken:
         check_spans(counts(**facts), None, URL, "http://localhost:5000")
     assert said in broken.value.detail
@@ -46,7 +46,7 @@ def test_how_far_the_spans_of_a_call_came(facts: dict[str, Any], said: str, fix:
     "facts", [{"sent": 9, "dropped": {"unknown_trace": 1}}, {"sent": 9, "waiting": 3}, {}], ids=str
 )
 def test_mirrors_of_most_calls(facts: dict[str, Any]):
-    """A few calls that wait, or were dropped, are normal: an agent may end before it sends its trace."""
+    """A few waiting or dropped calls are normal: an agent may end before it sends its trace."""
     assert f"{facts.get('sent', 0)} calls are mirrored" in check_mirrors(counts(**facts))
 
 
@@ -60,7 +60,7 @@ def test_mirrors_of_few_calls(facts: dict[str, Any]):
 
 
 def test_what_came_in():
-    """Nothing is no mistake; attempts without their root, and spans that were given up, are mentioned."""
+    """Receiving nothing is not a mistake; attempts without their root, and spans that were given up, are reported."""
     seen = check_received(counts(requests=1, without_token=2), URL)
     assert "No span has arrived" in seen
     assert "2 requests had no token" in seen
@@ -70,7 +70,7 @@ def test_what_came_in():
 
 
 def test_since():
-    """Counters are differences; what waits is what waits now."""
+    """Counters are differences; the number of waiting calls is the current one."""
     before = counts(requests=5, sent=3, waiting=2, dropped={"refused": 1, "unknown_trace": 2})
     now = counts(requests=7, sent=3, waiting=4, dropped={"refused": 1, "unknown_trace": 3}, problem="HTTP 500")
     new = now.since(before)

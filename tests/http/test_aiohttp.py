@@ -1,4 +1,4 @@
-"""instrument(): aiohttp, whose requests go through no transport that a test could give it."""
+"""instrument(): aiohttp, whose requests use no transport that a test could replace."""
 
 import asyncio
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ async def get(url: str, session: Any = None, **options: Any) -> None:
 
 
 async def test_every_session_is_reached(server: HttpServer):
-    """Sessions made before and after it name the active span to a gateway, elsewhere and after the undo none."""
+    """Sessions made before and after it send the active span to a gateway, and nothing elsewhere or after the undo."""
     before = aiohttp.ClientSession()
     with mlflow.start_span("agent") as agent, instrument(server.gateway):
         await get(server.gateway, before)
@@ -52,7 +52,7 @@ async def test_every_session_is_reached(server: HttpServer):
 
 
 async def test_what_is_sent_follows_the_rules(server: HttpServer):
-    """A traceparent of the request or the session stays; OpenTelemetry's span counts, a tracestate goes along."""
+    """A traceparent of the request or the session is kept; OpenTelemetry's span counts; a tracestate is sent along."""
     with instrument(server.gateway):
         await get(server.gateway)
         with mlflow.start_span("agent"):
@@ -67,7 +67,7 @@ async def test_what_is_sent_follows_the_rules(server: HttpServer):
 
 
 async def test_each_hop_of_a_redirect_is_looked_at(server: HttpServer):
-    """Our header is on the hops to gateways only; the user's own goes wherever aiohttp takes it."""
+    """Only hops to gateways have our header; the user's own goes wherever aiohttp sends it."""
     with instrument(server.gateway), mlflow.start_span("agent") as agent:
         await get(via(server.gateway, server.gateway + "/2", server.other, server.gateway + "/3", server.other))
         await get(via(server.gateway, server.other), headers={"traceparent": TRACEPARENT})
@@ -76,7 +76,7 @@ async def test_each_hop_of_a_redirect_is_looked_at(server: HttpServer):
 
 
 async def test_a_request_that_is_sent_again_says_what_is_true_then(server: HttpServer):
-    """A middleware may send one request twice; the one header names the span that is active each time."""
+    """A middleware may send one request twice; the only header has the span that is active each time."""
     if not hasattr(aiohttp, "ClientHandlerType"):
         pytest.skip(f"aiohttp {aiohttp.__version__} has no middlewares yet")
     spans = []
@@ -97,7 +97,7 @@ async def test_a_request_that_is_sent_again_says_what_is_true_then(server: HttpS
 
 @pytest.mark.usefixtures("guards_hold")
 async def test_nothing_inside_fails_a_request(server: HttpServer, caplog: pytest.LogCaptureFixture):
-    """When something breaks on the way the request is sent as it was, with one warning."""
+    """If something fails inside, the request is sent unchanged, with one warning."""
     with instrument(server.gateway), trace.use_span(BrokenSpan()):
         await get(server.gateway)
         await get(server.gateway)
@@ -110,7 +110,7 @@ async def test_nothing_inside_fails_a_request(server: HttpServer, caplog: pytest
 async def test_a_request_that_is_not_as_expected_is_sent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Where aiohttp's request is no longer what it was, it is sent without, with one warning that names the version."""
+    """If aiohttp's request has changed, it is sent without the header, with one warning that has the version."""
     sent = []
 
     async def send(*arguments: Any) -> None:
@@ -128,7 +128,7 @@ async def test_a_request_that_is_not_as_expected_is_sent(
 
 
 async def test_many_requests_at_once_each_name_their_own_span(server: HttpServer):
-    """50 tasks that share a session: each request names the span that is active in its own task."""
+    """50 tasks share a session: each request has its own task's active span as parent."""
     expected = {}
     async with aiohttp.ClientSession() as session:
 

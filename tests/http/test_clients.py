@@ -1,4 +1,4 @@
-"""wrap_httpx(): the hook on httpx and httpx2 clients, sync and async, as seen on the wire."""
+"""wrap_httpx(): the hook on httpx and httpx2 clients, sync and async, checked on the wire."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,7 +30,7 @@ from tests.support.client import (
 @each_stack
 @each_kind
 async def test_a_request_names_the_span_it_is_sent_under(stack: Any, kind: str):
-    """Each request names the innermost span of its own moment, not of when the client was made or wrapped."""
+    """Each request has the span that is innermost when it is sent, not when the client was made or wrapped."""
     wire = Wire()
     with mlflow.start_span("setup"):
         client = wrap_httpx(wire.client(stack, kind, base_url=GATEWAY))
@@ -48,7 +48,7 @@ async def test_a_request_names_the_span_it_is_sent_under(stack: Any, kind: str):
 async def test_without_a_span_nothing_is_sent_and_one_warning_given(
     stack: Any, kind: str, caplog: pytest.LogCaptureFixture
 ):
-    """No active span: the request goes out as the client made it, and the first one says so."""
+    """Without an active span the request is sent unchanged, and the first one gives a warning."""
     wire, plain = Wire(), Wire()
     client = wrap_httpx(wire.client(stack, kind, base_url=GATEWAY))
     for _ in range(2):
@@ -63,7 +63,7 @@ async def test_without_a_span_nothing_is_sent_and_one_warning_given(
 @each_stack
 @pytest.mark.parametrize("method", ["stream", "send", "send stream"])
 async def test_every_way_to_send_is_covered(stack: Any, method: str):
-    """stream(), and send() of a request built before, carry the context of when they are sent."""
+    """stream(), and send() of a request built before, have the context at the time of sending."""
     wire = Wire()
     client = wrap_httpx(wire.client(stack, base_url=GATEWAY))
     request = client.build_request("POST", "/v1", content=b"x")
@@ -78,7 +78,7 @@ async def test_every_way_to_send_is_covered(stack: Any, method: str):
 
 @each_stack
 def test_a_request_sent_twice_names_each_time_the_span_of_that_time(stack: Any):
-    """A request object that is sent again under another span names that one, and under none it names none."""
+    """A request object that is sent again has the span active then, and no header if there is none."""
     wire = Wire()
     client = wrap_httpx(wire.client(stack, base_url=GATEWAY))
     request = client.build_request("GET", "/v1")
@@ -95,7 +95,7 @@ def test_a_request_sent_twice_names_each_time_the_span_of_that_time(stack: Any):
 @pytest.mark.parametrize("name", ["traceparent", "Traceparent", "TRACEPARENT", "tRaCePaReNt"])
 @pytest.mark.parametrize("where", ["request", "client", "hook", "bytes"])
 async def test_a_traceparent_that_is_there_stays_alone(stack: Any, kind: str, name: str, where: str):
-    """A traceparent of the user's, in any case and from wherever it comes, is the only one on the wire."""
+    """A user's own traceparent, in any case and from any source, is the only one on the wire."""
     wire = Wire()
 
     def hook(request: Any) -> None:
@@ -118,7 +118,7 @@ async def test_a_traceparent_that_is_there_stays_alone(stack: Any, kind: str, na
 
 @each_stack
 def test_an_unsampled_span_is_sent_as_unsampled(stack: Any, monkeypatch: pytest.MonkeyPatch):
-    """A span that MLflow does not sample is named with the sampled bit off."""
+    """A span that MLflow does not sample is sent with the sampled bit off."""
     monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0")
     restart_mlflow()
     wire = Wire()
@@ -130,7 +130,7 @@ def test_an_unsampled_span_is_sent_as_unsampled(stack: Any, monkeypatch: pytest.
 
 @each_stack
 def test_tracestate_is_relayed_and_baggage_is_not(stack: Any):
-    """The tracestate of the span goes with it; OpenTelemetry's baggage does not."""
+    """The span's tracestate is sent along; OpenTelemetry's baggage is not."""
     wire = Wire()
     client = wrap_httpx(wire.client(stack, base_url=GATEWAY))
     with remote_span("vendor=1,other=2") as value:
@@ -146,7 +146,7 @@ def test_tracestate_is_relayed_and_baggage_is_not(stack: Any):
 
 @each_stack
 def test_a_second_attempt_of_the_clients_auth_carries_it_once(stack: Any):
-    """A request that the client's own auth flow sends again has the header each time, and once."""
+    """A request that the client's own auth flow sends again has the header once each time."""
 
     class Twice(stack.Auth):
         def auth_flow(self, request: Any) -> Any:
@@ -174,7 +174,7 @@ def test_a_mounted_transport_is_covered(stack: Any):
 
 @each_stack
 def test_threads_that_share_a_client_do_not_mix(stack: Any):
-    """Requests of many threads over one client each name their own thread's span."""
+    """Requests of many threads over one client each have their own thread's span as parent."""
     wire = Wire()
     client = wrap_httpx(wire.client(stack, base_url=GATEWAY))
 
@@ -191,7 +191,7 @@ def test_threads_that_share_a_client_do_not_mix(stack: Any):
 @each_stack
 @each_kind
 async def test_the_users_hooks_are_kept_and_run_first(stack: Any, kind: str):
-    """The user's own event hooks stay where they are and are called; unwrap() leaves exactly them."""
+    """The user's event hooks stay in place and are called; unwrap() leaves exactly them."""
     seen: list[Any] = []
 
     def on_request(request: Any) -> None:
@@ -227,7 +227,7 @@ async def test_the_users_hooks_are_kept_and_run_first(stack: Any, kind: str):
 @each_stack
 @each_kind
 async def test_wrapping_twice_is_the_same_as_once(stack: Any, kind: str):
-    """A second wrap returns the same object and adds its gateways but no hook; one unwrap takes all off."""
+    """A second wrap returns the same object and adds its gateways but no hook; one unwrap removes all."""
     wire = Wire()
     client = wire.client(stack, kind, base_url=GATEWAY)
     assert wrap_httpx(client) is client
@@ -244,13 +244,13 @@ async def test_wrapping_twice_is_the_same_as_once(stack: Any, kind: str):
 
 @pytest.mark.parametrize("what", [None, "client", 5, object(), dict])
 def test_unwrap_leaves_anything_else_alone(what: Any):
-    """unwrap() of what was never wrapped returns it and says nothing."""
+    """unwrap() of a client that was never wrapped returns it without a warning."""
     assert unwrap(what) is what
 
 
 @each_stack
 def test_a_client_without_a_base_url_needs_gateways(stack: Any, monkeypatch: pytest.MonkeyPatch):
-    """Such a client is refused until its gateways are named, in the call or in the environment."""
+    """Such a client is rejected until its gateways are set, in the call or in the environment."""
     wire = Wire()
     with pytest.raises(ConfigurationError, match="no base_url"):
         wrap_httpx(wire.client(stack))
@@ -265,7 +265,7 @@ def test_a_client_without_a_base_url_needs_gateways(stack: Any, monkeypatch: pyt
 @each_stack
 @pytest.mark.parametrize("base_url", ["https://api.openai.com/v1", "/v1", "localhost:5000"])
 def test_a_bad_base_url_is_refused_and_leaves_the_client_alone(stack: Any, base_url: str):
-    """A vendor's public API, or what is no URL, is an error at once, and no hook is set."""
+    """A vendor's public API, or an invalid URL, raises an error immediately, and no hook is set."""
     client = Wire().client(stack, base_url=base_url)
     with pytest.raises(ConfigurationError):
         wrap_httpx(client)
@@ -276,7 +276,7 @@ def test_a_bad_base_url_is_refused_and_leaves_the_client_alone(stack: Any, base_
 @pytest.mark.parametrize("what", ["None", "str", "module", "Client", "AsyncClient", "OpenAI", "Request"])
 @pytest.mark.parametrize("gateways", [None, [GATEWAY]])
 def test_what_is_no_client_is_one_clear_error(stack: Any, what: str, gateways: list[str] | None):
-    """Anything but a client, its class included, is refused with a word on what to use instead."""
+    """Anything but a client, including its class, is rejected with a hint on what to use instead."""
     wrong = {
         "None": None,
         "str": GATEWAY,
@@ -294,7 +294,7 @@ def test_what_is_no_client_is_one_clear_error(stack: Any, what: str, gateways: l
 @each_stack
 @each_kind
 async def test_the_hook_never_fails_a_call(stack: Any, kind: str, caplog: pytest.LogCaptureFixture):
-    """When something inside breaks the request goes out without the header, and one warning says so."""
+    """If something fails inside, the request is sent without the header, and one warning says so."""
     wire = Wire(lambda request: 204)
     client = wrap_httpx(wire.client(stack, kind, base_url=GATEWAY))
     with trace.use_span(BrokenSpan()):

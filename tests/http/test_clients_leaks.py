@@ -1,4 +1,4 @@
-"""wrap_httpx() on real connections: kept open, shared by clients, through proxies, our headers reach gateways only."""
+"""wrap_httpx() on real connections, kept alive, shared and proxied: only gateways get our headers."""
 
 import socket
 import threading
@@ -30,7 +30,7 @@ def server(running: HttpServer) -> HttpServer:
 
 @each_stack
 def test_connections_that_are_kept_open(stack: Any, server: HttpServer):
-    """A client that talks to a gateway and to others by turns, over connections that it keeps, mixes nothing up."""
+    """A client that calls a gateway and other hosts in turn over kept-alive connections does not mix them up."""
     client = wrap_httpx(stack.Client(trust_env=False, follow_redirects=True), [server.gateway])
     with mlflow.start_span("agent") as span, client:
         for _ in range(5):
@@ -61,7 +61,7 @@ def test_two_clients_that_share_their_transport(stack: Any, server: HttpServer):
 
 
 class Proxy:
-    """An HTTP proxy that keeps the heads of the requests it gets, and answers them itself: 200, and 502 to CONNECT."""
+    """An HTTP proxy that keeps the headers of its requests, and answers them itself: 200, and 502 to CONNECT."""
 
     def __init__(self) -> None:
         self.heads: list[str] = []
@@ -100,7 +100,7 @@ def proxy() -> Iterator[Proxy]:
 
 @each_stack
 def test_through_a_proxy(stack: Any, proxy: Proxy):
-    """What is for a gateway passes the proxy with the header; nothing else has it, nor a CONNECT to a gateway."""
+    """Requests to a gateway pass the proxy with the header; no other request has it, nor a CONNECT to a gateway."""
     mounts = {"all://": stack.HTTPTransport(proxy=stack.Proxy(proxy.url))}
     gateways = ["http://gw.test/gateway", "https://gw.test/gateway"]
     with mlflow.start_span("agent") as span, wrap_httpx(stack.Client(mounts=mounts), gateways) as client:

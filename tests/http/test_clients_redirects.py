@@ -1,4 +1,4 @@
-"""wrap_httpx(): our headers follow a redirect to a gateway, and to nobody else."""
+"""wrap_httpx(): our headers follow a redirect to a gateway, but not to other hosts."""
 
 from itertools import pairwise
 from typing import Any
@@ -50,7 +50,7 @@ SECOND = "https://second.test/gateway"
 async def test_each_hop_of_a_redirect_is_looked_at(
     stack: Any, kind: str, urls: list[str], expected: list[int], caplog: pytest.LogCaptureFixture
 ):
-    """Our headers come off where a redirect leaves the gateways, and are on again where it comes back."""
+    """Our headers are removed if a redirect leaves the gateways, and added again if it returns."""
     wire = Wire(redirects(dict(pairwise(urls))))
     client = wrap_httpx(wire.client(stack, kind, follow_redirects=True), [GATEWAY, SECOND])
     with remote_span() as value:
@@ -58,7 +58,7 @@ async def test_each_hop_of_a_redirect_is_looked_at(
     assert len(wire.requests) == len(urls)
     assert wire.sent() == [[value] * count for count in expected]
     assert wire.sent("tracestate") == [["vendor=1"] * count for count in expected]
-    # The gateway's own host with another scheme is told from a host that has nothing to do with it.
+    # The log distinguishes the gateway's host with another scheme from an unrelated host.
     near = [url for url in urls if url.startswith("https://gw.test")]
     assert len(warnings_in(caplog)) == len(near)
 
@@ -67,7 +67,7 @@ async def test_each_hop_of_a_redirect_is_looked_at(
 @each_kind
 @pytest.mark.parametrize("urls", [[A, OTHER, B], [OTHER, A, OTHER + "/2"], [A, B]])
 async def test_a_redirect_never_takes_the_users_own_traceparent(stack: Any, kind: str, urls: list[str]):
-    """A traceparent and tracestate that the user set go wherever the client takes them."""
+    """A user's own traceparent and tracestate go wherever the client sends them."""
     wire = Wire(redirects(dict(pairwise(urls))))
     client = wrap_httpx(wire.client(stack, kind, follow_redirects=True), [GATEWAY])
     with mlflow.start_span("agent"):
@@ -79,7 +79,7 @@ async def test_a_redirect_never_takes_the_users_own_traceparent(stack: Any, kind
 @each_stack
 @each_kind
 async def test_what_the_users_hook_puts_in_its_place_stays(stack: Any, kind: str):
-    """A traceparent that the user's hook sets on the way out of the gateways is not taken for ours."""
+    """A traceparent that the user's hook sets on a redirect out of the gateways is not treated as ours."""
 
     def hook(request: Any) -> None:
         if request.url.host == "other.test":

@@ -1,4 +1,4 @@
-"""What is said about a request: a line at DEBUG, and a warning where it looks like a mistake."""
+"""The log about a request: a DEBUG line, and a warning for a likely mistake."""
 
 import logging
 from typing import Any
@@ -31,7 +31,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @each_stack
 def test_each_decision_is_a_line_at_debug(stack: Any, caplog: pytest.LogCaptureFixture):
-    """The line has the URL without its query, what happened, why, and which span; never a credential."""
+    """The line has the URL without its query, the decision, the reason, and the span; never a credential."""
     client = Wire().client(stack)
     with instrument(GATEWAY), caplog.at_level(logging.DEBUG, "agent_gateway_client"):
         with mlflow.start_span("agent") as agent:
@@ -53,7 +53,7 @@ def test_each_decision_is_a_line_at_debug(stack: Any, caplog: pytest.LogCaptureF
 
 @each_stack
 def test_where_debug_is_off_nothing_is_made(stack: Any, caplog: pytest.LogCaptureFixture, monkeypatch):
-    """No note is made, so that a request costs nothing more."""
+    """Without DEBUG no line is made, so a request costs nothing more."""
     monkeypatch.setattr("agent_gateway_client.http._notes.make_note", pytest.fail)
     with instrument(GATEWAY), caplog.at_level(logging.INFO, "agent_gateway_client"), mlflow.start_span("agent"):
         Wire().client(stack).get(f"{GATEWAY}/v1")
@@ -98,7 +98,7 @@ FAR = [
 def test_a_near_miss_is_one_warning(
     stack: Any, gateway: str, url: str, why: str, how: str, caplog: pytest.LogCaptureFixture
 ):
-    """What was surely meant to be the gateway and is not gets no header and one warning with the reason."""
+    """A URL that was probably meant to be the gateway but is not gets no header and one warning with the reason."""
     wire = Wire()
     client = wire.client(stack)
     if how == "wrap":
@@ -115,7 +115,7 @@ def test_a_near_miss_is_one_warning(
 @each_stack
 @pytest.mark.parametrize(("gateway", "url"), FAR)
 def test_other_requests_are_nobodys_mistake(stack: Any, gateway: str, url: str, caplog: pytest.LogCaptureFixture):
-    """Another service, and what the gateway's own server offers beside it, like MLflow's API, is not warned of."""
+    """Other services, and the gateway server's other pages, like MLflow's API, cause no warning."""
     client = Wire().client(stack)
     with instrument(gateway), mlflow.start_span("agent"):
         client.get(url)
@@ -124,7 +124,7 @@ def test_other_requests_are_nobodys_mistake(stack: Any, gateway: str, url: str, 
 
 
 def test_trace_headers_say_it_too(caplog: pytest.LogCaptureFixture):
-    """Headers that are asked for by hand are empty for the same mistakes, with the same warnings."""
+    """trace_headers() is empty for the same mistakes, with the same warnings."""
     gateway = "http://localhost:5000/gateway"
     with mlflow.start_span("agent"):
         assert [trace_headers("ws://127.0.0.1:5000/gateway/realtime", [gateway]) for _ in range(2)] == [{}] * 2

@@ -30,7 +30,7 @@ A = f"{GATEWAY}/a"
 
 
 def test_trace_headers_are_for_gateways_only(monkeypatch: pytest.MonkeyPatch):
-    """It gives what a request to this URL should carry: nothing for another host or without a span."""
+    """It returns the headers for a request to this URL: none for another host or without a span."""
     assert trace_headers(A, [GATEWAY]) == {}
     with mlflow.start_span("agent") as span:
         expected = {"traceparent": named_by(span)}
@@ -49,13 +49,13 @@ def test_trace_headers_are_for_gateways_only(monkeypatch: pytest.MonkeyPatch):
 
 @each_stack
 def test_trace_headers_take_the_clients_own_url_objects(stack):
-    """A URL object of the HTTP client is as good as its text."""
+    """The HTTP client's URL objects are accepted like text."""
     with mlflow.start_span("agent") as span:
         assert trace_headers(stack.URL(A), [GATEWAY]) == {"traceparent": named_by(span)}
 
 
 def test_trace_headers_with_a_bad_environment(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """A bad AGENT_GATEWAY_URLS gives no header and one warning; a bad argument is an error."""
+    """With an invalid AGENT_GATEWAY_URLS there is no header and one warning; an invalid argument raises an error."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", "localhost:5000")
     with mlflow.start_span("agent"):
         assert [trace_headers(A) for _ in range(3)] == [{}] * 3
@@ -66,7 +66,7 @@ def test_trace_headers_with_a_bad_environment(monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_trace_headers_without_a_span_that_mlflow_could_not_make(monkeypatch: pytest.MonkeyPatch):
-    """MLflow's no-op span, which it hands out when it could not make one, gives no headers and no error."""
+    """MLflow's no-op span, which it returns if it could not create one, gives no headers and no error."""
     no_context = trace.set_span_in_context(NonRecordingSpan(None))
     monkeypatch.setattr("mlflow.tracing.provider.mlflow_runtime_context.get_current", lambda: no_context)
     assert trace_headers(A, [GATEWAY]) == {}
@@ -74,13 +74,13 @@ def test_trace_headers_without_a_span_that_mlflow_could_not_make(monkeypatch: py
 
 @pytest.mark.usefixtures("guards_hold")
 def test_trace_headers_never_fail_a_call():
-    """When something inside breaks there are no headers, and nothing is raised into the user's call."""
+    """If something fails inside there are no headers, and nothing is raised into the user's call."""
     with trace.use_span(BrokenSpan()):
         assert trace_headers(A, [GATEWAY]) == {}
 
 
 def test_the_example_of_a_realtime_session(monkeypatch: pytest.MonkeyPatch):
-    """OpenAI's websocket begins with a request that names the agent's span, as integrations/other-clients has it."""
+    """OpenAI's websocket starts with a request that has the agent's span, as in integrations/other-clients."""
     pytest.importorskip("websockets", reason="websockets is not in this environment's constraints file")
     from websockets.sync.server import Request, ServerConnection, serve
 

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument() with an HTTP library that has moved a name: requests go on, and one warning has the version."""
+"""instrument() with an HTTP library that has moved a name: requests work, and one warning has the version."""
 
 from importlib import metadata
 from importlib.util import find_spec
@@ -24,7 +24,7 @@ ONLY_NOTES = (
     "requests:Session.send",
     "websockets.asyncio.client:connect.__await_impl__",
 )
-"""Functions that share one log line among the hops of a request; the header does not depend on them."""
+"""Functions that only merge the hops of a request into one log line; the header does not depend on them."""
 
 PATHS = [path for path in instrumentation._patches._replacements if find_spec(path.partition(":")[0].split(".")[0])]
 

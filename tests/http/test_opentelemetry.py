@@ -1,4 +1,4 @@
-"""instrument() beside OpenTelemetry's instrumentation of httpx, httpx2 and aiohttp: one trace, one header."""
+"""instrument() with OpenTelemetry's instrumentation of httpx, httpx2 and aiohttp: one trace, one header."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -75,7 +75,7 @@ def server() -> Iterator[HttpServer]:
 
 
 class Otel:
-    """OpenTelemetry in this process: its spans, and its instrumentations, as :meth:`both` switches them on."""
+    """OpenTelemetry in this process: its spans, and its instrumentations, as :meth:`both` turns them on."""
 
     def __init__(self, stack: ExitStack) -> None:
         self.provider = TracerProvider()
@@ -84,7 +84,7 @@ class Otel:
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
 
     def both(self, gateway: str, first: str = "instrument") -> None:
-        """Switch on instrument() and all instrumentations, in this order or the other."""
+        """Turn on instrument() and all instrumentations, in this order or the other."""
         if first == "instrument":
             instrument(gateway)
         self.instrumentations()
@@ -92,7 +92,7 @@ class Otel:
             instrument(gateway)
 
     def instrumentations(self) -> None:
-        """Switch on all instrumentations."""
+        """Turn on all instrumentations."""
         for make in filter(None, INSTRUMENTORS.values()):
             make().instrument(tracer_provider=self.provider)
             self._stack.callback(make().uninstrument)
@@ -102,7 +102,7 @@ class Otel:
 
     @property
     def requests(self) -> list[Any]:
-        """The spans that the instrumentations made."""
+        """The spans of the instrumentations."""
         return [span for span in self._exporter.get_finished_spans() if span.kind == trace.SpanKind.CLIENT]
 
 
@@ -114,12 +114,12 @@ def otel() -> Iterator[Otel]:
 
 
 def named(span: Any) -> str:
-    """Return the start of the traceparent that names a span of OpenTelemetry; the flags are left out."""
+    """Return the start of the traceparent of an OpenTelemetry span, without the flags."""
     return f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}"
 
 
 def one_each(server: HttpServer) -> list[str]:
-    """Return the one traceparent of each request."""
+    """Return the only traceparent of each request."""
     sent = server.sent()
     assert [len(values) for values in sent] == [1] * len(sent)
     return [values[0] for values in sent]
@@ -128,7 +128,7 @@ def one_each(server: HttpServer) -> list[str]:
 @each_client
 @each_order
 async def test_the_mlflow_span_is_named(client: str, first: str, server: HttpServer, otel: Otel):
-    """Where an MLflow span is active it is named, whatever was switched on first, and whatever else is active."""
+    """An active MLflow span is the parent, whatever was turned on first, and whatever else is active."""
     otel.both(server.gateway, first)
     with mlflow.start_span("agent") as agent:
         await CLIENTS[client](server.gateway)
@@ -146,7 +146,7 @@ async def test_the_mlflow_span_is_named(client: str, first: str, server: HttpSer
 async def test_where_only_opentelemetry_has_a_span_its_instrumentation_goes_on(
     client: str, first: str, server: HttpServer, otel: Otel
 ):
-    """Without an MLflow span the parent is the instrumentation's own span, in the trace of the span it is in."""
+    """Without an MLflow span the parent is the instrumentation's own span, in the trace of the surrounding span."""
     otel.both(server.gateway, first)
     with otel.span("web request") as outer:
         await CLIENTS[client](server.gateway)
@@ -158,7 +158,7 @@ async def test_where_only_opentelemetry_has_a_span_its_instrumentation_goes_on(
 
 @each_client
 async def test_other_hosts_have_what_opentelemetry_sends(client: str, server: HttpServer, otel: Otel):
-    """To other hosts the instrumentation's header goes as ever, and never an MLflow span's, on redirects too."""
+    """Other hosts get the instrumentation's header as usual, never an MLflow span's, also in redirects."""
     otel.both(server.gateway)
     with mlflow.start_span("agent") as agent:
         await CLIENTS[client](server.other)
@@ -172,7 +172,7 @@ async def test_other_hosts_have_what_opentelemetry_sends(client: str, server: Ht
 
 @pytest.mark.parametrize("client", [name for name in CLIENTS if name != "aiohttp"])
 async def test_a_header_of_the_users_stays(client: str, server: HttpServer, otel: Otel):
-    """A traceparent that the request came with is not overwritten, with and without an MLflow span."""
+    """A traceparent that is already in the request is not overwritten, with or without an MLflow span."""
     otel.both(server.gateway)
     await CLIENTS[client](server.gateway, traceparent=TRACEPARENT)
     with mlflow.start_span("agent"):
@@ -184,7 +184,7 @@ async def test_a_header_of_the_users_stays(client: str, server: HttpServer, otel
 async def test_with_mlflows_spans_in_opentelemetrys_context(
     client: str, server: HttpServer, otel: Otel, monkeypatch: pytest.MonkeyPatch
 ):
-    """With MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT too it is MLflow's span: the other would be missing in MLflow."""
+    """With MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT the parent is also MLflow's span: MLflow lacks the other one."""
     monkeypatch.setenv("MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT", "true")
     restart_mlflow()
     otel.both(server.gateway)
@@ -198,7 +198,7 @@ async def test_with_mlflows_spans_in_opentelemetrys_context(
 async def test_where_mlflows_spans_are_opentelemetrys(
     client: str, server: HttpServer, otel: Otel, monkeypatch: pytest.MonkeyPatch
 ):
-    """With MLflow on OpenTelemetry's provider the instrumentation's span is in MLflow's trace, and is the parent."""
+    """If MLflow uses OpenTelemetry's provider, the instrumentation's span is in MLflow's trace, and is the parent."""
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", otel.provider)
     monkeypatch.setenv("MLFLOW_USE_DEFAULT_TRACER_PROVIDER", "false")
     restart_mlflow()
@@ -223,7 +223,7 @@ def wrapped_client(stack: Any, kind: str, gateway: str) -> Any:
 async def test_a_wrapped_client_follows_the_same_rule(
     stack: Any, kind: str, first: str, server: HttpServer, otel: Otel
 ):
-    """wrap_httpx() names MLflow's span as instrument() does; elsewhere OpenTelemetry's header goes as ever."""
+    """wrap_httpx() sends MLflow's span like instrument(); other hosts get OpenTelemetry's header as usual."""
     client = wrapped_client(stack, kind, server.gateway) if first == "wrap" else None
     otel.instrumentations()
     client = client or wrapped_client(stack, kind, server.gateway)
@@ -240,7 +240,7 @@ async def test_a_wrapped_client_follows_the_same_rule(
 
 
 async def test_an_openai_client_follows_the_same_rule(server: HttpServer, otel: Otel):
-    """wrap_openai() names MLflow's span, whichever of httpx and httpx2 the SDK has."""
+    """wrap_openai() sends MLflow's span, whether the SDK uses httpx or httpx2."""
     openai = pytest.importorskip("openai")
     otel.instrumentations()
     client = wrap_openai(openai.OpenAI(api_key="key", base_url=server.gateway, max_retries=0))
@@ -252,7 +252,7 @@ async def test_an_openai_client_follows_the_same_rule(server: HttpServer, otel: 
 
 @pytest.mark.parametrize("client", [name for name in CLIENTS if name != "aiohttp"])
 async def test_trace_headers_are_not_overwritten(client: str, server: HttpServer, otel: Otel):
-    """A header of trace_headers() is what arrives, until uninstrument() gives OpenTelemetry its way."""
+    """A header of trace_headers() is the one that arrives, until uninstrument() gives OpenTelemetry's precedence."""
     otel.instrumentations()
     with mlflow.start_span("agent") as agent:
         headers = trace_headers(server.gateway, [server.gateway])
@@ -270,7 +270,7 @@ async def test_trace_headers_are_not_overwritten(client: str, server: HttpServer
 async def test_an_opentelemetry_without_the_switch(
     client: str, server: HttpServer, otel: Otel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Without its context manager requests are sent with OpenTelemetry's header; one warning has the version."""
+    """Without its context manager requests have OpenTelemetry's header; one warning has the version."""
     otel.both(server.gateway)
     monkeypatch.delattr("opentelemetry.instrumentation.utils.suppress_http_instrumentation")
     with mlflow.start_span("agent"):

@@ -1,4 +1,4 @@
-"""instrument(): every client of httpx and httpx2 in the process, and everything as it was after it."""
+"""instrument(): every client of httpx and httpx2 in the process, and restoring everything."""
 
 import asyncio
 import subprocess
@@ -58,7 +58,7 @@ CHOKE_POINTS = [
 
 
 def functions() -> list[Any]:
-    """Return what is at each choke point now."""
+    """Return the current functions at each patched place."""
     return [vars(owner).get(name) for owner, name in CHOKE_POINTS]
 
 
@@ -75,7 +75,7 @@ def are_replaced() -> bool:
 
 @pytest.fixture(autouse=True)
 def everything_is_as_it_was() -> Iterator[None]:
-    """Hold every test to it that nothing is left replaced."""
+    """Assert after every test that nothing is left replaced."""
     yield
     uninstrument()
     assert are_original()
@@ -85,7 +85,7 @@ def everything_is_as_it_was() -> Iterator[None]:
 @each_kind
 @pytest.mark.parametrize("first", ["client", "instrument"])
 async def test_every_client_is_reached(stack: Any, kind: str, first: str):
-    """Clients made before and after it name the active span to a gateway, elsewhere and after the undo none."""
+    """Clients made before and after it send the active span to a gateway, and nothing to other hosts or after the undo."""
     wire = Wire()
     client = wire.client(stack, kind) if first == "client" else None
     handle = instrument(GATEWAY)
@@ -106,7 +106,7 @@ async def test_every_client_is_reached(stack: Any, kind: str, first: str):
 @each_stack
 @each_kind
 async def test_what_is_sent_follows_the_rules(stack: Any, kind: str):
-    """A traceparent that is there stays, whatever its case; OpenTelemetry's span counts, a tracestate goes along."""
+    """An existing traceparent is kept in any case; OpenTelemetry's span counts; a tracestate is sent along."""
     wire = Wire()
     client = wire.client(stack, kind)
     with instrument(GATEWAY):
@@ -124,7 +124,7 @@ async def test_what_is_sent_follows_the_rules(stack: Any, kind: str):
 @each_kind
 @pytest.mark.parametrize("urls", [[A, B], [A, OTHER], [A, OTHER, B], [OTHER, A, OTHER + "/2"], [A, SECOND, OTHER]])
 async def test_each_hop_of_a_redirect_is_looked_at(stack: Any, kind: str, urls: list[str]):
-    """Our header comes off where a redirect leaves the gateways, the user's own stays."""
+    """Our header is removed if a redirect leaves the gateways; the user's own is kept."""
     wire = Wire(redirects(dict(pairwise(urls))))
     client = wire.client(stack, kind, follow_redirects=True)
     with instrument(GATEWAY, SECOND), mlflow.start_span("agent") as agent:
@@ -138,7 +138,7 @@ async def test_each_hop_of_a_redirect_is_looked_at(stack: Any, kind: str, urls: 
 @each_kind
 @pytest.mark.parametrize("urls", [[A, A], [SECOND, SECOND], [A, SECOND], [SECOND, A], [SECOND, OTHER], [A, OTHER]])
 async def test_a_wrapped_client_keeps_its_own_gateways(stack: Any, kind: str, urls: list[str]):
-    """A request of a wrapped client may go to its own gateways and to the process', on redirects between them too."""
+    """A wrapped client's request may go to its own gateways and to the process's, also in redirects between them."""
     wire = Wire(redirects({urls[0]: urls[1]} if urls[0] != urls[1] else {}))
     client = wrap_httpx(wire.client(stack, kind, follow_redirects=True), [SECOND])
     with instrument(GATEWAY), mlflow.start_span("agent") as agent:
@@ -157,7 +157,7 @@ async def test_a_wrapped_client_keeps_its_own_gateways(stack: Any, kind: str, ur
     ],
 )
 def test_bad_gateways_are_an_error_at_once(gateways, environment, message, monkeypatch: pytest.MonkeyPatch):
-    """What names no gateway is an error when it is configured, and then nothing is replaced."""
+    """An invalid gateway raises an error at configuration, and nothing is replaced."""
     if environment is not None:
         monkeypatch.setenv("AGENT_GATEWAY_URLS", environment)
     with pytest.raises(ConfigurationError, match=message):
@@ -166,7 +166,7 @@ def test_bad_gateways_are_an_error_at_once(gateways, environment, message, monke
 
 
 def test_the_gateways_are_those_of_the_environment_by_default(monkeypatch: pytest.MonkeyPatch):
-    """Without an argument AGENT_GATEWAY_URLS is read, once and at this time; an argument takes its place."""
+    """Without an argument AGENT_GATEWAY_URLS is read once, at that time; an argument replaces it."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", f"{GATEWAY}, {SECOND}")
     with instrument() as handle:
         assert list(handle.gateways) == [GATEWAY, SECOND]
@@ -177,7 +177,7 @@ def test_the_gateways_are_those_of_the_environment_by_default(monkeypatch: pytes
 
 
 def test_trace_headers_know_the_gateways():
-    """What goes through no known client is told of the gateways of instrument(), as long as it is in force."""
+    """trace_headers() uses the gateways of instrument() while it is active."""
     with mlflow.start_span("agent") as span:
         with instrument(GATEWAY):
             assert trace_headers(A) == {"traceparent": named_by(span)}
@@ -188,7 +188,7 @@ def test_trace_headers_know_the_gateways():
 
 @each_stack
 def test_each_call_is_undone_for_itself(stack: Any):
-    """Handles may overlap and be undone in any order and twice; what is replaced goes with the last one."""
+    """Handles may overlap and be undone in any order and twice; the last one restores what was replaced."""
     wire = Wire()
     client = wire.client(stack)
     first, second, third = instrument(GATEWAY), instrument(SECOND), instrument(GATEWAY)
@@ -208,7 +208,7 @@ def test_each_call_is_undone_for_itself(stack: Any):
 
 
 def test_uninstrument_undoes_all_of_them():
-    """uninstrument() needs no handle, does nothing where there is nothing, and leaves handles that do nothing."""
+    """uninstrument() needs no handle, does nothing if nothing is active, and deactivates all handles."""
     uninstrument()
     handles = [instrument(GATEWAY), instrument(SECOND)]
     uninstrument()
@@ -222,7 +222,7 @@ def test_uninstrument_undoes_all_of_them():
 
 
 def test_an_error_inside_undoes_it_too():
-    """As a context manager it is undone on every way out."""
+    """As a context manager it is undone on every exit."""
     with pytest.raises(ZeroDivisionError), instrument(GATEWAY):
         raise ZeroDivisionError
     assert are_original()
@@ -230,7 +230,7 @@ def test_an_error_inside_undoes_it_too():
 
 @each_stack
 def test_what_somebody_else_put_on_top_stays(stack: Any):
-    """Another's replacement on top of ours is not taken off; below it ours does nothing, until it is needed again."""
+    """A third party's replacement on top of ours is kept; ours below it does nothing until it is needed again."""
     calls: list[str] = []
     handle = instrument(GATEWAY)
     ours = stack.Client._send_single_request
@@ -259,7 +259,7 @@ def test_what_somebody_else_put_on_top_stays(stack: Any):
 
 
 class Listener(ModelCall):
-    """A model's call that wants to know how its requests end."""
+    """A model call that is notified of the end of its requests."""
 
     gateways = Gateways([GATEWAY])
 
@@ -272,7 +272,7 @@ class Listener(ModelCall):
 
 @each_stack
 def test_a_request_is_told_of_once(stack: Any):
-    """Where another's replacement hides ours and it is put on again, a model's call hears of each request once."""
+    """If a third party's replacement hides ours and ours is installed again, a call is notified once per request."""
     client = Wire().client(stack)
     handle = instrument(GATEWAY)
     ours = stack.Client._send_single_request
@@ -297,7 +297,7 @@ def test_a_request_is_told_of_once(stack: Any):
 @each_stack
 @pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
 async def test_nothing_inside_fails_a_request(stack: Any, kind: str, caplog: pytest.LogCaptureFixture):
-    """When something breaks on the way the request is sent as it was, with one warning."""
+    """If something fails inside, the request is sent unchanged, with one warning."""
     wire = Wire()
     client = wire.client(stack, kind)
     with instrument(GATEWAY), trace.use_span(BrokenSpan()):
@@ -310,7 +310,7 @@ async def test_nothing_inside_fails_a_request(stack: Any, kind: str, caplog: pyt
 
 @each_stack
 async def test_the_users_errors_come_through(stack: Any):
-    """What the transport raises, the caller gets, with the client as usable as before."""
+    """The caller gets the transport's exception, and the client stays usable."""
 
     def fail(request: Any) -> Any:
         raise stack.ConnectError("no such host", request=request)
@@ -323,7 +323,7 @@ async def test_the_users_errors_come_through(stack: Any):
 
 @pytest.mark.usefixtures("guards_hold")
 def test_a_choke_point_that_has_moved_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """Where a library no longer has the function, one warning names its version, and the others are reached."""
+    """If a library no longer has the function, one warning has its version, and the other libraries work."""
     stack = STACKS[0]
     monkeypatch.setattr(instrumentation._patches, "_patches", {})
     monkeypatch.delattr(stack.AsyncClient, "_send_single_request")
@@ -341,7 +341,7 @@ def test_a_choke_point_that_has_moved_is_said_once(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("missing", [["aiohttp"], ["httpx"], ["httpx2"], ["aiohttp", "httpx", "httpx2"]])
 def test_a_library_that_is_not_installed_costs_nothing(missing: list[str], monkeypatch: pytest.MonkeyPatch, caplog):
-    """Any of the three may be missing: no import, no warning, no error; the others are reached."""
+    """Any of the three may be missing: no import, no warning, no error; the others work."""
     monkeypatch.setattr(instrumentation._patches, "_patches", {})
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
@@ -357,7 +357,7 @@ def test_a_library_that_is_not_installed_costs_nothing(missing: list[str], monke
 
 
 def test_what_is_imported_later_is_reached():
-    """It does not matter which library the program has imported when instrument() is called."""
+    """A library that the program imports after instrument() is instrumented too."""
     names = [stack.__name__ for stack in STACKS]
     program = (
         "import sys\n"
@@ -374,7 +374,7 @@ def test_what_is_imported_later_is_reached():
 
 @each_stack
 async def test_many_requests_at_once_each_name_their_own_span(stack: Any):
-    """50 tasks that share a client: each request names the span that is active in its own task."""
+    """50 tasks share a client: each request has its own task's active span as parent."""
     wire = Wire()
     client = wire.client(stack, "AsyncClient")
     expected = {}
@@ -394,7 +394,7 @@ async def test_many_requests_at_once_each_name_their_own_span(stack: Any):
 @pytest.mark.slow
 @each_stack
 def test_it_may_be_switched_on_and_off_in_many_threads(stack: Any):
-    """Threads that each switch it on for their own requests do not disturb one another."""
+    """Threads that each turn it on for their own requests do not affect each other."""
     failures: list[BaseException] = []
 
     def agent(number: int) -> None:
@@ -421,7 +421,7 @@ def test_it_may_be_switched_on_and_off_in_many_threads(stack: Any):
 
 @each_stack
 def test_repeating_it_keeps_nothing(stack: Any):
-    """The same URL again and again, as a notebook's cell gives it: nothing accumulates, and each is undone once."""
+    """The same URL repeatedly, as from a notebook's cell: nothing accumulates, and each handle is undone once."""
     wire = Wire()
     client = wire.client(stack)
     first = instrument(GATEWAY)
@@ -446,13 +446,13 @@ def test_repeating_it_keeps_nothing(stack: Any):
 
 
 def test_gateways_that_are_named_twice_are_looked_at_once():
-    """Each prefix of a host is kept once, whatever it is named for."""
+    """Each prefix of a host is kept once, however often it is configured."""
     assert Gateways([A, A, B, A + "/"])._prefixes == Gateways([A, B])._prefixes
 
 
 @each_stack
 def test_what_somebody_else_put_back_is_replaced_again(stack: Any):
-    """Calling it again repairs the replaced function where somebody restored what they had found before."""
+    """Calling it again replaces the function again after a third party restored the original."""
     wire = Wire()
     client = wire.client(stack)
     instrument(GATEWAY)
@@ -469,7 +469,7 @@ def test_what_somebody_else_put_back_is_replaced_again(stack: Any):
     [([[A, B]], None), ([(A,), B], None), ([], [A, B]), ([A], [B]), ([Gateways([A])], {B}), ([[A]], (B,))],
 )
 def test_gateways_are_named_one_by_one_or_in_lists(urls: list[Any], gateways: Any):
-    """URLs, lists of them and gateways= are all taken, by every process-wide function alike."""
+    """All process-wide functions accept URLs, lists of them, and gateways=."""
     with instrument(*urls, gateways=gateways) as handle:
         assert list(handle.gateways) == [A, B]
     if find_spec("litellm"):

@@ -85,7 +85,7 @@ async def botocore_get(url: str, attempts: int = 1, **headers: str) -> None:
     from botocore.awsrequest import AWSRequest
     from botocore.httpsession import URLLib3Session
 
-    # What a client of boto3 sends with.
+    # The headers that a boto3 client sends.
     session = URLLib3Session()
     for _ in range(attempts):
         session.send(AWSRequest("GET", url, headers).prepare())
@@ -93,7 +93,7 @@ async def botocore_get(url: str, attempts: int = 1, **headers: str) -> None:
 
 
 def failing(url: str, attempts: int) -> str:
-    """Return a URL that fails for all attempts but the last."""
+    """Return a URL for which all attempts but the last fail."""
     return url if attempts == 1 else f"{url}?fail={attempts - 1}"
 
 
@@ -113,7 +113,7 @@ CLIENTS |= {
     if find_spec(name.partition(".")[0])
 }
 NO_REDIRECTS = ("botocore", "websockets.sync")
-"""What follows no redirect; a test makes sure of it."""
+"""Stacks that do not follow redirects, as a test checks."""
 
 each_client = pytest.mark.parametrize("client", CLIENTS)
 each_redirecting = pytest.mark.parametrize("client", [name for name in CLIENTS if name not in NO_REDIRECTS])
@@ -128,7 +128,7 @@ def server() -> Iterator[HttpServer]:
 
 @each_client
 async def test_gateways_only_and_undone(client: str, server: HttpServer):
-    """The active span is named to a gateway, nothing to another host or path, and nothing after the undo."""
+    """The active span is sent to a gateway; another host or path gets nothing, nor does the gateway after the undo."""
     get = CLIENTS[client]
     handle = instrument(server.gateway)
     with mlflow.start_span("agent") as agent:
@@ -146,7 +146,7 @@ async def test_gateways_only_and_undone(client: str, server: HttpServer):
 @each_client
 @pytest.mark.parametrize("name", ["traceparent", "TraceParent"])
 async def test_an_existing_header_stays(client: str, name: str, server: HttpServer):
-    """A traceparent that the caller gives, in any case, is the only one."""
+    """A caller's own traceparent, in any case, is the only one."""
     with instrument(server.gateway), mlflow.start_span("agent"):
         await CLIENTS[client](server.gateway, **{name: TRACEPARENT})
         await CLIENTS[client](server.other, **{name: TRACEPARENT})
@@ -155,7 +155,7 @@ async def test_an_existing_header_stays(client: str, name: str, server: HttpServ
 
 @each_client
 async def test_each_attempt_is_named_once(client: str, server: HttpServer):
-    """Each retry carries the header, once."""
+    """Each retry has the header once."""
     with instrument(server.gateway), mlflow.start_span("agent") as agent:
         await CLIENTS[client](server.gateway, attempts=3)
     assert server.sent() == [[named_by(agent)]] * 3
@@ -163,7 +163,7 @@ async def test_each_attempt_is_named_once(client: str, server: HttpServer):
 
 @each_redirecting
 async def test_each_hop_of_a_redirect(client: str, server: HttpServer):
-    """The header is on the hops to gateways and on no other."""
+    """Exactly the hops to gateways have the header."""
     with instrument(server.gateway), mlflow.start_span("agent") as agent:
         await CLIENTS[client](via(server.gateway, server.gateway + "/2", server.other, server.gateway + "/3"))
     ours = [named_by(agent)]
@@ -172,7 +172,7 @@ async def test_each_hop_of_a_redirect(client: str, server: HttpServer):
 
 @pytest.mark.parametrize("client", [name for name in CLIENTS if name in NO_REDIRECTS])
 async def test_a_redirect_that_is_not_followed(client: str, server: HttpServer):
-    """These send one request, and leave the rest to their caller."""
+    """These stacks send one request, and leave redirects to their caller."""
     with instrument(server.gateway), mlflow.start_span("agent") as agent, suppress(AssertionError):
         await CLIENTS[client](via(server.gateway, server.other))
     assert server.sent() == [[named_by(agent)]]
@@ -180,7 +180,7 @@ async def test_a_redirect_that_is_not_followed(client: str, server: HttpServer):
 
 @each_redirecting
 async def test_a_header_of_this_process_leaves_no_gateway(client: str, server: HttpServer):
-    """A traceparent that the caller set for a span of this process is taken off where a redirect leaves the gateway."""
+    """A traceparent that the caller set for a span of this process is removed if a redirect leaves the gateway."""
     get = CLIENTS[client]
     with instrument(server.gateway), mlflow.start_span("agent") as agent:
         mine = named_by(agent)
@@ -193,7 +193,7 @@ async def test_a_header_of_this_process_leaves_no_gateway(client: str, server: H
 @each_client
 @pytest.mark.usefixtures("guards_hold")
 async def test_without_a_span_or_with_a_broken_one(client: str, server: HttpServer):
-    """Without a span, or where reading it fails, the request goes out as it was made."""
+    """Without a span, or if reading it fails, the request is sent unchanged."""
     from opentelemetry import trace
 
     await CLIENTS[client](server.gateway)
@@ -211,7 +211,7 @@ async def test_without_a_span_or_with_a_broken_one(client: str, server: HttpServ
 
 @pytest.mark.parametrize("is_pool_managers", [True, False])
 def test_the_callers_own_headers_are_not_changed(is_pool_managers: bool, server: HttpServer):
-    """A dictionary of the caller's, given to each request or to the pool, is as it was, of whatever type."""
+    """A caller's dictionary of any type, passed to a request or to the pool, is not modified."""
     urllib3 = pytest.importorskip("urllib3")
     given = urllib3.HTTPHeaderDict({"x-one": "1"})
     given.add("x-one", "2")
@@ -227,7 +227,7 @@ def test_the_callers_own_headers_are_not_changed(is_pool_managers: bool, server:
 
 
 def test_a_proxy_is_not_the_gateway(server: HttpServer):
-    """Through a proxy it is the request's own URL that counts."""
+    """With a proxy, the request's own URL decides."""
     urllib3 = pytest.importorskip("urllib3")
     with urllib3.ProxyManager(server.gateway.removesuffix("/gateway")) as proxy:
         with instrument("http://gw.test/v1"), mlflow.start_span("agent") as agent:
@@ -239,7 +239,7 @@ def test_a_proxy_is_not_the_gateway(server: HttpServer):
 
 
 def boto3_client(service: str, url: str, attempts: int = 1) -> Any:
-    """Return a client of boto3's, as ``boto3.client(service, endpoint_url=url)`` makes it."""
+    """Return a boto3 client, like ``boto3.client(service, endpoint_url=url)``."""
     pytest.importorskip("botocore")
     session = import_module("botocore.session").Session()
     session.set_credentials("id", "secret")
@@ -252,7 +252,7 @@ ASK_BEDROCK: dict[str, Any] = {"modelId": "m", "messages": [{"role": "user", "co
 
 
 def test_each_attempt_of_boto3_carries_its_own_span(server: HttpServer, monkeypatch: pytest.MonkeyPatch):
-    """boto3 signs and sends each of its own retries anew; each carries the header, once, to the gateway alone."""
+    """boto3 signs and sends each of its retries anew; each has the header once, and only to the gateway."""
     client = boto3_client("bedrock-runtime", f"{server.gateway}/fail/2", attempts=3)
     other = boto3_client("bedrock-runtime", f"{server.other}2/fail/2", attempts=3)
     monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: None)
@@ -263,7 +263,7 @@ def test_each_attempt_of_boto3_carries_its_own_span(server: HttpServer, monkeypa
 
 
 def test_boto3_follows_no_redirect_to_another_host(server: HttpServer):
-    """Bedrock's client raises at a redirect, and S3's asks for the bucket's region at the same endpoint."""
+    """Bedrock's client raises at a redirect, and S3's requests the bucket's region from the same endpoint."""
     error = pytest.importorskip("botocore.exceptions").ClientError
     away = server.gateway + "/away"
     with instrument(server.gateway), mlflow.start_span("agent") as agent:
@@ -277,7 +277,7 @@ def test_boto3_follows_no_redirect_to_another_host(server: HttpServer):
 
 
 def test_the_signature_of_boto3_stays_valid(server: HttpServer):
-    """The header is added after signing and is not among the signed headers: the server computes the same signature."""
+    """The header is added after signing and is not a signed header: the server computes the same signature."""
     client = boto3_client("bedrock-runtime", server.gateway)
     from botocore.auth import SigV4Auth
     from botocore.awsrequest import AWSRequest
@@ -298,12 +298,12 @@ def test_the_signature_of_boto3_stays_valid(server: HttpServer):
 
 
 async def test_openais_sockets_are_reached(server: HttpServer):
-    """client.realtime.connect() of the SDK, sync and async, opens its socket with the active span's header."""
+    """The SDK's client.realtime.connect(), sync and async, opens its socket with the active span's header."""
     openai = pytest.importorskip("openai")
     pytest.importorskip("websockets")
     from websockets.exceptions import InvalidStatus
 
-    # From base_url alone, older versions of the SDK make wss://.
+    # From base_url alone, older versions of the SDK derive wss://.
     given = {
         "api_key": "key",
         "base_url": server.gateway,
@@ -320,7 +320,7 @@ async def test_openais_sockets_are_reached(server: HttpServer):
 
 @pytest.mark.usefixtures("guards_hold")
 def test_trace_headers_of_a_given_span():
-    """span= names a span that is not active, of MLflow or OpenTelemetry; a no-op span gives nothing."""
+    """span= accepts an inactive span of MLflow or OpenTelemetry; a no-op span gives no headers."""
     url = "http://gw.test/v1"
     detached = mlflow.start_span_no_context("detached")
     with mlflow.start_span("agent"):
@@ -339,7 +339,7 @@ def test_trace_headers_of_a_given_span():
 
 @pytest.mark.parametrize("client", [name for name in ("requests", "urllib3") if find_spec(name)])
 async def test_opentelemetrys_own_header_makes_room(client: str, server: HttpServer):
-    """A header that OpenTelemetry's instrumentation of requests or urllib3 has set gives way to MLflow's span."""
+    """A header that OpenTelemetry's instrumentation of requests or urllib3 has set is replaced by MLflow's span."""
     from opentelemetry.sdk.trace import TracerProvider
 
     tracer = TracerProvider().get_tracer(f"opentelemetry.instrumentation.{client}")
@@ -355,7 +355,7 @@ async def test_opentelemetrys_own_header_makes_room(client: str, server: HttpSer
 
 
 def test_threads_do_not_mix(server: HttpServer):
-    """Requests of many threads over one urllib3 pool name each its own thread's span."""
+    """Requests of many threads over one urllib3 pool each have their own thread's span as parent."""
     urllib3 = pytest.importorskip("urllib3")
     expected: dict[str, list[str]] = {}
 

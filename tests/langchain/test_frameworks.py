@@ -1,4 +1,4 @@
-"""langchain.py with the models and agents that people use: ChatOpenAI, ChatAnthropic, LangGraph; and aiohttp."""
+"""langchain.py with common models and agents: ChatOpenAI, ChatAnthropic, LangGraph; and aiohttp."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from agent_gateway_client.langchain import GatewayCallbackHandler
 from tests.support.columns.langchain_modes import MODES, Mode, model_for, openai_model, run
 from tests.support.langchain import AUTOLOG, HttpModel, each_autolog, messages, model_spans, with_autolog  # noqa: F401
 
-# langchain-openai says so of a stream in version 3 of stream_events, which is beta.
+# langchain-openai warns about streams in version 3 of stream_events, which is beta.
 pytestmark = pytest.mark.filterwarnings("ignore:Unexpected type for token usage:UserWarning")
 
 
@@ -49,7 +49,7 @@ def server(loop: asyncio.AbstractEventLoop) -> Iterator[Provider]:
 
 @pytest.fixture
 def provider(server: Provider) -> Provider:
-    """A model provider, which the tests take for a gateway, or for another host."""
+    """A model provider, used as a gateway or as another host."""
     server.clear()
     return server
 
@@ -84,7 +84,7 @@ def redirecting_server(server: Provider, loop: asyncio.AbstractEventLoop) -> Ite
 
 @pytest.fixture
 def redirecting(redirecting_server: tuple[str, list[list[str]]]) -> tuple[str, list[list[str]]]:
-    """A gateway that redirects everything to the provider: its URL, and the traceparents that it was sent."""
+    """A gateway that redirects everything to the provider: its URL, and the traceparents that it received."""
     redirecting_server[1].clear()
     return redirecting_server
 
@@ -104,14 +104,14 @@ def model_on(url: str, mode: Mode) -> Any:
 
 
 def prompt_of(body: dict[str, Any]) -> str:
-    """Return what the last message of a request says, in each API's own shape."""
+    """Return the last message of a request, in each API's format."""
     last = (body.get("messages") or body.get("input"))[-1]
     content = last.get("content") or last.get("output")
     return str(content if isinstance(content, str) else content[0].get("text") or content[0].get("content"))
 
 
 SAME_CALLS = ("responses API", "ChatAnthropic")
-"""They are called like ChatOpenAI, and come to the wire in ways of their own: once is enough."""
+"""They are called like ChatOpenAI, but send requests differently: one test is enough."""
 
 MODES_AND_AUTOLOG = [
     (mode, autolog) for mode in MODES for autolog in AUTOLOG if autolog == "on" or mode.framework not in SAME_CALLS
@@ -120,7 +120,7 @@ MODES_AND_AUTOLOG = [
 
 @pytest.mark.parametrize(("mode", "autolog"), MODES_AND_AUTOLOG, indirect=["autolog"], ids=str)
 def test_every_way_to_call_a_model(mode: Mode, autolog: str, provider: Provider, loop: asyncio.AbstractEventLoop):
-    """Each request has one header, which names the span of its own call: the one that was given its prompt."""
+    """Each request has one header with the span of its own call: the one with its prompt."""
     with GatewayCallbackHandler(provider.url) as handler, mlflow.start_span("agent") as span:
         run(mode, model_on(provider.url, mode), {"callbacks": [handler]}, loop)
     sent = [(prompt_of(request.body), request.header("traceparent")) for request in provider.requests]
@@ -146,7 +146,7 @@ FEW = [mode for mode in MODES if mode.name in ("invoke", "ainvoke", "stream", "a
 def test_a_redirect_to_another_host_loses_the_header(
     mode: Mode, autolog: str, provider: Provider, redirecting: Any, loop: asyncio.AbstractEventLoop
 ):
-    """A gateway that redirects to another host is sent the header, and that host is not."""
+    """A gateway that redirects to another host gets the header, and that host does not."""
     url, sent = redirecting
     with GatewayCallbackHandler(url) as handler, mlflow.start_span("agent"):
         run(mode, model_on(url, mode), {"callbacks": [handler]}, loop)
@@ -157,14 +157,14 @@ def test_a_redirect_to_another_host_loses_the_header(
 @with_autolog
 @pytest.mark.parametrize("mode", FEW, ids=str)
 def test_another_host_gets_nothing(mode: Mode, autolog: str, provider: Provider, loop: asyncio.AbstractEventLoop):
-    """A model of the same graph that talks to another host sends it nothing."""
+    """A model in the same graph that calls another host sends it nothing."""
     with GatewayCallbackHandler("http://gw.test") as handler, mlflow.start_span("agent"):
         run(mode, model_on(provider.url, mode), {"callbacks": [handler]}, loop)
     assert [request.header("traceparent") for request in provider.requests] == [[]] * mode.calls
 
 
 def test_models_that_share_an_http_client(autolog: str, provider: Provider):
-    """Of two models that LangChain gives one HTTP client, only the one with the handler sends the header."""
+    """Of two models that share LangChain's HTTP client, only the one with the handler sends the header."""
     with GatewayCallbackHandler(provider.url) as handler, mlflow.start_span("agent"):
         with_handler = openai_model(f"{provider.url}/v1", callbacks=[handler])
         without = openai_model(f"{provider.url}/v1")
@@ -175,7 +175,7 @@ def test_models_that_share_an_http_client(autolog: str, provider: Provider):
 
 
 async def test_aiohttp(autolog: str, provider: Provider):
-    """A model that talks HTTP through aiohttp is as good as one that does through httpx."""
+    """A model that uses aiohttp works like one that uses httpx."""
 
     class AiohttpModel(HttpModel):
         async def _aask(self, given: list[Any]) -> str:
@@ -196,7 +196,7 @@ async def test_aiohttp(autolog: str, provider: Provider):
 
 
 def test_embeddings_have_no_callbacks(provider: Provider):
-    """What the handler does not reach: embedding models; instrument() does."""
+    """The handler does not cover embedding models; instrument() does."""
     from agent_gateway_client import instrument
 
     model = OpenAIEmbeddings(

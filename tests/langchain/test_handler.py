@@ -1,4 +1,4 @@
-"""langchain.py: whichever way a model is called, its requests name the span of their own call."""
+"""langchain.py: however a model is called, its requests have their own call's span as parent."""
 
 import asyncio
 import threading
@@ -69,7 +69,7 @@ CALLS: dict[str, tuple[list[str], Call]] = {
 each_call = pytest.mark.parametrize("call", CALLS)
 
 each_base_call = pytest.mark.parametrize("call", ["invoke", "ainvoke", "stream", "astream", "generate", "agenerate"])
-"""The calls of a model that all others come down to."""
+"""The basic calls of a model, to which all others are reduced."""
 
 
 def chain(model: Any) -> Any:
@@ -86,7 +86,7 @@ def broken() -> Any:
 
 @each_call
 async def test_every_request_names_its_own_call(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """Each request names the span that autolog makes of its own call, or the active span where it makes none."""
+    """Each request has autolog's span of its own call, or the active span if autolog makes none."""
     wire = Wire()
     words, run = CALLS[call]
     with mlflow.start_span("agent") as span:
@@ -97,7 +97,7 @@ async def test_every_request_names_its_own_call(call: str, autolog: str, handler
 @with_autolog
 @each_base_call
 async def test_a_handler_on_the_model_is_as_good(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """The handler may be given to the model, and then to no run."""
+    """The handler may be passed to the model instead of the run."""
     wire = Wire()
     words, run = CALLS[call]
     with mlflow.start_span("agent") as span:
@@ -107,7 +107,7 @@ async def test_a_handler_on_the_model_is_as_good(call: str, autolog: str, handle
 
 @each_base_call
 async def test_without_an_outer_span(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """Where nothing is active, the requests name autolog's spans all the same; without autolog they carry nothing."""
+    """Without an active span, the requests have autolog's spans; without autolog they have no header."""
     wire = Wire()
     words, run = CALLS[call]
     await value_of(run(http_model(wire), {"callbacks": [handler]}))
@@ -119,7 +119,7 @@ async def test_without_an_outer_span(call: str, autolog: str, handler: GatewayCa
 
 @each_base_call
 async def test_runs_without_a_handler_send_nothing(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """A handler that exists, but was not given to the run, changes nothing."""
+    """A handler that is not passed to the run changes nothing."""
     wire = Wire()
     words, run = CALLS[call]
     with mlflow.start_span("agent"):
@@ -131,7 +131,7 @@ async def test_runs_without_a_handler_send_nothing(call: str, autolog: str, hand
 async def test_runs_without_a_handler_are_not_followed(
     call: str, autolog: str, handler: GatewayCallbackHandler, monkeypatch: pytest.MonkeyPatch
 ):
-    """Nothing is read or made for such a run, and nothing is active in its model's code."""
+    """For such a run nothing is read or made, and no span is active in its model's code."""
     monkeypatch.setattr("agent_gateway_client.langchain._methods.LangChainCall", pytest.fail)
     seen: list[Any] = []
     words, run = CALLS[call]
@@ -142,7 +142,7 @@ async def test_runs_without_a_handler_are_not_followed(
 
 @each_base_call
 async def test_other_hosts_get_nothing(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """A model that talks to another host sends it no trace context, whatever its run was given."""
+    """A model that calls another host sends it no trace context, whatever its run's handlers."""
     wire = Wire()
     words, run = CALLS[call]
     with mlflow.start_span("agent"):
@@ -156,7 +156,7 @@ async def test_other_hosts_get_nothing(call: str, autolog: str, handler: Gateway
 async def test_a_redirect_to_another_host_loses_the_header(
     stack: Any, call: str, autolog: str, handler: GatewayCallbackHandler
 ):
-    """The header is on the hop to the gateway and on the next one, which stays there, and off on the hop away."""
+    """The hop to the gateway and the next one, within the gateway, have the header; the hop to another host has not."""
     word = CALLS[call][0][0]
     hops = [f"{GATEWAY}/{word}", f"{GATEWAY}/again/{word}", f"{OTHER}/{word}"]
     wire = Wire(redirects({hops[0]: hops[1], hops[1]: hops[2]}))
@@ -172,7 +172,7 @@ async def test_a_redirect_to_another_host_loses_the_header(
 
 
 async def test_fifty_calls_at_once(autolog: str, handler: GatewayCallbackHandler):
-    """Of fifty calls that are all under way at the same time, each names its own span."""
+    """Of fifty concurrent calls, each has its own span."""
     all_there = asyncio.Event()
 
     async def meet() -> None:
@@ -189,7 +189,7 @@ async def test_fifty_calls_at_once(autolog: str, handler: GatewayCallbackHandler
 
 
 def test_fifty_threads_at_once(autolog: str, handler: GatewayCallbackHandler):
-    """Of fifty calls in threads that are all under way at the same time, each names its own span."""
+    """Of fifty concurrent calls in threads, each has its own span."""
     all_there = threading.Barrier(50, timeout=DEADLINE_S)
 
     def meet(request: Any) -> None:

@@ -1,4 +1,4 @@
-"""instrument() alone: LangChain's runs are followed where the program has langchain-core, and left alone where not."""
+"""instrument() alone: LangChain's runs are followed if the program has langchain-core, and ignored otherwise."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_requests_name_the_models_span(call: str, autolog: str):
-    """Without a handler too, each prompt's request names its own span; after the call the outer span is active."""
+    """Without a handler too, each prompt's request has its own span; after the call the outer span is active."""
     wire = Wire()
     with mlflow.start_span("agent") as agent, instrument(GATEWAY):
         await value_of(CALLS[call](http_model(wire)))
@@ -47,7 +47,7 @@ async def test_requests_name_the_models_span(call: str, autolog: str):
 
 
 def test_it_is_undone():
-    """Methods of LangChain are replaced while any gateway is named for the process, and are then what they were."""
+    """LangChain's methods are replaced while the process has any gateway, and then restored."""
     before = functions()
     first, second = instrument(GATEWAY), instrument("http://other.test")
     assert len(patches.handles) == 1
@@ -80,7 +80,7 @@ print(hasattr(vars(Model)["generate"], "__wrapped__"), sys.meta_path == finders)
 @pytest.mark.parametrize("model", ["BaseChatModel", "BaseLLM"])
 @pytest.mark.parametrize(("undo", "followed"), [("", True), ("handle.uninstrument()", False)])
 def test_langchain_that_is_imported_later(model: str, undo: str, followed: bool):
-    """Nothing of LangChain is imported for it; once the program imports it, its runs are followed until the undo."""
+    """It imports nothing of LangChain; once the program does, its runs are followed until the undo."""
     program = PROGRAM.format(model=model, undo=undo)
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.split() == [str(followed), "False", "True"]

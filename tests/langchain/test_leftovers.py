@@ -1,6 +1,6 @@
-"""langchain.py leaves nothing behind: however a call of a model ends, what follows names the outer span again.
+"""langchain.py leaves nothing behind: however a model call ends, later requests have the outer span again.
 
-That holds too where MLflow's tracer leaves the call's own span active.
+This also holds if MLflow's tracer leaves the call's own span active.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tests.support.langchain import (
 
 
 def fails_with(error: Any) -> Callable[[Any], Any]:
-    """Return a wire's answer to calls of a model: a status, or an exception. Other requests are answered."""
+    """Return a wire's answer to model calls: a status, or an exception. Other requests succeed."""
 
     def answer(request: Any) -> Any:
         if request.url.path.rpartition("/")[2].startswith("plain"):
@@ -45,7 +45,7 @@ def fails_with(error: Any) -> Callable[[Any], Any]:
 
 
 def assert_outer(wire: Wire, span: Any) -> None:
-    """Assert that nothing but the outer span is active, and that a plain request names it."""
+    """Assert that only the outer span is active, and that a plain request has it as parent."""
     assert model_call.get() is None
     assert plain_parent(wire) == named_by(span)
 
@@ -58,12 +58,12 @@ SYNC: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 ERROR, TIME_OUT, CTRL_C = (500, STACK.HTTPStatusError), (STACK.ReadTimeout,) * 2, (KeyboardInterrupt,) * 2
-"""What the wire does, and what the call raises then."""
+"""What the wire does, and what the call then raises."""
 
 
 @pytest.mark.parametrize("call", SYNC)
 def test_after_an_error(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """After an error, a time-out and an interruption, the outer span is named."""
+    """After an error, a timeout and an interruption, the outer span is the parent."""
     for given, raised in (ERROR, TIME_OUT, CTRL_C):
         wire = Wire(fails_with(given))
         with mlflow.start_span("agent") as span:
@@ -79,7 +79,7 @@ async def read(parts: Any) -> None:
 
 async def read_v3(model: Any, config: Any) -> None:
     with warnings.catch_warnings():
-        # LangChain says that it is beta.
+        # LangChain warns that it is beta.
         warnings.simplefilter("ignore")
         stream = await model.astream_events("a", config, version="v3")
     await stream
@@ -99,7 +99,7 @@ each_async_call = pytest.mark.parametrize("call", ASYNC)
 
 
 async def cancelled_and_after(call: Awaitable[Any], after: Callable[[], Any], ready: Awaitable[Any]) -> Any:
-    """Make a call in a task, cancel the task when it is ready, and return what the same task does after that."""
+    """Make a call in a task, cancel the task when it is ready, and return the parent of the task's later request."""
 
     async def agent() -> Any:
         with pytest.raises(asyncio.CancelledError):
@@ -107,7 +107,7 @@ async def cancelled_and_after(call: Awaitable[Any], after: Callable[[], Any], re
         return after()
 
     task = asyncio.create_task(agent())
-    # A task that is cancelled before it begins does not begin at all.
+    # A task that is cancelled before it starts never runs.
     await asyncio.sleep(0)
     await ready
     task.cancel()
@@ -116,7 +116,7 @@ async def cancelled_and_after(call: Awaitable[Any], after: Callable[[], Any], re
 
 @each_async_call
 async def test_after_an_error_in_async_code(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """The same in the task that made the call; an interruption would end the event loop."""
+    """Like above, in the task that made the call; an interruption would end the event loop."""
     for given, raised in (ERROR, TIME_OUT):
         wire = Wire(fails_with(given))
         with mlflow.start_span("agent") as span:
@@ -127,7 +127,7 @@ async def test_after_an_error_in_async_code(call: str, autolog: str, handler: Ga
 
 @each_async_call
 async def test_after_a_cancellation(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """A task that is cancelled while the gateway is thinking, and goes on, names the outer span."""
+    """A task that is cancelled while it waits for the gateway, and continues, has the outer span as parent."""
     sent, never = asyncio.Event(), asyncio.Event()
 
     async def hang() -> None:
@@ -143,7 +143,7 @@ async def test_after_a_cancellation(call: str, autolog: str, handler: GatewayCal
 
 @each_async_call
 async def test_after_a_cancellation_at_any_moment(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """The same for a task that is cancelled before its request is sent, in whichever step of the event loop."""
+    """Like above, for a task that is cancelled before its request is sent, in any step of the event loop."""
 
     async def take(steps: int) -> None:
         for _ in range(steps):

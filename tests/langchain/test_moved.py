@@ -1,4 +1,4 @@
-"""The callback handler with a LangChain that has moved a name: runs go on, and one warning has the version."""
+"""The callback handler with a LangChain that has moved a name: runs work, and one warning has the version."""
 
 import sys
 from importlib import metadata
@@ -27,8 +27,8 @@ VERSION = f"langchain-core {metadata.version('langchain-core')}"
 @pytest.mark.usefixtures("guards_hold", "isolated")
 @pytest.mark.parametrize("path", list(patches._replacements))
 async def test_a_method_that_has_moved(path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """Sync and async runs are answered, with the parent or without; a warning has the path and the version."""
-    # Names of classes and functions that LangChain has not.
+    """Sync and async runs are answered, with or without the parent; a warning has the path and the version."""
+    # Names of classes and functions that LangChain lacks.
     moved = f"{path.rstrip('?')}_moved{'?' * path.endswith('?')}"
     replacements = {moved if key == path else key: replace for key, replace in patches._replacements.items()}
     monkeypatch.setattr(patches, "_replacements", replacements)

@@ -1,4 +1,4 @@
-"""langchain.py: what is replaced, that it is put back exactly, and what is left where LangChain or MLflow changes."""
+"""langchain.py: patches, their exact removal, and what remains if LangChain or MLflow changes."""
 
 import gc
 import subprocess
@@ -47,18 +47,18 @@ HTTP_OWNERS = [getattr(stack, kind) for stack in STACKS for kind in ("Client", "
 
 
 def functions() -> dict[tuple[type, str], Any]:
-    """Return everything that the classes hold which anything is replaced in."""
+    """Return everything in the classes that are patched."""
     return {(owner, name): value for owner in [*OWNERS, *HTTP_OWNERS] for name, value in vars(owner).items()}
 
 
 def changed(before: dict[Any, Any]) -> set[tuple[type, str]]:
-    """Return what is not the same object as it was."""
+    """Return the attributes that are no longer the same objects."""
     now = functions()
     return {key for key in {*before, *now} if before.get(key) is not now.get(key)}
 
 
 def test_the_last_one_that_is_closed_puts_everything_back():
-    """While a handler is open methods are replaced; after the last one each is the very object that it was."""
+    """While a handler is open methods are replaced; closing the last one restores the very same objects."""
     before = functions()
     first, second = GatewayCallbackHandler(GATEWAY), GatewayCallbackHandler(GATEWAY)
     replaced = changed(before)
@@ -71,7 +71,7 @@ def test_the_last_one_that_is_closed_puts_everything_back():
 
 
 def test_what_tells_prompts_apart_is_replaced_when_it_is_needed():
-    """Runs of one prompt do without; from the first run of several on it is replaced, until the last handler closes."""
+    """Runs with one prompt do not need it; the first run with several installs it until the last handler closes."""
     before = functions()
     wire = Wire()
     with GatewayCallbackHandler(GATEWAY) as handler:
@@ -85,7 +85,7 @@ def test_what_tells_prompts_apart_is_replaced_when_it_is_needed():
 
 
 def test_as_a_context_manager():
-    """At the end of ``with`` everything is what it was."""
+    """At the end of ``with`` everything is restored."""
     before = functions()
     with GatewayCallbackHandler(GATEWAY):
         assert changed(before)
@@ -93,7 +93,7 @@ def test_as_a_context_manager():
 
 
 def test_a_handler_that_nobody_uses_any_more_is_undone():
-    """Once nothing refers to a handler, nothing is replaced for it; one that is still in use is not affected."""
+    """Once a handler is unreferenced, its patches are removed; a handler in use is not affected."""
     before = functions()
     with GatewayCallbackHandler(GATEWAY):
         GatewayCallbackHandler(GATEWAY)
@@ -108,7 +108,7 @@ def test_a_handler_that_nobody_uses_any_more_is_undone():
 
 
 def test_in_threads():
-    """Handlers that many threads open and close at once leave everything as it was."""
+    """Handlers that many threads open and close concurrently restore everything."""
     before = functions()
     wire = Wire()
     start = threading.Barrier(8)
@@ -129,7 +129,7 @@ def test_in_threads():
 
 
 def test_a_closed_handler_sends_nothing():
-    """A handler that is closed is nothing, beside one that is open."""
+    """A closed handler has no effect, also next to an open one."""
     wire = Wire()
     closed = GatewayCallbackHandler(GATEWAY)
     with GatewayCallbackHandler(GATEWAY) as handler, mlflow.start_span("agent") as span:
@@ -151,7 +151,7 @@ def test_several_handlers_with_gateways_of_their_own():
 
 
 def test_beside_instrument(autolog: str, handler: GatewayCallbackHandler):
-    """With instrument() too there is one header, which still names the call; each of the two goes without the other."""
+    """With instrument() too there is one header, still with the call's span; each can be closed without the other."""
     wire = Wire()
     with mlflow.start_span("agent") as span:
         with instrument(GATEWAY):
@@ -165,7 +165,7 @@ def test_beside_instrument(autolog: str, handler: GatewayCallbackHandler):
 
 
 def test_the_environment_names_gateways(monkeypatch: pytest.MonkeyPatch):
-    """Without arguments a handler's gateways are those of AGENT_GATEWAY_URLS, as they were when it was made."""
+    """Without arguments a handler's gateways are those of AGENT_GATEWAY_URLS at its creation."""
     monkeypatch.setenv("AGENT_GATEWAY_URLS", f"http://one.test, {GATEWAY}")
     wire = Wire()
     with GatewayCallbackHandler() as handler, mlflow.start_span("agent") as span:
@@ -176,7 +176,7 @@ def test_the_environment_names_gateways(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("gateways", [(), ("gw.test",), ("ftp://gw.test",)])
 def test_what_cannot_be_a_gateway_is_an_error_at_once(gateways: tuple[Any, ...]):
-    """A handler without gateways, or with what is no URL, is not made, and nothing is replaced."""
+    """Creating a handler without gateways, or with an invalid URL, raises an error, and nothing is replaced."""
     before = functions()
     with pytest.raises(ConfigurationError, match="http://"):
         GatewayCallbackHandler(*gateways)
@@ -184,7 +184,7 @@ def test_what_cannot_be_a_gateway_is_an_error_at_once(gateways: tuple[Any, ...])
 
 
 def test_without_langchain():
-    """Asking for the handler where LangChain is not installed says what to install; nothing else needs it."""
+    """Without LangChain, asking for the handler raises an error that says what to install; other features work."""
     program = (
         "import sys; sys.modules['langchain_core'] = None\n"
         "import agent_gateway_client\n"
@@ -201,7 +201,7 @@ def test_without_langchain():
 def test_a_langchain_without_its_private_methods(
     autolog: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Where LangChain's private methods are gone, the parent is coarser; a warning says so."""
+    """Without LangChain's private methods the parent is less specific; a warning says so."""
     for held in (patches, prompts):
         moved = {
             path if "?" in path else path.replace("._", ".moved_"): replace
@@ -242,7 +242,7 @@ async def test_another_mlflow(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    """Where MLflow does not tell the span of a run, the active one is named, and one warning for each loss says so."""
+    """If MLflow does not provide a run's span, the active one is the parent, and one warning per loss says so."""
     modules = {**sys.modules, **ANOTHER_MLFLOW[difference]}
     monkeypatch.setattr(_langchain_mlflow, "sys", SimpleNamespace(modules=modules))
     wire = Wire()
@@ -250,7 +250,7 @@ async def test_another_mlflow(
         for word in ("a", "b"):
             await http_model(wire).ainvoke(word, {"callbacks": [handler]})
     spans = model_spans()
-    # Inline, MLflow makes the span active for the model's code too.
+    # Inline, MLflow also makes the span active for the model's code.
     knows = autolog == "inline" or (autolog == "on" and difference == "no context")
     assert parents(wire) == {word: [spans[word] if knows else named_by(span)] for word in ("a", "b")}
     warnings = warnings_in(caplog)
@@ -260,7 +260,7 @@ async def test_another_mlflow(
 
 @pytest.mark.usefixtures("guards_hold")
 def test_a_span_that_raises(caplog: pytest.LogCaptureFixture, handler: GatewayCallbackHandler):
-    """Where the active span cannot be asked who it is, calls go on, and it is said once."""
+    """If reading the active span raises, calls work, and one warning says so."""
     wire = Wire()
     with trace.use_span(BrokenSpan(), record_exception=False, set_status_on_exception=False):
         for word in ("a", "b"):

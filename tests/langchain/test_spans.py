@@ -1,4 +1,4 @@
-"""langchain.py: which span is named where there are several, or none that counts."""
+"""langchain.py: the parent if there are several spans, or none that counts."""
 
 import logging
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ each_call = pytest.mark.parametrize("call", CALLS)
 
 @each_call
 async def test_a_span_that_the_user_opens_inside_wins(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """The innermost span is the user's own, where a model's code opens one around its request."""
+    """If a model's code opens its own span around its request, that innermost span is the parent."""
     wire = Wire()
     seen: list[str] = []
 
@@ -70,7 +70,7 @@ async def test_a_span_that_the_user_opens_inside_wins(call: str, autolog: str, h
 @with_autolog
 @each_call
 async def test_other_clients_in_the_models_code(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """What else the model's code sends names the call too: wrapped clients, and trace_headers()."""
+    """Other requests of the model's code have the call as parent too: wrapped clients, and trace_headers()."""
     wire = Wire()
     headers: list[dict[str, str]] = []
 
@@ -89,7 +89,7 @@ async def test_other_clients_in_the_models_code(call: str, autolog: str, handler
 
 
 async def test_a_span_around_the_call_does_not_win(autolog: str, handler: GatewayCallbackHandler):
-    """Autolog's span of the call is inside a span that is opened around the call, in a tool for one."""
+    """Autolog's span of the call is inside a span that is opened around the call, for example in a tool."""
     wire = Wire()
     model = http_model(wire)
     outer = []
@@ -107,7 +107,7 @@ async def test_a_span_around_the_call_does_not_win(autolog: str, handler: Gatewa
 
 
 async def test_a_model_inside_a_model(autolog: str, handler: GatewayCallbackHandler):
-    """A model that asks another one, before and after its own request, names the right call each time."""
+    """A model that calls another one, before and after its own request, uses the right call each time."""
     wire = Wire()
     inner = http_model(wire)
 
@@ -123,12 +123,12 @@ async def test_a_model_inside_a_model(autolog: str, handler: GatewayCallbackHand
         Outer(client=inner.client).invoke("a", {"callbacks": [handler]})
     spans = model_spans()
     expected = {word: [named_by(span) if autolog == "off" else spans[word]] for word in ("before", "a", "after")}
-    # No handler was given to the run of this one.
+    # This one's run has no handler.
     assert parents(wire) == {**expected, "alone": []}
 
 
 async def test_a_header_that_is_there_stays(autolog: str, handler: GatewayCallbackHandler):
-    """A traceparent that the model or its user sets is the one that is sent."""
+    """A traceparent that the model or its user sets is sent unchanged."""
     wire = Wire()
     model = http_model(wire)
     model.client.headers["Traceparent"] = TRACEPARENT
@@ -138,7 +138,7 @@ async def test_a_header_that_is_there_stays(autolog: str, handler: GatewayCallba
 
 
 def test_opentelemetry_where_mlflow_has_no_span(autolog: str, handler: GatewayCallbackHandler):
-    """OpenTelemetry's span is named where MLflow has none; its tracestate is relayed."""
+    """If MLflow has no span, OpenTelemetry's is the parent; its tracestate is sent along."""
     wire = Wire()
     with otel_span() as span:
         http_model(wire).invoke("a", {"callbacks": [handler]})
@@ -155,7 +155,7 @@ def test_opentelemetry_where_mlflow_has_no_span(autolog: str, handler: GatewayCa
 async def test_an_unsampled_call_is_sent_as_unsampled(
     call: str, autolog: str, handler: GatewayCallbackHandler, monkeypatch: pytest.MonkeyPatch
 ):
-    """Where MLflow samples a trace out, the request says so: the sampled flag is not set, and no mirror is made."""
+    """If MLflow does not sample a trace, the sampled flag of the request is not set, and no mirror is made."""
     monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0")
     restart_mlflow()
     wire = Wire()
@@ -170,7 +170,7 @@ async def test_an_unsampled_call_is_sent_as_unsampled(
 @with_autolog
 @each_call
 async def test_tracing_that_is_switched_off(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """Where MLflow's tracing is disabled, calls work and carry nothing."""
+    """If MLflow's tracing is disabled, calls work without headers."""
     mlflow.tracing.disable()
     try:
         wire = Wire()
@@ -184,9 +184,9 @@ async def test_tracing_that_is_switched_off(call: str, autolog: str, handler: Ga
 async def test_no_span_is_made_twice(
     call: str, autolog: str, handler: GatewayCallbackHandler, caplog: pytest.LogCaptureFixture
 ):
-    """The handler adds no span to the trace: the spans are those there are without it.
+    """The handler adds no span to the trace: the spans are the same as without it.
 
-    All that is logged is what was decided about each request, which is made with the handler and without it.
+    Only the log lines about each request's decision are compared, with the handler and without it.
     """
 
     async def spans(config: Any) -> list[tuple[str, str | None]]:

@@ -1,4 +1,4 @@
-"""langchain.py and streams: a call is the current one while the model's code runs, not while its reader's does."""
+"""langchain.py and streams: a call is current while the model's code runs, not while its reader's does."""
 
 import asyncio
 import gc
@@ -34,7 +34,7 @@ needs_v3 = pytest.mark.skipif(
 
 
 def assert_outer(wire: Wire, span: Any) -> None:
-    """Assert that a request of the reader's names the outer span, and that MLflow has that one active too."""
+    """Assert that the reader's requests have the outer span, and that it is active in MLflow too."""
     assert model_call.get() is None
     assert plain_parent(wire) == named_by(span)
     assert mlflow.get_current_active_span() is span
@@ -42,7 +42,7 @@ def assert_outer(wire: Wire, span: Any) -> None:
 
 @pytest.mark.parametrize("end", ["close", "forget", "read on"])
 def test_an_abandoned_stream(end: str, autolog: str, handler: GatewayCallbackHandler):
-    """While a stream waits for its reader, and after the reader has left it, no request of the reader's names it."""
+    """While a stream waits for its reader, and after it is abandoned, the reader's requests do not have its span."""
     wire = Wire()
     with mlflow.start_span("agent") as span:
         stream = http_model(wire).stream("abc", {"callbacks": [handler]})
@@ -60,7 +60,7 @@ def test_an_abandoned_stream(end: str, autolog: str, handler: GatewayCallbackHan
 
 @pytest.mark.parametrize("end", ["close", "forget", "read on"])
 async def test_an_abandoned_async_stream(end: str, autolog: str, handler: GatewayCallbackHandler):
-    """The same for a stream that is read with ``async for``."""
+    """Like above, for a stream read with ``async for``."""
     wire = Wire()
     with mlflow.start_span("agent") as span:
         stream = http_model(wire).astream("abc", {"callbacks": [handler]})
@@ -73,14 +73,14 @@ async def test_an_abandoned_async_stream(end: str, autolog: str, handler: Gatewa
         del stream
         if end == "forget":
             gc.collect()
-        # The event loop closes a stream that was forgotten.
+        # The event loop closes an abandoned stream.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert_outer(wire, span)
 
 
 def test_a_call_while_a_stream_is_read(autolog: str, handler: GatewayCallbackHandler):
-    """Two calls of one model that are under way at once each name their own span."""
+    """Two concurrent calls of one model each have their own span."""
     wire = Wire()
     model = http_model(wire)
     with mlflow.start_span("agent") as span:
@@ -91,7 +91,7 @@ def test_a_call_while_a_stream_is_read(autolog: str, handler: GatewayCallbackHan
 
 
 async def test_async_streams_read_in_turns(autolog: str, handler: GatewayCallbackHandler):
-    """Two streams that are read in turns, in one task, each name their own span."""
+    """Two streams that one task reads in turn each have their own span."""
     wire = Wire()
     model = http_model(wire)
     with mlflow.start_span("agent") as span:
@@ -115,7 +115,7 @@ class Stop(Exception):
 
 
 def test_an_exception_thrown_into_a_stream(autolog: str, handler: GatewayCallbackHandler):
-    """What a reader throws into a stream reaches the model, as it does without a handler."""
+    """An exception that a reader throws into a stream reaches the model, as without a handler."""
     wire = Wire()
     with mlflow.start_span("agent") as span:
         stream: Any = http_model(wire).stream("abc", {"callbacks": [handler]})
@@ -126,7 +126,7 @@ def test_an_exception_thrown_into_a_stream(autolog: str, handler: GatewayCallbac
 
 
 async def test_an_exception_thrown_into_an_async_stream(autolog: str, handler: GatewayCallbackHandler):
-    """The same for a stream that is read with ``async for``."""
+    """Like above, for a stream read with ``async for``."""
     wire = Wire()
     with mlflow.start_span("agent") as span:
         stream: Any = http_model(wire).astream("abc", {"callbacks": [handler]})
@@ -137,7 +137,7 @@ async def test_an_exception_thrown_into_an_async_stream(autolog: str, handler: G
 
 
 async def test_a_stream_cancelled_before_its_turn(autolog: str, handler: GatewayCallbackHandler):
-    """A stream that is cancelled while it waits for a rate limiter, which no handler is told of, leaves nothing."""
+    """A stream cancelled while it waits for a rate limiter, which no handler is notified of, leaves nothing."""
     wire = Wire()
     model = http_model(wire, rate_limiter=InMemoryRateLimiter(requests_per_second=1e-6, check_every_n_seconds=1e-3))
     waiting = asyncio.Event()
@@ -159,11 +159,11 @@ async def test_a_stream_cancelled_before_its_turn(autolog: str, handler: Gateway
 
 @needs_v3
 def test_a_v3_stream(autolog: str, handler: GatewayCallbackHandler):
-    """While a stream of version 3 waits for its reader, no request of the reader's names it."""
+    """While a version 3 stream waits for its reader, the reader's requests do not have its span."""
     wire = Wire()
     with mlflow.start_span("agent") as span:
         with warnings.catch_warnings():
-            # LangChain says that it is beta.
+            # LangChain warns that it is beta.
             warnings.simplefilter("ignore")
             stream = http_model(wire).stream_events("abc", {"callbacks": [handler]}, version="v3")
         next(iter(stream.text))
@@ -175,7 +175,7 @@ def test_a_v3_stream(autolog: str, handler: GatewayCallbackHandler):
 
 
 async def test_what_the_model_starts_and_does_not_wait_for(autolog: str, handler: GatewayCallbackHandler):
-    """A task that a model's code starts, and that goes on after the call, does not name the call that is over."""
+    """A task that a model's code starts and that outlives the call does not have the ended call's span as parent."""
     wire = Wire()
     over = asyncio.Event()
     tasks = []
@@ -194,5 +194,5 @@ async def test_what_the_model_starts_and_does_not_wait_for(autolog: str, handler
     with mlflow.start_span("agent") as span:
         await model.ainvoke("a", {"callbacks": [handler]})
         over.set()
-        # Inline, MLflow has the call's span active where the task is started.
+        # Inline, the call's span is active in MLflow where the task is started.
         assert await tasks[0] == (model_spans()["a"] if autolog == "inline" else named_by(span))

@@ -1,4 +1,4 @@
-"""langchain.py and text models (``BaseLLM``), which are given several prompts at once."""
+"""langchain.py and text models (``BaseLLM``), which get several prompts at once."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -70,7 +70,7 @@ def text_model(wire: Wire) -> TextModel:
 
 @each_call
 async def test_the_first_prompts_span_is_named(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """The one request for several prompts names the first one's span, which LangChain gives all the tokens to."""
+    """The only request for several prompts has the first one's span, to which LangChain assigns all tokens."""
     wire = Wire()
     words, run = CALLS[call]
     with mlflow.start_span("agent") as span:
@@ -84,7 +84,7 @@ async def test_the_first_prompts_span_is_named(call: str, autolog: str, handler:
 @with_autolog
 @each_call
 async def test_without_a_handler_nothing_is_sent(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """A handler that was not given to the run changes nothing."""
+    """A handler that is not passed to the run changes nothing."""
     wire = Wire()
     with mlflow.start_span("agent"):
         await value_of(CALLS[call][1](text_model(wire), {}))
@@ -93,7 +93,7 @@ async def test_without_a_handler_nothing_is_sent(call: str, autolog: str, handle
 
 @each_call
 async def test_after_an_error(call: str, autolog: str, handler: GatewayCallbackHandler):
-    """After an error the outer span is named."""
+    """After an error the outer span is the parent."""
     wire = Wire(lambda request: None if "plain" in request.url.path else 500)
     with mlflow.start_span("agent") as span:
         with pytest.raises(STACK.HTTPStatusError):

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument_litellm(): a call that nobody finishes ends all the same, and is nobody's parent."""
+"""instrument_litellm(): an abandoned call still ends, and is not the parent of later requests."""
 
 import asyncio
 import gc
@@ -47,7 +47,7 @@ pytestmark = in_one_loop
 
 
 async def give_up(provider: Provider, model: str = MINI, **more: Any) -> None:
-    """Begin a call of a model that always fails, and cancel it while LiteLLM waits to try again."""
+    """Start a call to a model that always fails, and cancel it while LiteLLM waits to retry."""
     arguments = {"messages": MESSAGES, "max_retries": 9, **arguments_for(provider, model + "-fail-503"), **more}
     before = len(provider.requests)
     me = asyncio.current_task()
@@ -64,13 +64,13 @@ async def give_up(provider: Provider, model: str = MINI, **more: Any) -> None:
     except asyncio.CancelledError:
         getattr(me, "uncancel", int)()
     except litellm.ServiceUnavailableError:
-        pass  # Some versions of LiteLLM do not try again themselves.
+        pass  # Some versions of LiteLLM do not retry themselves.
     finally:
         canceller.cancel()
 
 
 async def test_calls_after_one_that_was_given_up(provider: Provider, autolog: None):
-    """A call that is cancelled between two attempts ends, with the status ERROR; the next calls are other traces."""
+    """A call that is cancelled between two attempts ends with the status ERROR; the next calls are other traces."""
     await give_up(provider)
     assert model_call.get() is None or trace_headers(provider.url) == {}
     given_up = len(provider.requests)
@@ -84,7 +84,7 @@ async def test_calls_after_one_that_was_given_up(provider: Provider, autolog: No
 
 
 async def test_requests_of_others_after_a_call_that_was_given_up(provider: Provider, autolog: None):
-    """A request of another client carries the active span, and the span of the call has ended before the caller's."""
+    """Another client's request has the active span, and the abandoned call's span has ended before the caller's."""
     client = wrap_httpx(httpx.Client(base_url=provider.url, trust_env=False))
     with mlflow.start_span("agent") as agent:
         await give_up(provider)
@@ -96,14 +96,14 @@ async def test_requests_of_others_after_a_call_that_was_given_up(provider: Provi
 
 
 async def test_a_call_that_nothing_follows(provider: Provider, autolog: None):
-    """Where no other request follows, the span of a call that was given up ends when LiteLLM's object is gone."""
+    """If no other request follows, the span of an abandoned call ends when LiteLLM's object is collected."""
     await give_up(provider)
     (own,) = await asyncio.to_thread(wait_for, "the end of the span", ended)
     assert own.status.status_code.name == "ERROR"
 
 
 async def test_thousands_of_calls_that_were_given_up(provider: Provider, autolog: None):
-    """Calls that were given up do not add up: what follows carries its header as ever."""
+    """Abandoned calls do not accumulate: later requests have their header as usual."""
     kept = []
     with mlflow.start_span("agent") as agent:
         for number in range(2000):
@@ -118,7 +118,7 @@ async def test_thousands_of_calls_that_were_given_up(provider: Provider, autolog
 @each_way
 @pytest.mark.parametrize("name", ["completion, streamed", "responses, streamed"])
 async def test_the_reader_of_a_stream_from_elsewhere(name: str, is_async: bool, provider: Provider, autolog: None):
-    """What the reader of a stream sends carries the active span, wherever the stream comes from."""
+    """Requests of a stream's reader have the active span, wherever the stream comes from."""
     other = provider.url.replace("127.0.0.1", "localhost")
     with mlflow.start_span("agent") as agent:
         stream = await open_stream(name, is_async, provider, api_base=other + "/v1")
@@ -147,7 +147,7 @@ async def parts_of(stream: Any) -> AsyncIterator[Any]:
 
 
 class Cancelled:
-    """A source of a stream's parts that is cancelled while it waits for one."""
+    """A source of stream parts that is cancelled while it waits for one."""
 
     def __aiter__(self) -> "Cancelled":
         return self
@@ -161,7 +161,7 @@ class Cancelled:
     [("completion, streamed", "completion_stream"), ("responses, streamed", "stream_iterator")],
 )
 async def test_a_stream_whose_reader_is_cancelled(name: str, source: str, provider: Provider, autolog: None):
-    """A stream that is cancelled in its middle has the status ERROR, of either API."""
+    """A stream that is cancelled midway has the status ERROR, in either API."""
     stream = await open_stream(name, True, provider)
     await anext(stream)
     assert hasattr(stream, source)
@@ -174,7 +174,7 @@ async def test_a_stream_whose_reader_is_cancelled(name: str, source: str, provid
 
 @pytest.mark.parametrize("name", ["completion", "completion, streamed"])
 async def test_undone_while_a_call_is_under_way(name: str, provider: Provider, autolog: None):
-    """A call that has begun is followed to its end: one span, which is the one that its request carries."""
+    """A call that has begun is followed to its end: it has one span, which is in its request."""
     handle = instrument_litellm(provider.url)
     model = MINI + ("-slow-300" if name == "completion" else "-long")
     call = asyncio.create_task(make_call(name, provider, is_async=True, model=model))
@@ -192,7 +192,7 @@ async def test_undone_while_a_call_is_under_way(name: str, provider: Provider, a
 async def test_undone_before_a_call_is_logged(
     name: str, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch
 ):
-    """A call that has ended and that LiteLLM logs later is not logged once more by autolog itself."""
+    """A call that has ended and that LiteLLM logs later is not logged again by autolog itself."""
     to_log: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
     monkeypatch.setattr(
         GLOBAL_LOGGING_WORKER,
@@ -209,14 +209,14 @@ async def test_undone_before_a_call_is_logged(
 
 
 async def test_undone_calls_are_let_go(provider: Provider, autolog: None):
-    """What is replaced for calls that may still be logged is put back when LiteLLM has no such call any more."""
+    """Patches for calls that may still be logged are removed once LiteLLM has no such call."""
     with instrument_litellm(provider.url):
         await make_call("completion", provider, is_async=True)
     undo_instrumentations()
     await GLOBAL_LOGGING_WORKER.flush()
 
     def is_put_back() -> bool:
-        # LiteLLM before 1.106 keeps what its latest call was made with, to look at after an error.
+        # LiteLLM before 1.106 keeps the arguments of its latest call for error reports.
         getattr(litellm, "error_logs", {}).clear()
         gc.collect()
         return not _instrument._patches.handles and not hasattr(Logging.success_handler, "__wrapped__")
@@ -225,7 +225,7 @@ async def test_undone_calls_are_let_go(provider: Provider, autolog: None):
 
 
 class OwnLogger(MlflowLogger):
-    """A user's logger that builds on LiteLLM's."""
+    """A user's logger that derives from LiteLLM's."""
 
     def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         logged.append(response_obj)
@@ -235,7 +235,7 @@ logged: list[Any] = []
 
 
 async def test_a_logger_of_the_users(provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch):
-    """A user's own subclass of LiteLLM's MLflow logger is called, beside autolog's."""
+    """A user's own subclass of LiteLLM's MLflow logger is called in addition to autolog's."""
     monkeypatch.setattr(litellm, "success_callback", [*litellm.success_callback, OwnLogger()])
     logged.clear()
     await make_call("completion", provider, is_async=False)
@@ -247,7 +247,7 @@ async def test_a_logger_of_the_users(provider: Provider, autolog: None, monkeypa
 async def test_a_call_of_what_is_no_gateway_costs_no_client(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch
 ):
-    """Nothing of MLflow's is made for a call that needs no span of ours."""
+    """No MLflow client is created for a call that needs no span of ours."""
     await make_call("completion", provider, is_async=is_async, api_base=other_host(provider))
     made: list[Any] = []
     monkeypatch.setattr("agent_gateway_client.litellm._logger.LiveLogger.__init__", lambda *args: made.append(args))
@@ -260,7 +260,7 @@ def other_host(provider: Provider) -> str:
 
 
 async def test_a_call_of_claude_that_was_given_up(provider: Provider, autolog: None):
-    """A call through LiteLLM's own HTTP client that is cancelled in its back-off ends like one of OpenAI's."""
+    """A call through LiteLLM's own HTTP client that is cancelled in its back-off ends like one to OpenAI."""
     await give_up(provider, model=CLAUDE, num_retries=9)
     with mlflow.start_span("agent") as agent:
         assert trace_headers(provider.url) == {"traceparent": named_by(agent)}

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument_litellm(): however a call ends, its span ends with it, and the next request names the right one."""
+"""instrument_litellm(): however a call ends, its span ends with it, and the next request has the right parent."""
 
 import asyncio
 import gc
@@ -53,7 +53,7 @@ def assert_nothing_is_left(provider: Provider) -> None:
 
 @each_way
 async def test_a_call_that_fails(is_async: bool, provider: Provider, autolog: None):
-    """The request of a call that fails names autolog's span, which has the status ERROR."""
+    """A failing call's request has autolog's span, which gets the status ERROR."""
     with mlflow.start_span("agent") as agent, pytest.raises(litellm.InternalServerError):
         await make_call("completion", provider, is_async=is_async, model=MINI + "-fail-500")
     (own,) = ended()
@@ -64,7 +64,7 @@ async def test_a_call_that_fails(is_async: bool, provider: Provider, autolog: No
 
 @each_way
 async def test_a_call_that_takes_too_long(is_async: bool, provider: Provider, autolog: None):
-    """A call that is given up has the status ERROR."""
+    """A call that times out has the status ERROR."""
     with mlflow.start_span("agent"):
         with pytest.raises(litellm.Timeout):
             await make_call("completion", provider, is_async=is_async, model=MINI + "-slow-60000", timeout=0.3)
@@ -90,7 +90,7 @@ async def test_a_call_that_is_cancelled(provider: Provider, autolog: None):
 
 @each_way
 async def test_a_stream_that_breaks(is_async: bool, provider: Provider, autolog: None):
-    """A stream that is cut off ends its span, with the status ERROR, before the caller's own ends."""
+    """A stream that breaks off ends its span, with the status ERROR, before the caller's own ends."""
     failure = None
     with mlflow.start_span("agent"):
         try:
@@ -99,7 +99,7 @@ async def test_a_stream_that_breaks(is_async: bool, provider: Provider, autolog:
             failure = error
         (own,) = ended()
     assert sent(provider) == [[named_by_otel(own)]]
-    # Some versions of LiteLLM take the end of the connection for the end of the stream.
+    # Some versions of LiteLLM treat the end of the connection as the end of the stream.
     assert own.status.status_code.name == ("ERROR" if failure else "OK")
     assert failure or is_async
 
@@ -109,7 +109,7 @@ async def test_a_stream_that_breaks(is_async: bool, provider: Provider, autolog:
 async def test_a_stream_that_nobody_reads_to_its_end(
     is_async: bool, parts: int, provider: Provider, autolog: None, no_garbage_collection: None
 ):
-    """A stream that is dropped ends its span with it: MLflow keeps a trace back as long as one of its spans is open."""
+    """Dropping a stream ends its span: MLflow keeps a trace back while one of its spans is open."""
     with mlflow.start_span("agent"):
         arguments: dict[str, Any] = {**arguments_for(provider, MINI + "-long"), "messages": MESSAGES, **STREAM}
         if is_async:
@@ -122,14 +122,14 @@ async def test_a_stream_that_nobody_reads_to_its_end(
                 next(stream)
         assert ended() == []
         del stream
-        # Of a sync stream LiteLLM's thread has a part for a moment longer.
+        # LiteLLM's thread keeps a part of a sync stream for a moment longer.
         (own,) = await asyncio.to_thread(wait_for, "the end of the span", ended)
     assert_nothing_is_left(provider)
     assert sent(provider) == [[named_by_otel(own)]]
 
 
 async def test_a_stream_that_nobody_begins_to_read(provider: Provider, autolog: None, no_garbage_collection: None):
-    """LiteLLM asks for a sync text completion when its first part is read; a stream that is not is no call."""
+    """LiteLLM sends a sync text completion when its first part is read; without that there is no call."""
     arguments = arguments_for(provider, "text-completion-openai/gpt-4o-mini")
     with mlflow.start_span("agent") as agent:
         stream = litellm.text_completion(prompt="one two", stream=True, **arguments)
@@ -140,7 +140,7 @@ async def test_a_stream_that_nobody_begins_to_read(provider: Provider, autolog: 
 
 
 async def test_what_the_reader_of_a_stream_sends_is_its_own(provider: Provider, autolog: None):
-    """Between the parts of a stream the active span is named again: the reader's requests are no part of the call."""
+    """Between the parts of a stream the active span is the parent: the reader's requests are not part of the call."""
     client = wrap_httpx(httpx.Client(base_url=provider.url, trust_env=False))
     with mlflow.start_span("agent") as agent:
         stream = litellm.completion(messages=MESSAGES, stream=True, **arguments_for(provider))
@@ -165,6 +165,6 @@ async def test_an_answer_out_of_the_cache(
             await make_call("completion", provider, is_async=is_async)
             assert_nothing_is_left(provider)
         await asyncio.to_thread(wait_for, "the answer to be kept", lambda: litellm.cache.cache.cache_dict)
-    # LiteLLM logs such an answer when it comes to it.
+    # LiteLLM logs such an answer later.
     first, _ = await asyncio.to_thread(wait_for, "both spans", lambda: len(ended()) == 2 and ended())
     assert sent(provider) == [[named_by_otel(first)]]

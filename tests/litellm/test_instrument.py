@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument_litellm(): every kind of call names its own span, and tokens are in the trace once."""
+"""instrument_litellm(): every kind of call sends its own span, and tokens are in the trace once."""
 
 import asyncio
 from collections.abc import Callable
@@ -47,7 +47,7 @@ completion, acompletion = litellm.completion, litellm.acompletion
 
 @each_call
 async def test_without_autolog_a_call_names_the_active_span(name: str, is_async: bool, provider: Provider):
-    """Every kind of call carries one header that names the active span, and no span is made for it."""
+    """Every kind of call has one header with the active span, and no span is made for it."""
     with mlflow.start_span("agent") as agent:
         await make_call(name, provider, is_async=is_async)
     assert sent(provider) == [[named_by(agent)]]
@@ -57,10 +57,10 @@ async def test_without_autolog_a_call_names_the_active_span(name: str, is_async:
 
 @each_call
 async def test_with_autolog_a_call_names_its_own_span(name: str, is_async: bool, provider: Provider, autolog: None):
-    """Autolog's one span of a call is below the active one, is named by the request, and has the provider's tokens."""
+    """Autolog's only span of a call is below the active one, is in the request, and has the provider's tokens."""
     with mlflow.start_span("agent") as agent:
         await make_call(name, provider, is_async=is_async)
-        # Logging that comes late must not make a second span.
+        # Late logging must not make a second span.
         await asyncio.sleep(0.05)
     if (name, is_async) == ("moderation", False):  # which LiteLLM does not log
         assert sent(provider) == [[named_by(agent)]]
@@ -70,10 +70,10 @@ async def test_with_autolog_a_call_names_its_own_span(name: str, is_async: bool,
     for inner, span in zip([own, *outer], outer, strict=False):
         assert parent_id(inner) == f"{span.get_span_context().span_id:016x}"
     assert parent_id([own, *outer][-1]) == agent.span_id
-    # LiteLLM asks Claude for responses with a completion, which older versions log too.
+    # LiteLLM makes Claude's responses with a completion, which older versions log too.
     assert not outer or name == "responses of Claude"
     assert own.status.status_code.name == "OK"
-    # Of a stream some versions of LiteLLM log no tokens; those of the mirror, which is below this span, are counted.
+    # Some versions of LiteLLM log no tokens of a stream; those of the mirror, which is below this span, are counted.
     assert usage(own) == CALLS[name].usage or (usage(own) is None and "streamed" in name)
     assert "mlflow.spanInputs" in own.attributes
 
@@ -82,7 +82,7 @@ async def test_with_autolog_a_call_names_its_own_span(name: str, is_async: bool,
 async def test_without_a_span_of_the_users_the_calls_own_is_the_trace(
     is_async: bool, provider: Provider, autolog: None
 ):
-    """With nothing around it autolog's span is the root, and the one that is named."""
+    """Without a surrounding span autolog's span is the root, and is in the request."""
     await make_call("completion", provider, is_async=is_async)
     (own,) = ended()
     assert own.parent is None
@@ -94,7 +94,7 @@ async def test_without_a_span_of_the_users_the_calls_own_is_the_trace(
 async def test_both_transports_of_async_calls(
     is_async: bool, transport: str, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch
 ):
-    """It does not matter whether LiteLLM's async client is on aiohttp or on httpx itself."""
+    """LiteLLM's async client may use aiohttp or httpx."""
     monkeypatch.setattr(litellm, "disable_aiohttp_transport", transport == "httpx")
     litellm.in_memory_llm_clients_cache.flush_cache()
     await make_call("completion", provider, is_async=is_async)
@@ -103,7 +103,7 @@ async def test_both_transports_of_async_calls(
 
 
 async def test_functions_imported_before_are_reached(provider: Provider, autolog: None):
-    """What a program has imported from LiteLLM before instrument_litellm() is reached as well."""
+    """Functions that a program imported from LiteLLM before instrument_litellm() are covered too."""
     completion(messages=MESSAGES, **arguments_for(provider))
     await acompletion(messages=MESSAGES, **arguments_for(provider))
     assert sent(provider) == [[named_by_otel(own)] for own in ended()]
@@ -111,7 +111,7 @@ async def test_functions_imported_before_are_reached(provider: Provider, autolog
 
 
 async def test_a_span_that_the_user_opens_inside_wins(provider: Provider, autolog: None):
-    """A request that is sent inside a span of the user's own, deeper than the call, names that one."""
+    """A request sent inside the user's own span within the call has that span as parent."""
     from openai import DefaultHttpxClient, OpenAI
 
     spans = []
@@ -131,7 +131,7 @@ async def test_a_span_that_the_user_opens_inside_wins(provider: Provider, autolo
 
 @each_way
 async def test_a_header_of_the_users_stays(is_async: bool, provider: Provider, autolog: None):
-    """extra_headers with a traceparent are sent as they are."""
+    """extra_headers with a traceparent are sent unchanged."""
     with mlflow.start_span("agent"):
         await make_call("completion", provider, is_async=is_async, extra_headers={"TraceParent": TRACEPARENT})
     assert sent(provider) == [[TRACEPARENT]]
@@ -140,7 +140,7 @@ async def test_a_header_of_the_users_stays(is_async: bool, provider: Provider, a
 @each_way
 @pytest.mark.parametrize("autologged", [False, True], ids=["without autolog", "with autolog"])
 async def test_50_calls_at_once_each_name_their_own_span(is_async: bool, autologged: bool, provider: Provider):
-    """50 tasks or threads: each request names the span of its own call, below the span of its own agent."""
+    """50 tasks or threads: each request has its own call's span, below its own agent's span."""
     if autologged:
         switch_autolog_on()
     agents: dict[int, Any] = {}
@@ -174,7 +174,7 @@ async def test_50_calls_at_once_each_name_their_own_span(is_async: bool, autolog
 
 
 async def test_other_hosts_get_nothing(provider: Provider, autolog: None):
-    """A call of what is no gateway carries nothing, and autolog logs it as ever."""
+    """A call to a host that is not a gateway has no header, and autolog logs it as usual."""
     other = provider.url.replace("127.0.0.1", "localhost")
     with mlflow.start_span("agent") as agent:
         litellm.completion(MINI, MESSAGES, api_base=other + "/v1", api_key="none")
@@ -195,7 +195,7 @@ async def test_other_hosts_get_nothing(provider: Provider, autolog: None):
     ids=["openai", "openai-async", "httpx", "httpx-async", "messages-async"],
 )
 async def test_a_redirect_to_another_host_loses_the_header(ask: Callable[[str], Any], provider: Provider):
-    """Through OpenAI's client and through LiteLLM's own: what the gateway sends on elsewhere carries nothing."""
+    """With OpenAI's client and with LiteLLM's own, the redirected request has no header."""
     with redirected_to(provider) as (gateway, received), mlflow.start_span("agent") as agent:
         result = ask(gateway)
         if asyncio.iscoroutine(result):

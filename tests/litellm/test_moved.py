@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument_litellm() with a LiteLLM or an MLflow that has moved a private name: calls go on, one warning says so."""
+"""instrument_litellm() with a LiteLLM or MLflow that has moved a private name: calls work, with one warning."""
 
 import asyncio
 import sys
@@ -51,7 +51,7 @@ async def test_a_function_that_has_moved(
     autolog: None,
     caplog: pytest.LogCaptureFixture,
 ):
-    """Without any one of the functions the call is made, and carries a header; a warning gives the version."""
+    """Without any one of the functions the call is made with a header; a warning has the version."""
     moved = "litellm.moved:function" if what == "module" else path.rstrip("?").split("|")[-1] + "_moved"
     moved += "?" * path.endswith("?")
     replacements = {moved if key == path else key: replace for key, replace in adapter._REPLACEMENTS.items()}
@@ -61,7 +61,7 @@ async def test_a_function_that_has_moved(
             await make_call("completion", provider, is_async=True)
         ((header,),) = sent(provider)
         if header != named_by(agent):
-            # What is replaced elsewhere ends the call, at the latest when LiteLLM logs it. Autolog may log it as well.
+            # Another patch ends the call, at the latest when LiteLLM logs it. Autolog may log it as well.
             await asyncio.to_thread(wait_for, "the end of the span", lambda: header in map(named_by_otel, ended()))
     warnings = ours(caplog)
     assert len(warnings) == (0 if path.endswith("?") else 1)
@@ -69,7 +69,7 @@ async def test_a_function_that_has_moved(
 
 
 async def test_everything_that_is_expected_is_there(provider: Provider, caplog: pytest.LogCaptureFixture):
-    """This version of LiteLLM has every function that is replaced: there is no false alarm."""
+    """This version of LiteLLM has every patched function: there is no false alarm."""
     assert ours(caplog) == []
     assert {path for path in adapter._REPLACEMENTS if not path.endswith("?")} <= set(adapter._patches._patches)
 
@@ -78,7 +78,7 @@ async def test_everything_that_is_expected_is_there(provider: Provider, caplog: 
 async def test_a_logger_that_has_moved(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Without LiteLLM's MLflow logger in its place the requests carry the active span."""
+    """If LiteLLM's MLflow logger is missing, the requests have the active span."""
     monkeypatch.setitem(sys.modules, "agent_gateway_client.litellm._logger", None)
     with mlflow.start_span("agent") as agent:
         await make_call("completion", provider, is_async=is_async)
@@ -98,7 +98,7 @@ async def test_a_logging_object_that_has_changed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    """Without what is read of LiteLLM's object for a call the requests carry the active span."""
+    """If LiteLLM's object for a call lacks what we read, the requests have the active span."""
 
     class Without:
         def __init__(self, logging: Any) -> None:
@@ -122,7 +122,7 @@ async def test_a_logging_object_that_has_changed(
 async def test_without_the_class_of_a_streams_part(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Without a public class of LiteLLM's that we ask for, the call goes on."""
+    """Without one of LiteLLM's public classes that we use, the call works."""
     monkeypatch.delattr(litellm, "ModelResponseStream")
     with mlflow.start_span("agent"):
         result = await make_call("embedding", provider, is_async=is_async)

@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument_litellm(): retries and fallbacks, of the HTTP client, of LiteLLM's functions and of its router."""
+"""instrument_litellm(): retries and fallbacks of the HTTP client, of LiteLLM's functions and of its router."""
 
 import asyncio
 from collections.abc import Callable
@@ -36,7 +36,7 @@ pytestmark = in_one_loop
 FAILING = MINI + "-fail-500"
 
 in_each_thread = pytest.mark.parametrize("thread", ["async", "sync", "sync in the loop's thread"])
-"""How a router is called; a notebook's cells run in the loop's thread, where LiteLLM moves to another one."""
+"""How a router is called; a notebook's cells run in the loop's thread, where LiteLLM uses another thread."""
 
 
 async def call_in(thread: str, call: Callable[..., Any], acall: Callable[..., Any], **arguments: Any) -> None:
@@ -49,7 +49,7 @@ async def call_in(thread: str, call: Callable[..., Any], acall: Callable[..., An
 
 
 def router(provider: Provider) -> Any:
-    """Return a router with a model that fails, which is tried twice, and one to fall back on."""
+    """Return a router with a failing model, which is tried twice, and a fallback."""
     deployments = {"first": [FAILING] * 2, "second": [MINI]}
     return litellm.Router(
         [
@@ -65,7 +65,7 @@ def router(provider: Provider) -> Any:
 
 @each_way
 async def test_the_clients_own_retries_are_of_one_call(is_async: bool, provider: Provider, autolog: None):
-    """Every attempt of one call names the one span of that call."""
+    """Every attempt of one call has that call's only span as parent."""
     with mlflow.start_span("agent"), pytest.raises(litellm.InternalServerError):
         await make_call("completion", provider, is_async=is_async, model=FAILING, max_retries=1)
     assert sent(provider) == [[named_by_otel(*ended())]] * 2
@@ -73,7 +73,7 @@ async def test_the_clients_own_retries_are_of_one_call(is_async: bool, provider:
 
 @in_each_thread
 async def test_the_routers_attempts_are_calls_of_their_own(thread: str, provider: Provider, autolog: None):
-    """Retries and fallbacks of the router each name a span of their own; one of them has the tokens."""
+    """The router's retries and fallbacks each have their own span; one of them has the tokens."""
     chosen = router(provider)
     with mlflow.start_span("agent") as agent:
         await call_in(thread, chosen.completion, chosen.acompletion, model="first", messages=MESSAGES)
@@ -86,7 +86,7 @@ async def test_the_routers_attempts_are_calls_of_their_own(thread: str, provider
 
 @in_each_thread
 async def test_without_autolog_the_routers_attempts_name_the_active_span(thread: str, provider: Provider):
-    """Retries and fallbacks of the router all name the span that is active where it is called."""
+    """The router's retries and fallbacks all have the span that is active where it is called."""
     chosen = router(provider)
     with mlflow.start_span("agent") as agent:
         await call_in(thread, chosen.completion, chosen.acompletion, model="first", messages=MESSAGES)
@@ -95,7 +95,7 @@ async def test_without_autolog_the_routers_attempts_name_the_active_span(thread:
 
 @in_each_thread
 async def test_fallbacks_of_one_call_are_calls_of_their_own(thread: str, provider: Provider, autolog: None):
-    """With completion(fallbacks=...) each model has a span of its own, though it is one call for LiteLLM."""
+    """With completion(fallbacks=...) each model has its own span, although it is one call for LiteLLM."""
     arguments = {**arguments_for(provider, FAILING), "messages": MESSAGES, "fallbacks": [MINI], "max_retries": 0}
     with mlflow.start_span("agent") as agent:
         await call_in(thread, litellm.completion, litellm.acompletion, **arguments)

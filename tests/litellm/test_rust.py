@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument_litellm() with LITELLM_RUST=true, where no HTTP client of Python's sends the request."""
+"""instrument_litellm() with LITELLM_RUST=true, in which Python's HTTP clients do not send the request."""
 
 from importlib.metadata import version
 from typing import Any
@@ -40,7 +40,7 @@ def rust(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask(url: str, *, is_async: bool, **more: Any) -> None:
-    """Make a call, and read all of what it returns."""
+    """Make a call, and read all of its result."""
     create = litellm.anthropic.messages.acreate if is_async else litellm.anthropic.messages.create
     try:
         result = create(model=CLAUDE, api_base=url, api_key="none", **CLAUDE_MESSAGES, **more)
@@ -59,7 +59,7 @@ async def ask(url: str, *, is_async: bool, **more: Any) -> None:
 async def test_the_header_is_on_requests_to_gateways_only(
     is_async: bool, streamed: bool, autologged: bool, provider: Provider
 ):
-    """It names the call's own span, or the active one; one that the user gave stays; other hosts get nothing."""
+    """It has the call's own span, or the active one; a user's header is kept; other hosts get nothing."""
     if autologged:
         switch_autolog_on()
     call: dict[str, Any] = {"is_async": is_async, "stream": streamed}
@@ -77,7 +77,7 @@ async def test_the_header_is_on_requests_to_gateways_only(
     raises=AssertionError, strict=True, reason="LiteLLM's Rust client follows redirects itself, with all of its headers"
 )
 async def test_a_redirect_to_another_host_loses_the_header(is_async: bool, provider: Provider):
-    """What the gateway sends on elsewhere carries nothing."""
+    """The redirected request has no header."""
     with redirected_to(provider) as (gateway, received), mlflow.start_span("agent") as agent:
         await ask(gateway, is_async=is_async)
     if received != [[named_by(agent)]]:

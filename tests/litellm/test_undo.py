@@ -1,5 +1,5 @@
 # ruff: noqa: F811 - fixtures that are imported are arguments too.
-"""instrument_litellm(): what it replaces and puts back, and LiteLLM that is missing or another."""
+"""instrument_litellm(): what it replaces and restores, and a missing or different LiteLLM."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ pytestmark = in_one_loop
 
 
 def replaced() -> dict[str, Any]:
-    """Return what is now at each place that instrument_litellm() or instrument() replaces."""
+    """Return the current objects at each place that instrument_litellm() or instrument() replaces."""
     places = [*adapter._patches._patches.values(), *instrumentation._patches._patches.values()]
     return {f"{place._owner}.{place._name}": vars(place._owner).get(place._name) for place in places}
 
@@ -57,7 +57,7 @@ def is_same(before: dict[str, Any]) -> bool:
 
 
 def test_everything_is_put_back():
-    """Undone, every attribute is the very object that it was before, in whatever order the handles are undone."""
+    """Undone in any order of the handles, every attribute is the very same object as before."""
     instrument_litellm(GATEWAY).uninstrument()
     before = replaced()
     assert len(before) > 10
@@ -74,7 +74,7 @@ def test_everything_is_put_back():
 
 
 def test_repeating_it_keeps_nothing():
-    """The same URL again and again, as a notebook's cell gives it: no handle is kept, and each is undone once."""
+    """The same URL repeatedly, as from a notebook's cell: no handle is kept, and each is undone once."""
     instrument_litellm(GATEWAY).uninstrument()
     before = replaced()
     first = instrument_litellm(GATEWAY)
@@ -94,7 +94,7 @@ def test_repeating_it_keeps_nothing():
 
 
 def test_it_is_independent_of_instrument():
-    """uninstrument() undoes instrument() only; the handle of one does not undo the other."""
+    """uninstrument() undoes only instrument(); the handle of one does not undo the other."""
     with mlflow.start_span("agent") as span, instrument_litellm(GATEWAY) as handle:
         other = instrument("http://other.test")
         uninstrument()
@@ -107,7 +107,7 @@ def test_it_is_independent_of_instrument():
 
 
 def test_after_the_undo_autolog_is_as_it_was(shared_provider: Provider):
-    """Undone, a call carries nothing, and autolog makes its span as it does without us."""
+    """Undone, a call has no header, and autolog creates its span as without this package."""
     shared_provider.clear()
     switch_autolog_on()
     with instrument_litellm(shared_provider.url):
@@ -122,7 +122,7 @@ def test_after_the_undo_autolog_is_as_it_was(shared_provider: Provider):
 
 @pytest.mark.parametrize("environment", [None, "localhost:5000"])
 def test_bad_gateways_are_an_error_at_once(environment: str | None, monkeypatch: pytest.MonkeyPatch):
-    """What names no gateway is an error when it is configured; the message has the function's own name."""
+    """An invalid gateway raises an error at configuration; the message has the function's own name."""
     if environment:
         monkeypatch.setenv("AGENT_GATEWAY_URLS", environment)
     message = (
@@ -144,7 +144,7 @@ def test_the_gateways_are_those_of_the_environment_by_default(monkeypatch: pytes
 async def test_what_litellm_no_longer_has_is_said_once(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Where LiteLLM has changed one warning names its version, calls work, and the header is there."""
+    """If LiteLLM has changed, one warning has its version, calls work, and the header is there."""
     patches = PatchSet(adapter._REPLACEMENTS, "it does not matter here", adapter._changed)
     monkeypatch.delattr(litellm.litellm_core_utils.streaming_handler.CustomStreamWrapper, "__next__")
     with other_patches(patches), instrument_litellm(provider.url), mlflow.start_span("agent"):
@@ -161,7 +161,7 @@ async def test_what_litellm_no_longer_has_is_said_once(
 async def test_nothing_inside_fails_a_call(
     is_async: bool, provider: Provider, autolog: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """When MLflow cannot begin the span the call is made, with the active span's header and one warning."""
+    """If MLflow cannot start the span, the call is made with the active span's header and one warning."""
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("broken on purpose")
@@ -177,7 +177,7 @@ async def test_nothing_inside_fails_a_call(
 
 
 def test_without_litellm_the_error_says_what_to_install():
-    """Without LiteLLM the error is one sentence; a module that LiteLLM itself lacks is not mistaken for it."""
+    """Without LiteLLM the error is one sentence; a missing module of LiteLLM's own is not mistaken for it."""
     program = (
         "import sys\n"
         "sys.modules[sys.argv[1]] = None\n"
@@ -201,7 +201,7 @@ def test_without_litellm_the_error_says_what_to_install():
 async def test_with_mlflow_tracing_alone_calls_name_the_active_span(
     is_async: bool, provider: Provider, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Where LiteLLM's logger lacks what it needs of MLflow, autolog is not waited for, and nothing is said."""
+    """If LiteLLM's logger lacks what it needs from MLflow, autolog is not waited for, and nothing is logged."""
     monkeypatch.delattr(mlflow.tracking, "MlflowClient", raising=False)
     mlflow.litellm.autolog()
     with mlflow.start_span("agent") as agent:

@@ -27,7 +27,7 @@ RECOGNISED = {
     "mlflow.spanType": '"CHAT_MODEL"',
     "gen_ai.latency.e2e": 1.0,
 }
-"""What makes a span a call of a model, or a model server's part of one."""
+"""The attributes that make a span a model call, or a model server's part of one."""
 
 sentences = st.sampled_from(
     [
@@ -89,7 +89,7 @@ def requests(draw: Any) -> ExportTraceServiceRequest:
 
 
 def written(sent: ExportTraceServiceRequest) -> bytes:
-    """Return everything that is written for a request, in both conventions and from both encodings."""
+    """Return everything written for a request, in both conventions and from both encodings."""
     bounds: Any = (ALL_KEYS, NAMES, 100, 100)
     batches = protobuf.read_request(sent.SerializeToString(), *bounds), otlp_json.read_request(as_json(sent), *bounds)
     calls = [call for batch in batches for call in collected(batch.spans)]
@@ -113,7 +113,7 @@ def test_mirrors_are_made_of_it():
 
 
 def test_a_planted_leak_is_found(monkeypatch: pytest.MonkeyPatch):
-    """If texts were taken as they are, the search would find the secret."""
+    """If texts were copied unchanged, the search would find the secret."""
     attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": f"please say {SECRET}"}
     made = [span(1, CALLER, kind=SERVER, flags=REMOTE), span(2, 1, kind=CLIENT, attributes=attributes)]
     assert SECRET.encode() not in written(request(made))

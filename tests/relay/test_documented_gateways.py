@@ -1,7 +1,7 @@
 """Gateways and model servers that are not run here: spans as their documentation and source describe them.
 
 Envoy AI Gateway (OpenInference, one span per request), agentgateway (one SERVER span, no status), Bifrost (SERVER, then
-CLIENT, without the flags that say where a parent is), Kong (3.13), vLLM (``llm_request``).
+CLIENT, without the flags for a remote parent), Kong (3.13), vLLM (``llm_request``).
 """
 
 from typing import Any

@@ -53,7 +53,7 @@ with set_tracing_context_from_http_request_headers({"traceparent": TRACEPARENT})
 
 @contextmanager
 def served() -> Iterator[tuple[str, Sink]]:
-    """Serve a relay on loopback; yields the URL for traces, and what receives the calls."""
+    """Serve a relay on loopback; yields the URL for traces, and the receiver of the calls."""
     sink = Sink()
     relay = Relay(sink, limits=Limits(settle_seconds=0.2, wait_seconds=2))
     server = uvicorn.Server(uvicorn.Config(relay, log_level="error"))

@@ -117,7 +117,7 @@ async def test_each_has_an_answer():
     answers: Counter[int] = Counter()
     before = 0
     for number in range(REQUESTS):
-        # The first ones of each kind make room for the largest body that is taken.
+        # The first requests of each kind make room for the largest body that is accepted.
         kind, encoding, body = HUGE[number] if number < len(HUGE) else hostile(chance, number)
         answers[await answer_to(relay, chance, kind, encoding, body)] += 1
         if number == WARM_UP:
@@ -126,7 +126,7 @@ async def test_each_has_an_answer():
     assert set(answers) <= ANSWERS, answers
     assert sum(answers.values()) == REQUESTS
     assert min(answers[status] for status in (200, 400, 408, 413, 415)) > 0, answers
-    # Kibibytes.
+    # In kibibytes.
     assert grown * 1024 < MOST_GROWTH, answers
     last = [root(7, trace=7), attempt(8, 7, trace=7)]
     assert await answer_to(relay, random.Random(0), PROTOBUF, b"", protobuf_body(last)) == 200

@@ -29,7 +29,7 @@ CANARY = "c4n4ry7f3a"
 
 @contextlib.contextmanager
 def relay_at() -> Iterator[tuple[str, Sink, Relay]]:
-    """Serve a relay on loopback; yields the URL for traces, and what receives the calls."""
+    """Serve a relay on loopback; yields the URL for traces, and the receiver of the calls."""
     sink = Sink()
     relay = Relay(sink, limits=Limits(settle_seconds=0.2))
     server = uvicorn.Server(uvicorn.Config(relay, log_level="error"))
@@ -44,7 +44,7 @@ def relay_at() -> Iterator[tuple[str, Sink, Relay]]:
 
 
 def calls_through(directory: Path, instrumentations: list[str]) -> list[GatewayCall]:
-    """Run the gateway and make a call that succeeds and one that fails; return what the relay made of their spans."""
+    """Run the gateway with a successful and a failing call; return the relay's mirrors of their spans."""
     lines = [f"from {module} import OpenAIInstrumentor as Instrumentor{n}" for n, module in enumerate(instrumentations)]
     source = GATEWAY.read_text()
     own = f"from {OPENINFERENCE} import OpenAIInstrumentor\n"

@@ -1,4 +1,4 @@
-"""Spans of a call may reach different relays. What each writes is correct, and together they write each mirror once."""
+"""Spans of a call may reach different relays. Each writes correct mirrors, and together they write each mirror once."""
 
 import itertools
 
