@@ -62,8 +62,9 @@ def test_where_debug_is_off_nothing_is_made(stack: Any, caplog: pytest.LogCaptur
 
 @each_stack
 def test_a_list_without_a_span_is_nobodys_mistake(stack: Any, caplog: pytest.LogCaptureFixture):
-    """A program may ask for the models or the health of its gateway before its first span: no warning, and the call of
-    a model that comes later still gets its own.
+    """A request for the gateway's models or health before the first span gives no warning.
+
+    A later model call without a span still gives its own.
     """
     client = Wire().client(stack)
     with instrument(GATEWAY):

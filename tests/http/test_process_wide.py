@@ -85,7 +85,7 @@ def everything_is_as_it_was() -> Iterator[None]:
 @each_kind
 @pytest.mark.parametrize("first", ["client", "instrument"])
 async def test_every_client_is_reached(stack: Any, kind: str, first: str):
-    """Clients made before and after it send the active span to a gateway, and nothing to other hosts or after the undo."""
+    """Clients made before and after it send the active span to a gateway, and nothing elsewhere or after the undo."""
     wire = Wire()
     client = wire.client(stack, kind) if first == "client" else None
     handle = instrument(GATEWAY)

@@ -186,7 +186,7 @@ async def test_no_span_is_made_twice(
 ):
     """The handler adds no span to the trace: the spans are the same as without it.
 
-    Only the log lines about each request's decision are compared, with the handler and without it.
+    The only log lines are the decisions about each request, with the handler and without it.
     """
 
     async def spans(config: Any) -> list[tuple[str, str | None]]:
