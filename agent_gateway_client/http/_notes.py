@@ -48,7 +48,7 @@ assumed: Gateways | None = None
 
 
 def is_wanted() -> bool:
-    """Return whether notes are read by a recorder or the log; otherwise none are made."""
+    """Return whether a recorder or the log needs notes; otherwise none are created."""
     return recorder is not None or logger.isEnabledFor(logging.DEBUG)
 
 

@@ -53,7 +53,7 @@ def _followed(handlers: Sequence[Any]) -> LangChainCall | None:
     """Return a call for a run with these handlers.
 
     Returns:
-        ``None`` if the run has no gateways and is not inside another call, whose gateways must not apply to it.
+        ``None`` if the run has no gateways and is not inside another call. The gateways of that call must not apply.
     """
     gateways = NO_GATEWAYS
     for handler in handlers:
