@@ -61,7 +61,7 @@ def is_received(traceparent: str | None) -> bool:
 
 
 def is_local_span(traceparent: str) -> bool:
-    """Return whether a ``traceparent`` is that of a span of this process that was not exported yet."""
+    """Return whether a ``traceparent`` is that of a span of this process that has not been exported yet."""
     named = extract([(TRACEPARENT, traceparent)])
     if named is None:
         return False

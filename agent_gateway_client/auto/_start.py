@@ -24,8 +24,8 @@ _undo: list[Callable[[], None]] = []
 def start() -> None:
     """Instrument the libraries that the program imports, for the gateways in ``AGENT_GATEWAY_URLS``. Never raises.
 
-    All HTTP libraries are instrumented when the first of them is imported, LiteLLM and LangChain when they are. A
-    second call does nothing.
+    All HTTP libraries are instrumented when the first of them is imported, LiteLLM and LangChain when they are
+    imported. Idempotent.
     """
     global _watcher
     if _watcher is not None:
@@ -54,7 +54,7 @@ class AgentGatewayInstrumentor:
     """The instrumentor for ``opentelemetry-instrument``; calls :func:`start`."""
 
     def instrumentation_dependencies(self) -> Collection[str]:
-        """Return no packages: none is required."""
+        """Return an empty list: no package is required."""
         return []
 
     def instrument(self, **options: Any) -> None:
@@ -62,7 +62,7 @@ class AgentGatewayInstrumentor:
         start()
 
     def uninstrument(self, **options: Any) -> None:
-        """Undo it."""
+        """Undo :meth:`instrument`."""
         stop()
 
 
@@ -117,9 +117,9 @@ def _is_recorded() -> bool:
 
 
 def _record(path: str) -> None:
-    """Write down each request, and send what ``agent-gateway run`` would send, but tell it from what the program sends.
+    """Record each request. Send the same as ``agent-gateway run``, but mark what the program would not send by itself.
 
-    The program names its gateways itself, or not; those of the environment are not added to them.
+    The gateways of the environment are kept apart from those that the program configures.
     """
     from agent_gateway_client.http import _notes
 
@@ -147,6 +147,6 @@ def _record(path: str) -> None:
 
 
 def _uses_client() -> bool:
-    """Tell whether the program uses this package itself, which keeps every name that it was asked for."""
+    """Return whether the program itself has used a public name of this package, which is loaded on first use."""
     package = vars(sys.modules["agent_gateway_client"])
     return any(name in package for name in package["_HOME"])

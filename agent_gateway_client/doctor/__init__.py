@@ -1,1 +1,1 @@
-"""Which link between an agent's trace and its gateway is broken: one probe call, looked at from both ends."""
+"""Finds the broken link between an agent's trace and its gateway, with one probe call that both ends report on."""

@@ -1,4 +1,4 @@
-"""Whether the mirrors of a program's requests have arrived in its traces."""
+"""Checks whether the mirrors of a program's requests have arrived in its traces."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _POLL_S = 0.2
 
 
 def with_mirrors(requests: Sequence[Request], client: TracingClient, patience_s: float) -> list[Request]:
-    """Return the requests, each that carries a span with whether its mirror is in that span's trace.
+    """Return the requests with ``mirror`` set for those that carry a trace context.
 
-    Requests of one span, like retries, need a mirror each; the first ones get those that are there. What is not a call
-    of a model comes last, and misses nothing.
+    Requests with the same parent span, such as retries, need one mirror each; mirrors are assigned in the order of the
+    requests. Requests that are not model calls come last, and are never marked as missing one.
 
     Args:
-        requests: The program's, in the order in which they were sent.
-        client: Of the tracking server.
-        patience_s: How long to wait for all of them together.
+        requests: The program's requests in the order in which they were sent.
+        client: Client of the tracking server.
+        patience_s: Seconds to wait for all mirrors together.
     """
     deadline = time.monotonic() + patience_s
     while True:
@@ -59,7 +59,7 @@ def _look(requests: Sequence[Request], client: TracingClient) -> list[Request]:
 
 
 def _parent(request: Request) -> tuple[str, str] | None:
-    """Return the trace and the span that a request to a gateway carried, if it is traced."""
+    """Return the trace id and the parent span id of a request to a gateway; ``None`` if it is not sampled."""
     if request.outcome not in ("sent", "kept") or request.traceparent is None:
         return None
     context = extract([(TRACEPARENT, request.traceparent)])

@@ -7,16 +7,16 @@ from typing import NamedTuple
 
 
 class Settings(NamedTuple):
-    """What is to be examined.
+    """The doctor's settings.
 
     Attributes:
         gateway: The gateway's URL: its root, the prefix of one of its APIs, or a chat route.
-        model: The endpoint's or model's name, as an agent asks for it.
-        tracking_uri: Where the agent's traces go.
-        api_key: What the gateway asks its callers for.
+        model: The endpoint's or model's name, as agents send it.
+        tracking_uri: The MLflow server of the agent's traces.
+        api_key: The gateway's API key.
         experiment: Name of the MLflow experiment for the probe's trace.
         patience_s: Seconds to wait for spans to arrive.
-        relay: URL of the relay that the gateway's spans go to; ``None`` where there is none.
+        relay: URL of the relay that gets the gateway's spans; ``None`` without a relay.
     """
 
     gateway: str
@@ -29,13 +29,13 @@ class Settings(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One link of the chain.
+    """The result of checking one link.
 
     Attributes:
-        name: Its name; see :func:`~agent_gateway_client.doctor.examine.examine`.
-        ok: Whether it holds.
-        detail: What was seen.
-        fix: What to do; ``""`` where it holds.
+        name: The check's name; see :func:`~agent_gateway_client.doctor.examine.examine`.
+        ok: Whether the link works.
+        detail: The finding.
+        fix: What to do; ``""`` if the link works.
     """
 
     name: str
@@ -45,11 +45,11 @@ class Check(NamedTuple):
 
     @classmethod
     def of(cls, name: str, examine: Callable[[], str]) -> Check:
-        """Make a check.
+        """Run a check.
 
         Args:
-            name: Its name.
-            examine: Looks at the link; returns what was seen, or raises ``Broken``.
+            name: The check's name.
+            examine: Checks the link; returns the finding, or raises ``Broken``.
         """
         try:
             return cls(name, True, examine())
@@ -58,10 +58,10 @@ class Check(NamedTuple):
 
 
 class Broken(Exception):
-    """A link does not hold.
+    """A link is broken.
 
     Args:
-        detail: What was seen.
+        detail: The finding.
         fix: What to do.
     """
 
@@ -72,6 +72,6 @@ class Broken(Exception):
 
 
 def excerpt(text: str, length: int = 300) -> str:
-    """Return the beginning of what a server said, on one printable line."""
+    """Return the start of a server's text as one printable line."""
     line = " ".join(text.split())
     return "".join(character if character.isprintable() else "?" for character in line[:length])

@@ -1,4 +1,4 @@
-"""What can be told before anything is sent."""
+"""Checks the configuration before any request is sent."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, Gateways, gatew
 
 
 def check_configuration(settings: Settings) -> str:
-    """Look at the URLs, and at the variables that steer tracing in this environment.
+    """Check the URLs, and the environment variables that configure tracing.
 
     Returns:
-        What was seen.
+        The finding.
 
     Raises:
-        Broken: Something in it cannot work.
+        Broken: A value cannot work.
     """
     try:
-        # The same rules as for wrap_openai(), which refuses a model vendor's public API.
+        # The same rules as for wrap_openai(), which rejects a model vendor's public API.
         gateways_for_client(settings.gateway, None)
         Gateways([settings.gateway])
     except ConfigurationError as error:
@@ -55,5 +55,5 @@ def _mlflow_sends_otlp() -> bool:
 
 
 def _shown(uri: str) -> str:
-    # A database's URI may hold a password.
+    # A database URI may contain a password.
     return repr(uri) if "@" not in uri else f"'{urlsplit(uri).scheme}://…'"

@@ -1,4 +1,4 @@
-"""The examination: link after link, until one is broken."""
+"""Checks one link after the other, up to the first broken one."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Examination:
             and self._check("store", store.open)
         ):
             return
-        # It costs no call of a model to find the most frequent trouble.
+        # Finds the most frequent problem without a model call.
         status = self._lasting(gateway)
         if status and status.is_stuck and not self._check("exporter", lambda: check_status(status)):
             return
@@ -65,7 +65,7 @@ class _Examination:
         probe = self._probe(gateway)
         if probe is None:
             return
-        # The mirror may be there before the caller's own span is.
+        # The mirror may arrive before the caller's own span.
         trace = store.wait_for(probe.trace_id, lambda t: own_span(t, probe) is not None, settings.patience_s)
         if not self._check("trace", lambda: check_trace(trace, probe, store.experiment_id)):
             return
@@ -77,7 +77,7 @@ class _Examination:
             return
         trace, heard = self._wait_for_mirror(gateway, store, probe)
         seconds = time.monotonic() - probe.ended
-        # The probe has no header that names a workspace.
+        # The probe does not send the workspace header.
         workspace = store.workspace if gateway.kind == "mlflow" else None
         if self._relay:
             if not self._check("relay_spans", lambda: self._check_spans(trace)):
@@ -97,14 +97,14 @@ class _Examination:
         self._check("tokens", lambda: check_tokens(probe.answer.total_tokens, tokens(trace)))
 
     def _wait_for_mirror(self, gateway: Gateway, store: Store, probe: Probe) -> tuple[Trace | None, Companion | None]:
-        """Wait until the mirror is there, the companion says again and again that it cannot send it, or patience ends.
+        """Wait until the mirror arrives, the companion repeatedly reports an export problem, or patience ends.
 
         Returns:
-            The trace, and what the companion said last.
+            The trace, and the companion's latest answer.
         """
         deadline = time.monotonic() + self._settings.patience_s
         companion = probe.answer.companion
-        # Who cannot be asked is waited for in one go.
+        # Without a companion that answers, there is nothing to ask in between.
         slice_s = _ASK_EVERY_S if companion else self._settings.patience_s
         troubles = 0
         while True:
@@ -118,7 +118,7 @@ class _Examination:
                 return trace, companion
 
     def _relay_takes_spans(self) -> bool:
-        """Examine the relay, if there is one, and note its counts before the probe."""
+        """Check the relay, if there is one, and record its counts before the probe."""
         relay = self._relay
         if relay is None:
             return True
@@ -138,7 +138,7 @@ class _Examination:
         return check_spans(new, trace, self._relay.url, self._settings.tracking_uri)
 
     def _lasting(self, gateway: Gateway) -> Status | None:
-        """Return the companion's status; one in trouble only if the trouble lasts."""
+        """Return the companion's status. If it is stuck, ask again to see whether that lasts."""
         status = gateway.status()
         for _ in range(_LASTING_TROUBLES):
             if status is None or not status.is_stuck:
@@ -148,7 +148,7 @@ class _Examination:
         return status
 
     def _probe(self, gateway: Gateway) -> Probe | None:
-        """Send the probe call in a new span; ``None`` where it was not sent or not answered."""
+        """Send the probe call in a new span; ``None`` if it could not be sent or failed."""
         with mlflow.start_span(PROBE_SPAN) as span:
             context = current_trace_context()
             if not self._check("span", lambda: check_span(context)):
@@ -173,28 +173,28 @@ class _Examination:
 
 
 def examine(settings: Settings, on_check: Callable[[Check], None] = lambda check: None) -> list[Check]:
-    """Send one probe call, and look at each link between the agent's span and the gateway's mirror of it.
+    """Send one probe call, and check each link between the agent's span and the gateway's mirror.
 
-    No call is sent where the companion's status says that mirrors wait and cannot be sent.
+    The call is not sent if the companion's status reports mirrors that wait and cannot be sent.
 
-    The names of the checks, in their order: ``configuration``, ``gateway``, ``store``, ``span``, ``endpoint``,
-    ``trace``, ``companion`` (where it is missing from MLflow's gateway, then ``mlflow_mirror``), ``header``,
-    ``exporter``, ``mirror``, ``parent``, ``tokens``. With a relay, ``relay``, ``relay_token`` and ``relay_mirrors``
-    come before ``span``, and ``relay_spans`` is in the place of ``exporter`` and of a companion that is not there.
-    What comes after a broken link is not looked at.
+    The names of the checks, in order: ``configuration``, ``gateway``, ``store``, ``span``, ``endpoint``, ``trace``,
+    ``companion`` (if it is missing from MLflow's gateway, followed by ``mlflow_mirror``), ``header``, ``exporter``,
+    ``mirror``, ``parent``, ``tokens``. With a relay, ``relay``, ``relay_token`` and ``relay_mirrors`` come before
+    ``span``, and ``relay_spans`` replaces ``exporter`` and the check of a missing companion. Links after a broken one
+    are not checked.
 
-    The process traces into the settings' MLflow afterwards.
+    Afterwards the process traces into the MLflow of the settings.
 
     Args:
-        settings: What is to be examined.
-        on_check: Is told each check as soon as it is made.
+        settings: The settings.
+        on_check: Called with each check as soon as it has run.
 
     Returns:
-        The checks that were made; all is well if the last one is ``tokens`` and it holds.
+        The checks that have run. All links work if the last one is ``tokens`` and it is ``ok``.
     """
     logger = logging.getLogger("mlflow")
     level = logger.level
-    # MLflow logs that a trace is not there yet each time it is looked for.
+    # MLflow logs each attempt to read a trace that has not arrived yet.
     logger.setLevel(logging.CRITICAL)
     try:
         examination = _Examination(settings, on_check)

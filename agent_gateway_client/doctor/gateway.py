@@ -1,4 +1,4 @@
-"""The gateway under examination: where its chat route is, what it answers, and what its companion says."""
+"""A client for the gateway: finds its chat route, sends the probe, and reads the companion's answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent_gateway_client.w3c import TraceContext, extract
 
 _ROUTE = "/chat/completions"
 _ROUTES = (f"/mlflow/v1{_ROUTE}", f"/gateway/mlflow/v1{_ROUTE}", f"/v1{_ROUTE}", _ROUTE)
-"""Where gateways have their chat route, below the URL that people know them by: MLflow's, then all others."""
+"""Paths of the chat route below a gateway's usual URL: MLflow's, then all others."""
 
 _TIMEOUT = httpx.Timeout(120.0, connect=10.0)
 _QUESTION = {"messages": [{"role": "user", "content": "Answer with the one word OK."}]}
@@ -30,17 +30,17 @@ ADD_COMPANION = {
     "`litellm_settings: {callbacks: agent_gateway_client.server.litellm_proxy.mirror}`.",
     "other": "Add `app.add_middleware(GatewayTracingMiddleware)` from agent_gateway_client.server to the gateway.",
 }
-"""How a gateway of each kind gets the companion."""
+"""How to add the companion to each kind of gateway."""
 
 
 class Companion(NamedTuple):
-    """What the companion in the gateway says of itself.
+    """The companion's answer to a probe.
 
     Attributes:
-        version: Of agent-gateway-client there.
-        traceparents: Number of ``traceparent`` headers that the probe arrived with.
-        received: The caller's context as it was understood, or ``None``.
-        exporter: ``mlflow`` or ``otel``, by the names that the mirrors are written with.
+        version: Version of agent-gateway-client in the gateway.
+        traceparents: Number of ``traceparent`` headers on the received probe.
+        received: The trace context that it has read from them, or ``None``.
+        exporter: ``mlflow`` or ``otel``, the attribute names of its mirrors.
         problem: Why it could not send its last mirrors, or ``None``.
     """
 
@@ -52,13 +52,13 @@ class Companion(NamedTuple):
 
 
 class Status(NamedTuple):
-    """What one worker's companion says at ``/agent-gateway/status``.
+    """The status of one worker's companion, from ``/agent-gateway/status``.
 
     Attributes:
-        version: Of agent-gateway-client there.
-        destination: Where its mirrors go.
-        waiting: Calls that wait to be sent.
-        problem: Why it could not send the last ones, or ``None``.
+        version: Version of agent-gateway-client in the gateway.
+        destination: The destination of its mirrors.
+        waiting: Number of calls whose mirrors are still to be sent.
+        problem: Why it could not send its last mirrors, or ``None``.
     """
 
     version: str
@@ -68,17 +68,17 @@ class Status(NamedTuple):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether calls wait because they cannot be sent."""
+        """Whether mirrors wait because they cannot be sent."""
         return bool(self.waiting and self.problem)
 
 
 class Answer(NamedTuple):
-    """What came of the probe call.
+    """The result of the probe call.
 
     Attributes:
-        sent: The trace context that the request carried when it went out, or ``None``.
-        total_tokens: As the response reports them, or ``None``.
-        companion: ``None`` where it did not answer.
+        sent: The trace context on the sent request, or ``None``.
+        total_tokens: The response's total tokens, or ``None``.
+        companion: The companion's answer, or ``None``.
     """
 
     sent: TraceContext | None
@@ -87,10 +87,10 @@ class Answer(NamedTuple):
 
 
 class Gateway:
-    """A gateway that is to be examined, through the same client as an agent's.
+    """The gateway to check, called with the same client as an agent's.
 
     Args:
-        settings: Where it is.
+        settings: The doctor's settings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -103,13 +103,13 @@ class Gateway:
         self.kind = "other"
 
     def find_route(self) -> str:
-        """Reach the gateway, and find its chat route without a call of a model.
+        """Connect to the gateway, and find its chat route without a model call.
 
         Returns:
-            What was seen.
+            The finding.
 
         Raises:
-            Broken: It cannot be reached, or has no such route.
+            Broken: The gateway cannot be reached, or has no chat route.
         """
         parts = urlsplit(self._url)
         candidates = [self._url] if self._url.endswith(_ROUTE) else [self._url + route for route in _ROUTES]
@@ -122,8 +122,8 @@ class Gateway:
                         "Give --gateway the URL that it redirects to: clients lose bodies and headers on the way.",
                     )
                 self._note_kind(url, response)
-                # A gateway may say of an empty request that its model is not there; of no route does it say that the
-                # method is wrong.
+                # A 404 may also mean that the model of an empty request does not exist. A 405 to GET shows that the
+                # route exists.
                 if response.status_code not in (404, 405) or client.get(url).status_code == 405:
                     self._route = url
                     return f"{url} answers."
@@ -134,7 +134,7 @@ class Gateway:
         )
 
     def status(self) -> Status | None:
-        """Ask the companion for its status, which calls no model; ``None`` where it is not there, or not open to us."""
+        """Return the companion's status, without a model call; ``None`` if there is none, or access is denied."""
         parts = urlsplit(self._url)
         path = parts.path.rstrip("/")
         token = os.environ.get(TOKEN_VARIABLE)
@@ -146,14 +146,14 @@ class Gateway:
                     return None
                 if (status := _status(response)) or not path:
                     return status
-                # The gateway's URL may be below its root.
+                # The gateway's URL may have a path below the root.
                 path = path.rpartition("/")[0]
 
     def probe(self) -> Answer:
         """Call the model once, in the active span.
 
         Raises:
-            Broken: The answer is not a success.
+            Broken: The call failed.
         """
         with self._client() as client:
             wrap_httpx(client, [self._route])
@@ -171,7 +171,7 @@ class Gateway:
         )
 
     def ask(self) -> Companion | None:
-        """Ask the companion again with a call that has no trace. It does not answer callers who are refused."""
+        """Probe the companion again with a model call without trace context. It does not answer rejected callers."""
         with self._client() as client:
             try:
                 return _companion(self._post(client, self._route, {"model": self._settings.model, **_QUESTION}))
@@ -182,7 +182,7 @@ class Gateway:
         return httpx.Client(timeout=_TIMEOUT, headers=self._headers, auth=self._credentials())
 
     def _credentials(self) -> httpx.BasicAuth | None:
-        """MLflow's own credentials, for a gateway that is the tracking server; those in the URL go before them."""
+        """Return MLflow's credentials if the gateway is the tracking server. Those in the URL take precedence."""
         user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
         gateway, store = urlsplit(self._url), urlsplit(self._settings.tracking_uri)
         same = (gateway.scheme, gateway.hostname, gateway.port) == (store.scheme, store.hostname, store.port)
@@ -215,7 +215,7 @@ class Gateway:
             raise Broken(said, "Give the key that the gateway asks for with --api-key or AGENT_GATEWAY_API_KEY.")
         if status in (400, 404, 405, 422):
             raise Broken(said, "Give --model the name of a chat endpoint that this gateway has.")
-        # A LiteLLM Proxy without its database packages says 500 to a call without a key.
+        # A LiteLLM Proxy without its database packages answers 500 to a call without a key.
         key = "" if self._settings.api_key else " If it asks its callers for a key, give that with --api-key."
         raise Broken(said, f"Mend the endpoint: its provider, its key, its quota; the gateway's log says more.{key}")
 

@@ -1,4 +1,4 @@
-"""What each link has to be like, judged by what was seen. Each function returns that, or raises ``Broken``."""
+"""Checks each link. Each function returns the finding, or raises ``Broken``."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _EXPORT_FIXES = {
     "keeps no spans": "Give the MLflow server that the {sender} writes to a database as its backend store, and 3.15 or "
     "newer.",
 }
-"""What to do about an exporter's problem, by a part of its name; the sender is a gateway or the relay."""
+"""Fixes for an exporter's problem, by a part of its text. The sender is the gateway or the relay."""
 
 
 class Probe(NamedTuple):
-    """The probe call and the span that it was sent in."""
+    """The probe call and its parent span."""
 
     trace_id: str
     span_id: str
@@ -39,7 +39,7 @@ class Probe(NamedTuple):
 
 
 def check_span(context: TraceContext | None) -> str:
-    """A span is active, and is sampled."""
+    """Check that a span is active and sampled."""
     if context is None:
         raise Broken("MLflow makes no span here.", "Do not call mlflow.tracing.disable(), and update mlflow-tracing.")
     if not context.sampled:
@@ -51,12 +51,12 @@ def check_span(context: TraceContext | None) -> str:
 
 
 def own_span(trace: Trace, probe: Probe) -> Span | None:
-    """Return the probe's own span, if it is there."""
+    """Return the probe's own span, or ``None``."""
     return next((span for span in trace.data.spans if span.span_id == probe.span_id), None)
 
 
 def check_trace(trace: Trace | None, probe: Probe, experiment_id: str) -> str:
-    """The agent's own span arrived."""
+    """Check that the agent's own span has arrived."""
     if trace is None or own_span(trace, probe) is None:
         raise Broken(
             f"The agent's own span of the trace {probe.trace_id} did not arrive.",
@@ -66,10 +66,10 @@ def check_trace(trace: Trace | None, probe: Probe, experiment_id: str) -> str:
 
 
 def flush_advice(python: tuple[int, ...]) -> str:
-    """Return how a script gets its own spans to the server, which the doctor has just done.
+    """Return advice for scripts on sending their last spans to the server, as the doctor has just done.
 
     Args:
-        python: The version of Python.
+        python: Python's version.
     """
     advice = "The doctor sent it at once; a script has to end with mlflow.flush_trace_async_logging()"
     if (3, 12, 0) <= python < (3, 12, 3):
@@ -80,13 +80,13 @@ def flush_advice(python: tuple[int, ...]) -> str:
 
 
 def is_ours(mirror: Span) -> bool:
-    """Tell whether a mirror is the companion's."""
-    # MLflow's own names the gateway's trace in this attribute alone, and ours by a link too.
+    """Return whether a mirror is the companion's."""
+    # MLflow's own mirror refers to the gateway's trace only in this attribute; ours also has a link.
     return bool(mirror.links) or mirror.get_attribute("mlflow.gateway.linkedTraceId") is None
 
 
 def check_companion(companion: Companion | None, trace: Trace | None, kind: str) -> str:
-    """The gateway has a companion."""
+    """Check that the gateway has a companion."""
     if companion is not None:
         return f"agent-gateway-client {companion.version} is in the gateway."
     if any(is_ours(mirror) for mirror in mirrors_in(trace)):
@@ -95,7 +95,7 @@ def check_companion(companion: Companion | None, trace: Trace | None, kind: str)
 
 
 def check_mlflows_own(trace: Trace | None) -> str:
-    """MLflow's own mirror, of a gateway without a companion, arrived."""
+    """Check that MLflow's own mirror, for a gateway without a companion, has arrived."""
     if mirrors_in(trace):
         return "MLflow's own mirror arrived. It lasts less than a millisecond, and its status is OK when a call fails."
     raise Broken(
@@ -105,7 +105,7 @@ def check_mlflows_own(trace: Trace | None) -> str:
 
 
 def check_header(companion: Companion, sent: TraceContext | None) -> str:
-    """The companion received the trace context as it was sent."""
+    """Check that the companion received the trace context unchanged."""
     received = companion.received
     if sent is None:
         raise Broken("The request went out without a traceparent.", "Update agent-gateway-client and httpx.")
@@ -132,7 +132,7 @@ def check_header(companion: Companion, sent: TraceContext | None) -> str:
 
 
 def check_exporter(companion: Companion | None, trace: Trace | None) -> str:
-    """The companion can send its mirrors."""
+    """Check that the companion can send its mirrors."""
     if mirrors_in(trace):
         return "The companion's mirrors are stored."
     if companion is None or companion.problem is None:
@@ -141,14 +141,14 @@ def check_exporter(companion: Companion | None, trace: Trace | None) -> str:
 
 
 def check_gateway(seen: str, status: Status | None) -> str:
-    """The gateway answers, and perhaps its companion does."""
+    """Return the finding about the gateway, and its companion's version and destination if known."""
     if status is None:
         return seen
     return f"{seen} Its companion, agent-gateway-client {status.version}, sends mirrors to {status.destination}."
 
 
 def check_status(status: Status) -> str:
-    """The companion can send the mirrors that wait."""
+    """Check that the companion can send the mirrors that wait."""
     if status.problem is None or not status.waiting:
         return "The companion knows of no trouble with sending mirrors."
     raise Broken(
@@ -159,11 +159,11 @@ def check_status(status: Status) -> str:
 
 
 def export_fix(problem: str, sender: str = "gateway") -> str:
-    """Return what to do about an exporter's problem.
+    """Return the fix for an exporter's problem.
 
     Args:
-        problem: Its name.
-        sender: Who has it, ``gateway`` or ``relay``.
+        problem: The problem's text.
+        sender: Where the exporter runs, ``gateway`` or ``relay``.
     """
     fixes = (fix for part, fix in _EXPORT_FIXES.items() if part in problem)
     default = "Check that MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT) of the {sender} can be reached there."
@@ -173,14 +173,14 @@ def export_fix(problem: str, sender: str = "gateway") -> str:
 def check_mirror(
     trace: Trace | None, companion: Companion | None, tracking_uri: str, seconds: float, workspace: str | None = None
 ) -> str:
-    """The mirror arrived.
+    """Check that the mirror has arrived.
 
     Args:
         trace: The probe's trace.
-        companion: What the companion said last.
-        tracking_uri: Where the trace was looked for.
-        seconds: The time since the call.
-        workspace: The workspace of the trace, if it is not the one in which the gateway serves the probe.
+        companion: The companion's latest answer.
+        tracking_uri: The MLflow server of the trace.
+        seconds: Seconds since the call.
+        workspace: The trace's workspace, if the gateway serves the probe in a different one.
     """
     mirrors = mirrors_in(trace)
     if any(_came_by_otlp(mirror) for mirror in mirrors):
@@ -213,12 +213,12 @@ def check_mirror(
 
 
 def _came_by_otlp(mirror: Span) -> bool:
-    """Tell whether a mirror has OpenTelemetry's names; the companion and the relay write MLflow's into MLflow."""
+    """Return whether a mirror has OpenTelemetry's attribute names. In MLflow, ours have MLflow's attribute names."""
     return any(str(name).startswith("agent_gateway.endpoint.") for name in mirror.attributes)
 
 
 def check_parent(trace: Trace | None, probe: Probe) -> str:
-    """There is one mirror, below the span that made the call."""
+    """Check that there is one mirror, and that its parent is the span of the call."""
     mirrors = mirrors_in(trace)
     if len(mirrors) > 1:
         raise Broken(
@@ -236,12 +236,12 @@ def check_parent(trace: Trace | None, probe: Probe) -> str:
 
 
 def tokens(trace: Trace | None) -> int | None:
-    """Return the tokens that the trace counts, if it knows any."""
+    """Return the trace's total tokens, or ``None``."""
     return (trace.info.token_usage or {}).get(TokenUsageKey.TOTAL_TOKENS) if trace else None
 
 
 def check_tokens(reported: int | None, counted: int | None) -> str:
-    """The trace counts the tokens that the response reports, once."""
+    """Check that the trace counts the tokens of the response once."""
     if reported is None:
         raise Broken(
             "The gateway's response says nothing of tokens, so the trace cannot.",

@@ -1,4 +1,4 @@
-"""Runs a program with a recorder, and says for each of its requests whether it carries the trace context, and why."""
+"""Runs a program with a recorder, and reports whether each request carries the trace context, and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent_gateway_client.http._notes import WEBSOCKET
 from agent_gateway_client.server.routes import is_model_call
 
 _MLFLOWS_OWN = "/mlflow/invocations"
-"""The end of a route that no other gateway has."""
+"""The end of a route that only MLflow's gateway has."""
 
 _REALTIME = "/realtime"
 
@@ -25,18 +25,19 @@ class Request(NamedTuple):
     """A request of the program.
 
     Attributes:
-        method: HTTP's, or ``WEBSOCKET``.
-        url: Where it went, without credentials and query.
+        method: The HTTP method, or ``WEBSOCKET``.
+        url: The URL without credentials and query.
         outcome: ``"sent"``, ``"kept"``, ``"no span"`` or ``"not a gateway"``.
-        reason: Why, in a sentence.
-        trace_id: Of the span that it carries, if this package set it.
-        span_id: Likewise.
-        traceparent: What it carried.
-        pid: The process that sent it.
+        reason: The reason for the outcome, as a clause.
+        trace_id: The parent's trace id, if this package added it.
+        span_id: The parent's span id, if this package added it.
+        traceparent: The request's ``traceparent``.
+        pid: The id of the process that sent it.
         near_miss: Whether it was probably meant to go to a gateway.
-        is_assumed: Whether the program itself does not name its gateway, so that only ``agent-gateway run`` covers it.
+        is_assumed: Whether the program has not configured the gateway itself, so that only ``agent-gateway run`` covers
+            the request.
         uses_client: Whether the program uses this package itself.
-        mirror: Whether its mirror has arrived; ``None`` where nobody has looked, or none has to arrive.
+        mirror: Whether its mirror has arrived; ``None`` if that was not checked, or none is expected.
     """
 
     method: str
@@ -54,7 +55,7 @@ class Request(NamedTuple):
 
     @property
     def is_model_call(self) -> bool:
-        """Whether every gateway with the companion mirrors such a request, unlike lists, files and health checks."""
+        """Whether every gateway with the companion mirrors it. Lists, files and health checks are not mirrored."""
         path = urlsplit(self.url).path
         if self.method == WEBSOCKET:
             return path.rstrip("/").endswith(_REALTIME)
@@ -62,26 +63,26 @@ class Request(NamedTuple):
 
     @property
     def lacks_span(self) -> bool:
-        """Whether it is a call of a model that went to a gateway without a span."""
+        """Whether it is a model call to a gateway without an active span."""
         return self.outcome == "no span" and self.is_model_call
 
     @property
     def is_broken(self) -> bool:
-        """Whether it should carry the trace context and does not, or its mirror is missing."""
+        """Whether it lacks the trace context or the mirror that it should have."""
         return self.lacks_span or self.near_miss or self.mirror is False or self.is_missed
 
     @property
     def is_missed(self) -> bool:
-        """Whether it is a call of a model that the program's own use of this package should cover and does not."""
+        """Whether it is a model call that the program's own use of this package does not cover."""
         return self.is_assumed and self.uses_client and self.is_model_call and self.outcome != "kept"
 
 
 class Run(NamedTuple):
-    """What was seen of the program.
+    """The result of running the program.
 
     Attributes:
-        exit_status: The program's; negative for a signal, as in :mod:`subprocess`.
-        requests: All its requests through instrumented libraries, in the order in which they were sent.
+        exit_status: The exit status; negative for a signal, as in :mod:`subprocess`.
+        requests: All requests with instrumented libraries, in the order in which they were sent.
     """
 
     exit_status: int
@@ -89,7 +90,7 @@ class Run(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the program ended well, called a gateway, lost no context on the way and no mirror."""
+        """Whether the program succeeded and called a gateway, and no trace context or mirror is missing."""
         return self.exit_status == 0 and self.reached and not any(request.is_broken for request in self.requests)
 
     @property
@@ -98,7 +99,7 @@ class Run(NamedTuple):
         return any(request.outcome in ("sent", "kept") for request in self.requests)
 
     def advice(self, gateways: str) -> list[str]:
-        """Return what to do, one sentence or two for each kind of mistake."""
+        """Return advice, one or two sentences for each kind of mistake."""
         found = [
             f"{request.url}: {request.reason}. Give the program and the gateway's URL the same spelling."
             for request in self.requests
@@ -134,15 +135,15 @@ class Run(NamedTuple):
 
 
 def run_recorded(command: Sequence[str], environment: Mapping[str, str], *, stdout_to_stderr: bool = False) -> Run:
-    """Run a command, whose child processes are recorded too.
+    """Run a command, and record its requests and those of its child processes.
 
     Args:
         command: The program and its arguments.
-        environment: What ``agent-gateway run`` would run it with.
-        stdout_to_stderr: Whether its output goes to standard error.
+        environment: The environment that ``agent-gateway run`` would use.
+        stdout_to_stderr: Whether to send its output to standard error.
 
     Raises:
-        OSError: It cannot be started.
+        OSError: The command cannot be started.
     """
     with tempfile.TemporaryDirectory(prefix="agent-gateway-") as directory:
         record = Path(directory, "requests")
@@ -162,7 +163,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            # The program got it as well, from the terminal, and decides what to do.
+            # The terminal has sent it to the program too, which decides what to do.
             continue
 
 

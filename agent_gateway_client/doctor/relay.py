@@ -1,4 +1,4 @@
-"""Examines a relay: whether it accepts spans, and what becomes of the calls that it finds in them."""
+"""Checks a relay: whether it accepts spans, and whether the calls in them are mirrored."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Counts(NamedTuple):
     """The relay's counts since it started.
 
     Attributes:
-        destination: Where its mirrors go.
-        problem: Why it could not send the last ones, or ``None``.
+        destination: The destination of its mirrors.
+        problem: Why it could not send its last mirrors, or ``None``.
         requests: Requests that it accepted.
         without_token: Requests that it refused because their token was missing or wrong.
         recognised: Spans that are model calls.
@@ -43,7 +43,7 @@ class Counts(NamedTuple):
         mirrored: Calls that it found and passed to its exporter.
         sent: Calls whose mirrors were stored.
         waiting: Calls whose mirrors are still to be stored.
-        dropped: Calls whose mirrors never will be, by reason.
+        dropped: Calls whose mirrors will never be stored, by reason.
     """
 
     destination: str
@@ -60,7 +60,7 @@ class Counts(NamedTuple):
     dropped: dict[str, int]
 
     def since(self, before: Counts) -> Counts:
-        """Return what was counted since an earlier time. ``waiting`` and ``problem`` stay those of now."""
+        """Return the counts since an earlier time. ``waiting`` and ``problem`` keep their current values."""
         changed = {name: getattr(self, name) - getattr(before, name) for name in _COUNTERS}
         dropped = {reason: count - before.dropped.get(reason, 0) for reason, count in self.dropped.items()}
         return self._replace(**changed, dropped={reason: count for reason, count in dropped.items() if count > 0})
@@ -72,7 +72,7 @@ _COUNTERS = (
 
 
 class Relay:
-    """A relay to examine.
+    """The relay to check.
 
     Args:
         url: The URL for gateways' spans, with or without ``/v1/traces``.
@@ -86,7 +86,7 @@ class Relay:
         self._token = token_from_environment()
 
     def check_answers(self) -> str:
-        """A relay answers there."""
+        """Check that the URL is that of a relay."""
         response = self._ask("GET", HEALTH_PATH)
         try:
             status = response.json()
@@ -103,7 +103,7 @@ class Relay:
         return f"The relay answers at {self.url}, and holds {held} spans."
 
     def check_token(self) -> str:
-        """The relay accepts an exporter's request with the token of this environment."""
+        """Check that the relay accepts an exporter's request with the token of this environment."""
         response = self._ask("POST", TRACES_PATH, content=b"", headers={"content-type": PROTOBUF})
         if response.status_code == 401:
             raise Broken(
@@ -125,10 +125,10 @@ class Relay:
         return "The relay accepts spans with this token." if self._token else "The relay accepts spans without a token."
 
     def counts(self) -> Counts:
-        """Return what the relay has counted.
+        """Return the relay's counts.
 
         Raises:
-            Broken: It does not report its counts.
+            Broken: The relay does not report its counts.
         """
         response = self._ask("GET", STATUS_PATH)
         try:
@@ -140,7 +140,7 @@ class Relay:
             ) from None
 
     def lasting_counts(self, patience_s: float) -> Counts:
-        """Return the counts once no call waits, one was sent, or none can be sent; at the latest when patience ends."""
+        """Return the counts once no call waits, another one was sent, or patience has ended."""
         before = counts = self.counts()
         deadline = time.monotonic() + patience_s
         while counts.waiting and counts.sent == before.sent and time.monotonic() < deadline:
@@ -161,7 +161,7 @@ class Relay:
 
 
 def check_received(counts: Counts, url: str) -> str:
-    """The spans received so far include model calls."""
+    """Check that the spans received so far include model calls."""
     seen = f"No span has arrived yet. A gateway sends its spans here with {_TO_RELAY.format(url=url)}."
     if counts.recognised or counts.unrecognised:
         _check_recognised(counts)
@@ -180,7 +180,7 @@ def check_received(counts: Counts, url: str) -> str:
 
 
 def check_sending(counts: Counts) -> str:
-    """The relay can send mirrors."""
+    """Check that the relay can send mirrors."""
     if counts.problem is not None and counts.waiting:
         raise Broken(
             f"The relay cannot send its mirrors to {counts.destination}: {counts.problem}. {counts.waiting} wait.",
@@ -190,7 +190,7 @@ def check_sending(counts: Counts) -> str:
 
 
 def check_mirrors(counts: Counts) -> str:
-    """The mirrors of most calls are stored."""
+    """Check that the mirrors of most calls are stored."""
     check_sending(counts)
     if counts.waiting and counts.waiting >= counts.sent:
         raise Broken(
@@ -205,13 +205,13 @@ def check_mirrors(counts: Counts) -> str:
 
 
 def check_spans(new: Counts, trace: Trace | None, url: str, tracking_uri: str) -> str:
-    """The gateway's spans of the probe call reached the relay, which found the call in them.
+    """Check that the gateway's spans of the probe call reached the relay, and that it found the call in them.
 
     Args:
-        new: What the relay has counted since the probe was sent, including the spans of other gateways.
+        new: The relay's counts since the probe was sent, including the spans of other gateways.
         trace: The probe's trace.
-        url: The relay's.
-        tracking_uri: Where the agent traces.
+        url: The relay's URL.
+        tracking_uri: The MLflow server of the agent's traces.
     """
     if mirrors_in(trace):
         return "The gateway's spans reached the relay, and the call is mirrored."
@@ -285,12 +285,12 @@ def _counts(status: dict[str, Any]) -> Counts:
 
 
 def examine_relay(url: str, patience_s: float, on_check: Callable[[Check], None]) -> list[Check]:
-    """Examine a relay by itself: ``relay``, ``relay_token``, ``relay_spans``, ``relay_mirrors``, until one is broken.
+    """Check a relay alone: ``relay``, ``relay_token``, ``relay_spans``, ``relay_mirrors``, up to the first broken link.
 
     Args:
-        url: The relay's.
-        patience_s: How long calls may wait for their traces.
-        on_check: Called with each check as soon as it is made.
+        url: The relay's URL.
+        patience_s: Seconds that calls may wait for their traces.
+        on_check: Called with each check as soon as it has run.
     """
     relay = Relay(url)
     checks: list[Check] = []

@@ -1,4 +1,4 @@
-"""The MLflow server that both halves of a joined trace have to arrive at."""
+"""The MLflow server that must receive both the agent's spans and the mirrors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent_gateway_client.doctor.checks import Broken, Settings, excerpt
 from agent_gateway_client.traces import joined
 
 LOWEST_VERSION = (3, 15)
-"""Of the MLflow server."""
+"""The lowest supported version of the MLflow server."""
 
 _POLL_S = 0.2
 _LOG_IN = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the agent."
@@ -26,7 +26,7 @@ class Store:
     """The tracking server.
 
     Args:
-        settings: Where it is.
+        settings: The doctor's settings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -35,13 +35,13 @@ class Store:
         self.experiment_id = ""
 
     def open(self) -> str:
-        """Reach the server, and choose or make the probe's experiment. This process then traces into it.
+        """Connect to the server, and select or create the probe's experiment. This process then traces into it.
 
         Returns:
-            What was seen.
+            The finding.
 
         Raises:
-            Broken: It cannot be reached, is too old, asks for credentials, or does not let the experiment be used.
+            Broken: The server cannot be reached, is too old, requires credentials, or denies access to the experiment.
         """
         version = self._version()
         mlflow.set_tracking_uri(self._settings.tracking_uri)
@@ -65,10 +65,10 @@ class Store:
         return None if name in ("", "default") else name
 
     def wait_for(self, trace_id: str, is_there: Callable[[Trace], bool], patience_s: float) -> Trace | None:
-        """Read a trace until it has what is looked for.
+        """Poll a trace until ``is_there`` returns true or patience ends.
 
         Returns:
-            The trace as it is then, or at last; ``None`` where there was none.
+            The trace as it was read last; ``None`` if it does not exist.
         """
         deadline = time.monotonic() + patience_s
         client = TracingClient(self._settings.tracking_uri)

@@ -1,6 +1,7 @@
-"""HTTP clients: puts the trace context on their requests to gateways.
+"""Adds the trace context to the requests that HTTP clients send to gateways.
 
-One client at a time (:func:`wrap_httpx`), all of the process (:func:`instrument`), or by hand (:func:`trace_headers`).
+For one client (:func:`wrap_httpx`), all clients of the process (:func:`instrument`), or by hand
+(:func:`trace_headers`).
 """
 
 from agent_gateway_client.http._clients import unwrap, wrap_httpx

@@ -1,4 +1,4 @@
-"""aiohttp: the function through which all requests of all sessions go, and its request in the shape of httpx's."""
+"""aiohttp: patches the function that sends all requests, and adapts its requests to the interface of httpx's."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -19,10 +19,10 @@ _EXTENSIONS = "_agent_gateway_client_extensions"
 
 
 class AiohttpRequest:
-    """What :func:`put_trace_context` reads and writes of a request.
+    """Adapts a request of aiohttp for :func:`put_trace_context`.
 
-    aiohttp makes a new request for each hop of a redirect, out of the headers that the user gave: a header that is set
-    here never goes on to another host. What the hops share is in :mod:`._redirects`.
+    aiohttp creates a new request for each hop of a redirect from the user's headers, so a header that is set here is
+    never forwarded to another host. :mod:`._redirects` has the state that the hops share.
 
     Args:
         request: An ``aiohttp.ClientRequest`` that is about to be sent.
@@ -39,7 +39,7 @@ class AiohttpRequest:
         )
         self.headers = _Headers(request.headers)
         shared = hops.get()
-        # Kept on the request, which a middleware may send twice.
+        # Stored on the request because a middleware may send it twice.
         self.extensions: dict[str, Any] = vars(request).setdefault(_EXTENSIONS, {} if shared is None else shared)
 
 
@@ -82,9 +82,9 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
 
 def _propagate(request: Any) -> None:
     with _guard:
-        if request.method != "CONNECT":  # which goes to a proxy
+        if request.method != "CONNECT":  # it is sent to a proxy
             put_trace_context(AiohttpRequest(request), KnownGateways(model_call.get()))
 
 
 REPLACEMENTS = {"aiohttp:ClientRequest.send": _send, "aiohttp:ClientSession._request": shares_notes_async}
-"""The functions, and what replaces them while :func:`agent_gateway_client.instrument` is in force."""
+"""The functions and their replacements while :func:`agent_gateway_client.instrument` is active."""

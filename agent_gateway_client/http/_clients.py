@@ -1,4 +1,4 @@
-"""httpx and httpx2 clients: wrapped, each puts the trace context on its own requests to gateways."""
+"""Wraps single httpx and httpx2 clients, which then add the trace context to their requests to gateways."""
 
 import threading
 import weakref
@@ -16,7 +16,7 @@ ClientT = TypeVar("ClientT")
 
 
 class _TakesHooks(Protocol):
-    """What the clients of httpx and httpx2, sync and async, have in common as far as it matters here."""
+    """The attributes that :func:`wrap_httpx` uses of httpx and httpx2 clients, sync and async."""
 
     event_hooks: Any
 
@@ -28,10 +28,10 @@ HTTPXClientT = TypeVar("HTTPXClientT", bound=_TakesHooks)
 
 
 def wrap_httpx(client: HTTPXClientT, gateways: Iterable[str] | None = None) -> HTTPXClientT:
-    """Make a client put the trace context on every request that it sends to a gateway.
+    """Make a client add the trace context to every request that it sends to a gateway.
 
-    The context is that of the innermost active span at the time of the request. A ``traceparent`` that the request
-    already has stays. Wrapping a client again adds to its gateways.
+    The context is that of the innermost active span when the request is sent. A ``traceparent`` that the request
+    already has is kept. Wrapping a client again adds to its gateways.
 
     Args:
         client: An ``httpx`` or ``httpx2`` client, sync or async; it is changed in place.
@@ -42,7 +42,7 @@ def wrap_httpx(client: HTTPXClientT, gateways: Iterable[str] | None = None) -> H
         The same object.
 
     Raises:
-        ConfigurationError: ``client`` is not an httpx client, no gateway is named, or a name is not a URL.
+        ConfigurationError: ``client`` is not an httpx client, no gateway is configured, or a value is not a URL.
     """
     if not _takes_hooks(client):
         raise ConfigurationError(
@@ -55,10 +55,10 @@ def wrap_httpx(client: HTTPXClientT, gateways: Iterable[str] | None = None) -> H
 
 
 def unwrap(client: ClientT) -> ClientT:
-    """Take off what :func:`wrap_httpx` or ``wrap_openai`` put on this client.
+    """Undo :func:`wrap_httpx` or ``wrap_openai`` for this client.
 
     An OpenAI client and its ``with_options()`` copies are unwrapped together. Another client that shares the HTTP
-    client stays wrapped, and a client that was never wrapped is left as it is.
+    client stays wrapped. A client that was never wrapped is not changed.
 
     Returns:
         The same object.
@@ -83,11 +83,11 @@ _lock = threading.RLock()
 
 
 class Wrap:
-    """What a wrapped client and its copies share.
+    """The state that a wrapped client and its copies share.
 
     Attributes:
-        gateways: Those that were named for them.
-        is_on: Whether it has not been taken off yet.
+        gateways: The gateways of these clients.
+        is_on: Whether the clients are still wrapped.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Wrap:
         self._hooks: WeakSet[_RequestHook] = WeakSet()
 
     def put_on(self, client: Any, http_client: Any) -> None:
-        """Cover the requests of an HTTP client, and mark ``client`` as the one to unwrap."""
+        """Cover the requests of an HTTP client, and register this wrap on ``client`` for :func:`unwrap`."""
         with _lock:
             hook = hook_of(http_client) or _add_hook(http_client)
             hook.wraps.add(self)
@@ -118,7 +118,7 @@ class Wrap:
 
 
 def wrap(client: Any, http_client: Any, gateways: Gateways) -> Wrap:
-    """Wrap a client that sends through ``http_client``, or add to the gateways where it is wrapped already."""
+    """Wrap a client that sends through ``http_client``, or add to its gateways if it is already wrapped."""
     found = getattr(client, _ATTRIBUTE, None)
     mine = found if isinstance(found, Wrap) and found.is_on else Wrap()
     mine.gateways |= gateways
@@ -127,7 +127,7 @@ def wrap(client: Any, http_client: Any, gateways: Gateways) -> Wrap:
 
 
 def hook_of(client: Any) -> "_RequestHook | None":
-    """Return the hook of a client that takes event hooks; ``None`` where it is not wrapped."""
+    """Return our hook of a client that has event hooks; ``None`` if the client is not wrapped."""
     return next((hook for hook in client.event_hooks["request"] if isinstance(hook, _RequestHook)), None)
 
 
@@ -135,7 +135,7 @@ class _RequestHook:
     def __init__(self, client: Any) -> None:
         self.client = weakref.ref(client)
         self.gateways = NO_GATEWAYS
-        # A wrap lives as long as one of its clients. The gateways of one that is gone stay until the next unwrap():
+        # A wrap lives as long as one of its clients. After that, its gateways are kept until the next unwrap(), because
         # the HTTP client may still be in use.
         self.wraps: WeakSet[Wrap] = WeakSet()
 
@@ -143,7 +143,7 @@ class _RequestHook:
         self.propagate(request)
 
     def propagate(self, request: Any) -> None:
-        """Do it, unless the doctor runs the program: then every client is covered, and a request counts once."""
+        """Add the trace context, unless the doctor runs the program: its own patches cover all clients then."""
         if _notes.recorder is None:
             propagate(request, self.gateways)
 
@@ -157,7 +157,7 @@ def _add_hook(client: Any) -> _RequestHook:
     hooks = client.event_hooks
     is_async = hasattr(client, "__aenter__")
     hook = (_AsyncRequestHook if is_async else _RequestHook)(client)
-    # Behind the user's own hooks: a traceparent that one of them sets stays.
+    # After the user's own hooks, so that a traceparent from one of them is kept.
     client.event_hooks = {**hooks, "request": [*hooks["request"], hook]}
     if hasattr(type(client), _SEND) and _SEND not in vars(client):
         setattr(client, _SEND, (_async_send if is_async else _send)(hook.client))
@@ -173,7 +173,7 @@ def _remove_hook(client: Any) -> None:
 
 
 def _send(client: "weakref.ref[Any]") -> Any:
-    """Return what keeps OpenTelemetry's instrumentation from overwriting the header that the hook has set."""
+    """Return a send method that prevents OpenTelemetry's instrumentation from overwriting the hook's header."""
 
     def send(request: Any, *args: Any, **kwargs: Any) -> Any:
         own: Any = client()

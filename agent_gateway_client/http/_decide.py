@@ -1,4 +1,4 @@
-"""Decides what a request carries. Every HTTP stack asks here, for each retry and each hop of a redirect."""
+"""Decides whether a request gets the trace context. Called by all HTTP stacks, for each retry and redirect hop."""
 
 from typing import Literal, NamedTuple, Protocol
 
@@ -13,10 +13,10 @@ class KnowsGateways(Protocol):
     """One or more sets of gateways."""
 
     def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
-        """Tell what :meth:`Gateways.covers` does."""
+        """Return the same as :meth:`Gateways.covers`."""
 
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
-        """Return what :meth:`Gateways.near_miss` does."""
+        """Return the same as :meth:`Gateways.near_miss`."""
 
 
 class Headers(Protocol):
@@ -30,12 +30,12 @@ class Headers(Protocol):
 
 
 class Decision(NamedTuple):
-    """What happens to a request.
+    """The decision for one request.
 
     Attributes:
-        outcome: ``"sent"``: it gets the context; ``"kept"``: the user's own ``traceparent`` stays; ``"no span"``: it
+        outcome: ``"sent"``: it gets the context; ``"kept"``: the user's own ``traceparent`` is kept; ``"no span"``: it
             goes to a gateway, but no span is active; ``"not a gateway"``: it goes elsewhere.
-        context: What is put on it, if anything.
+        context: The trace context to add, if any.
     """
 
     outcome: Outcome
@@ -60,13 +60,13 @@ def decide(
     """Decide whether a request gets the current trace context.
 
     Args:
-        method: HTTP's, or :data:`~agent_gateway_client.http._notes.WEBSOCKET`.
+        method: The HTTP method, or :data:`~agent_gateway_client.http._notes.WEBSOCKET`.
         scheme: As for :meth:`Gateways.covers`.
         host: As for :meth:`Gateways.covers`.
         port: As for :meth:`Gateways.covers`.
         path: As for :meth:`Gateways.covers`.
-        headers: Those that the request has already; they are only looked at where it goes to a gateway.
-        gateways: Where it may be sent.
+        headers: The request's headers; read only if it goes to a gateway.
+        gateways: The gateways that may get the trace context.
     """
     why, is_covered, is_assumed = None, gateways.covers(scheme, host, port, path), False
     if not is_covered:
@@ -84,7 +84,7 @@ def decide(
         decision = Decision("sent", context)
     else:
         decision = _NO_SPAN
-        # Other methods ask for a list, a file or the gateway's health, and often before the program's first span.
+        # Requests with other methods (lists, files, health checks) are often sent before the program's first span.
         if method in ("POST", _notes.WEBSOCKET):
             _notes.warn_without_span(_notes.shown(scheme, host, port, path))
     if _notes.is_wanted():

@@ -1,4 +1,4 @@
-"""The trace context as headers, for a client that this package does not know."""
+"""Returns the trace context as headers, for clients that this package does not instrument."""
 
 import re
 from collections.abc import Iterable
@@ -18,21 +18,21 @@ _guard = Guard("trace_headers() could not read the active span; it returns no he
 
 
 def trace_headers(url: object, gateways: Iterable[str] | None = None, *, span: Any = None) -> dict[str, str]:
-    """Return the headers that a request to ``url`` should carry, for a client that this package does not know.
+    """Return the headers for a request to ``url``, for a client that this package does not instrument.
 
     Args:
-        url: Where the request goes; ``ws://`` and ``wss://`` count as the HTTP they start from.
-        gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``, and those of every
-            ``instrument()`` that is in force, and inside a gateway those behind it.
-        span: The parent, in place of the innermost active span: a span of OpenTelemetry or of MLflow, also one of
-            ``start_span_no_context()``.
+        url: The URL of the request; ``ws://`` and ``wss://`` are treated as ``http://`` and ``https://``.
+        gateways: ``scheme://host[:port][/prefix]`` each. By default those in ``AGENT_GATEWAY_URLS``, those of every
+            active ``instrument()``, and inside a gateway its upstream gateways.
+        span: The parent to use instead of the innermost active span: a span of OpenTelemetry or MLflow, including one
+            of ``start_span_no_context()``.
 
     Returns:
-        ``{"traceparent": …}``, with ``tracestate`` where there is one. Empty where ``url`` is not a gateway or
-        no span is active.
+        ``{"traceparent": …}``, with ``tracestate`` if the span has one. Empty if ``url`` is not a gateway or no span is
+        active.
 
     Raises:
-        ConfigurationError: ``gateways`` was given and holds what is not a URL, or ``span`` is not a span.
+        ConfigurationError: A value of ``gateways`` is not a URL, or ``span`` is not a span.
     """
     parent = None if span is None else as_span(span)
     known = Gateways(gateways) if gateways is not None else _known_gateways()

@@ -1,4 +1,4 @@
-"""httpx and httpx2: the function through which all requests of all clients go."""
+"""httpx and httpx2: patches the function that sends all requests of all clients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -62,4 +62,4 @@ REPLACEMENTS = {
     "httpx2:Client._send_single_request": _send,
     "httpx2:AsyncClient._send_single_request": _async_send,
 }
-"""Functions, and what replaces them while :func:`agent_gateway_client.instrument` is in force."""
+"""The functions and their replacements while :func:`agent_gateway_client.instrument` is active."""

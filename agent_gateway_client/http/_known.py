@@ -1,4 +1,4 @@
-"""Which gateways a request may carry trace context to."""
+"""Finds the gateways that apply to a request."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 from agent_gateway_client.http._propagate import is_marked
 
 _gateways = NO_GATEWAYS
-"""Those of all handles in force. Replaced as a whole, so that a request can read it without a lock."""
+"""The gateways of all active handles. Replaced atomically, so that a request can read it without a lock."""
 
 
 def instrumented_gateways() -> Gateways:
-    """Return the gateways of every :func:`instrument` that is in force."""
+    """Return the gateways of all active :func:`instrument` handles."""
     return _gateways
 
 
@@ -25,10 +25,10 @@ def set_process_gateways(gateways: Gateways) -> None:
 
 
 def may_carry(request: Any, call: ModelCall | None) -> bool:
-    """Tell whether a request of httpx's kind may go to a gateway, or has been to one.
+    """Return whether a request of httpx may go to a gateway, or an earlier hop of it did.
 
-    Where a framework's adapter is on and the request belongs to none of its calls, no gateway is known for it. Beside
-    OpenTelemetry's instrumentations it may carry a header that was set by hand.
+    ``False`` for most requests outside of model calls if only a framework's adapter is active: they have no gateways.
+    If OpenTelemetry's instrumentations are loaded, the request may have a header that was set by hand.
     """
     return bool(
         _gateways
@@ -40,7 +40,7 @@ def may_carry(request: Any, call: ModelCall | None) -> bool:
 
 
 class KnownGateways:
-    """The gateways of the process, of the model call that a request belongs to, and of a client that is wrapped."""
+    """The gateways of the process, of the request's model call, and of a wrapped client."""
 
     __slots__ = ("_call", "_client")
 
@@ -49,7 +49,7 @@ class KnownGateways:
         self._client = client
 
     def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
-        """Tell what :meth:`Gateways.covers` does."""
+        """Return the same as :meth:`Gateways.covers`."""
         if _gateways.covers(scheme, host, port, path):
             return True
         if self._call is not None and self._call.gateways.covers(scheme, host, port, path):
@@ -58,7 +58,7 @@ class KnownGateways:
         return hook is not None and hook.gateways.covers(scheme, host, port, path)
 
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
-        """Return what :meth:`Gateways.near_miss` does, for the first that has a reason."""
+        """Return the same as :meth:`Gateways.near_miss`: the first reason found."""
         hook = hook_of(self._client) if self._client is not None else None
         for known in (_gateways, self._call and self._call.gateways, hook and hook.gateways):
             if known and (why := known.near_miss(scheme, host, port, path)):

@@ -1,7 +1,7 @@
-"""LangChain's runs are followed while :func:`instrument` is in force, where the program has langchain-core.
+"""Follows LangChain's runs while :func:`instrument` is active, if the program uses langchain-core.
 
-The span that MLflow's autolog keeps for a run is not the active one in async code. Nothing of LangChain is imported
-here before the program has imported its models.
+In async code, the span that MLflow's autolog keeps for a run is not the active one. LangChain is not imported here
+before the program has imported its models.
 """
 
 import sys
@@ -18,14 +18,14 @@ _guard = Guard("Could not follow LangChain's runs; their requests carry a less s
 
 
 class _Runs:
-    """What holds the patches of LangChain, at most once."""
+    """Holds LangChain's patches, at most once."""
 
     def __init__(self) -> None:
         self._is_on = False
         self._watcher: AfterImport | None = None
 
     def follow(self, is_on: bool) -> None:
-        """Follow runs, or stop doing so; the second time does nothing. The caller holds a lock."""
+        """Start or stop following runs. Idempotent. The caller must hold a lock."""
         if is_on == self._is_on:
             return
         self._is_on = is_on
@@ -41,11 +41,11 @@ class _Runs:
 
     def _hold(self) -> None:
         with _guard:
-            # By its name, as the libraries' functions are found: the adapter imports this package.
+            # Imported late: the adapter imports this package.
             patches = import_module(_ADAPTER).patches
             patches.add(self)
             if not self._is_on:
-                # Another thread has switched it off in the meantime.
+                # Another thread has stopped it in the meantime.
                 patches.remove(self)
 
     def _release(self) -> None:
@@ -60,4 +60,4 @@ def _is_loaded(name: str) -> bool:
 
 
 runs = _Runs()
-"""Those of the process."""
+"""The process's only instance."""

@@ -1,6 +1,6 @@
-"""Says what happened to a request: at level DEBUG, to a recorder, and as a warning where it looks like a mistake.
+"""Reports the decision for a request: at level DEBUG, to a recorder, and as a warning if it looks like a mistake.
 
-Most requests of a program have nothing to do with a gateway, so a warning needs a reason, and is given once.
+Most requests of a program have nothing to do with a gateway, so a warning has a reason and is logged once.
 """
 
 import logging
@@ -12,21 +12,21 @@ from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.w3c import TraceContext
 
 WEBSOCKET = "WEBSOCKET"
-"""The method of a request that opens a websocket, which HTTP does not tell from other GET requests."""
+"""The method recorded for a request that opens a websocket, to distinguish it from other GET requests."""
 
 
 class Note(NamedTuple):
-    """A request, and what was decided about it.
+    """A request and the decision about it.
 
     Attributes:
-        method: HTTP's, or :data:`WEBSOCKET`.
-        url: Where it goes, without credentials and query.
+        method: The HTTP method, or :data:`WEBSOCKET`.
+        url: The URL without credentials and query.
         outcome: See :class:`~agent_gateway_client.http._decide.Decision`.
-        reason: Why, in a sentence.
-        context: What was put on it.
-        kept: The ``traceparent`` that it had already.
+        reason: The reason for the outcome, as a clause.
+        context: The trace context that was added.
+        kept: The ``traceparent`` that the request already had.
         near_miss: Whether it was probably meant to go to a gateway.
-        is_assumed: Whether only :data:`assumed` names its gateway.
+        is_assumed: Whether its gateway is only in :data:`assumed`.
     """
 
     method: str
@@ -40,20 +40,20 @@ class Note(NamedTuple):
 
 
 recorder: Callable[[Note], None] | None = None
-"""Is called with each note, where the doctor runs the program."""
+"""Called with each note if the doctor runs the program."""
 
 
 assumed: Gateways | None = None
-"""Gateways that the program itself may not name, where the doctor runs it."""
+"""The doctor's gateways, which the program it runs may not have configured itself."""
 
 
 def is_wanted() -> bool:
-    """Tell whether anybody reads notes; otherwise they need not be made."""
+    """Return whether a recorder or the log needs notes; otherwise none are created."""
     return recorder is not None or logger.isEnabledFor(logging.DEBUG)
 
 
 def make_note(note: Note) -> None:
-    """Log a note and hand it to the recorder."""
+    """Log a note and pass it to the recorder."""
     if note.context is not None:
         span = f", span {note.context.span_id:016x} of trace {note.context.trace_id:032x}"
     else:
@@ -64,13 +64,13 @@ def make_note(note: Note) -> None:
 
 
 def shown(scheme: str, host: str, port: int | None, path: str) -> str:
-    """Return a URL as it may be logged."""
+    """Return a URL for the log, without the query."""
     netloc = f"[{host}]" if ":" in host else host
     return f"{scheme}://{netloc}{f':{port}' if port else ''}{path.partition('?')[0]}"
 
 
 def warn_without_span(url: str) -> None:
-    """Say once that a request went to its gateway while no span was active."""
+    """Warn once that a request was sent to its gateway while no span was active."""
     warn_once(
         "decide.no_span",
         "A request to the gateway (%s) was sent while no span was active, so its mirror joins no trace. Make the call "
@@ -81,5 +81,5 @@ def warn_without_span(url: str) -> None:
 
 
 def warn_of_near_miss(url: str, why: str) -> None:
-    """Say once for each reason that a request almost went to a gateway."""
+    """Warn once per reason that a request missed a gateway by little."""
     warn_once(f"decide.near_miss {why}", "No trace context is sent to %s: %s.", url, why)

@@ -1,9 +1,9 @@
-"""Which span is the parent where OpenTelemetry's own instrumentation of an HTTP client is active too.
+"""Selects the parent span if OpenTelemetry's own instrumentation of an HTTP client is active too.
 
-It makes a span for each request and writes that span's ``traceparent`` over what is there. MLflow's spans are in a
-context of their own, which it does not see: its span is in another trace, or is missing in MLflow's. The rule, whatever
-was switched on first: a ``traceparent`` that names an MLflow span, or that came with the request, is what is sent.
-Where only a span of OpenTelemetry is active, or MLflow's spans are OpenTelemetry's (with
+The instrumentation creates a span for each request and overwrites the ``traceparent`` with it. MLflow keeps its spans
+in a separate context, which the instrumentation does not see, so its span is in another trace or missing in MLflow's.
+The rule does not depend on the order of activation: the ``traceparent`` of an MLflow span, or one that the request
+already has, is sent. If only a span of OpenTelemetry is active, or MLflow shares OpenTelemetry's spans (with
 ``MLFLOW_USE_DEFAULT_TRACER_PROVIDER=false``), the instrumentation's span is the parent: it is in the same trace.
 """
 
@@ -23,7 +23,7 @@ _SCOPES = (
     "opentelemetry.instrumentation.requests",
     "opentelemetry.instrumentation.urllib3",
 )
-"""The instrumentations whose span is the current one by the time that a request comes to us."""
+"""The instrumentations whose span is already current when our patch gets the request."""
 
 _guard = Guard(
     "Could not keep OpenTelemetry's instrumentation from replacing a request's trace context",
@@ -32,14 +32,14 @@ _guard = Guard(
 
 
 def instrumentation_is_loaded() -> bool:
-    """Tell whether any of OpenTelemetry's instrumentations of HTTP clients is imported."""
+    """Return whether any of OpenTelemetry's instrumentations of HTTP clients is imported."""
     return _UTILS in sys.modules
 
 
 def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
-    """Return what keeps the instrumentation of httpx and httpx2 from a request, where it would overwrite a header.
+    """Return a context manager that suppresses the instrumentation of httpx and httpx2 if it would overwrite a header.
 
-    It leaves a header alone only where it makes no span, for which OpenTelemetry has a switch.
+    The instrumentation keeps a header only if it creates no span; OpenTelemetry has a switch for that.
     """
     utils = sys.modules.get(_UTILS)
     if utils is None:
@@ -53,9 +53,9 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
 
 
 def is_by_instrumentation(header: str | None) -> bool:
-    """Tell whether the instrumentation of aiohttp, requests or urllib3 has set a ``traceparent`` that makes room.
+    """Return whether a ``traceparent`` is from the instrumentation of aiohttp, requests or urllib3, to be replaced.
 
-    Unlike that of httpx they set the header before the request is made, and their span is the current one by then.
+    Unlike that of httpx, they set the header before our patch gets the request, and their span is current by then.
     """
     if header is None:
         return False
@@ -64,18 +64,19 @@ def is_by_instrumentation(header: str | None) -> bool:
 
 
 def _names_current_span(header: str | None) -> bool:
-    """Tell whether a ``traceparent`` names OpenTelemetry's current span."""
-    # Formatting the one takes less than reading the other.
+    """Return whether a ``traceparent`` is that of OpenTelemetry's current span."""
+    # Formatting the current span's header is faster than parsing the given one.
     current = as_trace_context(trace.get_current_span().get_span_context())
     return current is not None and header == current.traceparent
 
 
 def _is_opentelemetrys(header: str | None) -> bool:
-    """Tell whether a ``traceparent`` names OpenTelemetry's current span, and no span of MLflow's is to be preferred."""
+    """Return whether a ``traceparent`` is of OpenTelemetry's current span, and no MLflow span takes precedence."""
     if not _names_current_span(header):
         return False
     variables = sys.modules.get("mlflow.environment_variables")
     if variables is None or not variables.MLFLOW_USE_DEFAULT_TRACER_PROVIDER.get():
         return True
-    # Even the same span, with MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT: the instrumentation's would not be MLflow's.
+    # An MLflow span takes precedence even if it is the same span (MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT): MLflow does
+    # not record the instrumentation's span.
     return sys.modules["mlflow"].get_current_active_span() is None

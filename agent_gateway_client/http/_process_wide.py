@@ -1,9 +1,9 @@
-"""Process-wide: every client of a library below puts the trace context on its requests to gateways.
+"""Instruments all HTTP clients of the process.
 
-httpx, httpx2, aiohttp, urllib3 (and with it requests and boto3) and websockets. Each has one function through which all
-requests go, for each retry and each hop of a redirect. These are replaced while at least one :func:`instrument` is in
-force. A library that is not installed is left out; one that is installed is imported, so that it does not matter what
-the program imports later. LangChain's runs are followed too, once the program has imported its models.
+Covers httpx, httpx2, aiohttp, urllib3 (and with it requests and boto3) and websockets. Each has one function that sends
+all requests, called for each retry and each hop of a redirect. These functions are replaced while at least one
+:func:`instrument` is active. Installed libraries are imported, so that the order of the program's imports does not
+matter; the others are skipped. LangChain's runs are followed too, once the program has imported its models.
 """
 
 import threading
@@ -37,7 +37,7 @@ _counts: Counter["_Named"] = Counter()
 
 
 class _Named(NamedTuple):
-    """The gateways of one or more :func:`instrument`. Those that name the same are counted and not kept."""
+    """The gateways of one or more :func:`instrument` calls. Calls with the same gateways are only counted."""
 
     gateways: tuple[str, ...]
     generation: int
@@ -45,24 +45,24 @@ class _Named(NamedTuple):
 
 
 _generation = 0
-"""Is counted up by :func:`uninstrument`, so that the handles from before it have nothing to undo."""
+"""Incremented by :func:`uninstrument`, so that older handles have nothing to undo."""
 
 
 class Instrumentation:
-    """What :func:`instrument` has switched on. As a context manager, it is switched off at the end.
+    """The handle of one :func:`instrument` call. As a context manager, it undoes the call on exit.
 
     Attributes:
-        gateways: Those that were named for this one.
+        gateways: The gateways of this call.
     """
 
     def __init__(self, gateways: Gateways, *, for_adapter: bool = False, is_counted: bool = True) -> None:
-        """Switch it on.
+        """Start the instrumentation.
 
         Args:
-            gateways: May be none, for an adapter whose model calls bring their own.
-            for_adapter: Whether it belongs to a framework's adapter, and :func:`uninstrument` leaves it alone.
-            is_counted: Whether those that name the same gateways are counted, which takes a lock. If not, each is kept
-                by itself, and the garbage collector may switch it off.
+            gateways: Empty for an adapter whose model calls have their own.
+            for_adapter: Whether it belongs to a framework's adapter; :func:`uninstrument` does not undo it.
+            is_counted: Whether handles with the same gateways are counted, which takes a lock. If not, each is kept
+                separately, and may be undone by the garbage collector.
         """
         self.gateways = gateways
         self.for_adapter = for_adapter
@@ -82,11 +82,11 @@ class Instrumentation:
         return self._is_on and (self._handle is self or self.is_named())
 
     def is_named(self) -> bool:
-        """Tell whether this one or another that is counted together with it is in force."""
+        """Return whether this handle, or another one that is counted with it, is active."""
         return self._handle in _counts
 
     def uninstrument(self, *, wait: bool = True) -> None:
-        """Switch this one off; others stay in force. The second time does nothing.
+        """Undo this handle; others stay active. Idempotent.
 
         Args:
             wait: As in :meth:`PatchSet.remove`.
@@ -102,7 +102,7 @@ class Instrumentation:
                 del _counts[self._handle]
         _patches.remove(self._handle, wait=wait)
         if self.is_named():
-            # Another thread has named the same gateways in the meantime.
+            # Another thread has instrumented the same gateways in the meantime.
             _patches.add(self._handle)
 
     def __enter__(self) -> "Instrumentation":
@@ -115,24 +115,24 @@ class Instrumentation:
 
 
 def instrument(*urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> Instrumentation:
-    """Make every HTTP client of this process put the trace context on its requests to gateways.
+    """Make every HTTP client of this process add the trace context to its requests to gateways.
 
-    Covered are httpx, httpx2, aiohttp, requests, urllib3, boto3 (with an ``endpoint_url``) and websockets.
+    Covers httpx, httpx2, aiohttp, requests, urllib3, boto3 (with an ``endpoint_url``) and websockets, and so frameworks
+    that create their own HTTP clients.
 
-    For frameworks that make their HTTP clients themselves: nothing else has to be changed. The context is that of the
-    innermost active span at the time of the request; a ``traceparent`` that the request already has stays. Calling it
-    again adds gateways, until its own handle is switched off.
+    The context is that of the innermost active span when the request is sent. A ``traceparent`` that the request
+    already has is kept. Calling it again adds gateways until that call's handle is undone.
 
     Args:
-        *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
-            ``AGENT_GATEWAY_URLS``.
-        gateways: More of them, as the other functions take them.
+        *urls: The gateways, ``scheme://host[:port][/prefix]`` each, as separate arguments or in a list. By default
+            those in ``AGENT_GATEWAY_URLS``.
+        gateways: More gateways, in the form that the other functions accept.
 
     Returns:
-        A handle that undoes this call, and a context manager that does so at its end.
+        A handle that undoes this call; as a context manager, it does so on exit.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is not a URL.
+        ConfigurationError: No gateway is configured, or a value is not a URL.
 
     Example:
         >>> from agent_gateway_client import instrument
@@ -143,12 +143,12 @@ def instrument(*urls: str | Iterable[str], gateways: Iterable[str] | None = None
 
 
 def renew() -> None:
-    """Put the hooks on where somebody has put back what they had found before, or a library was half imported."""
+    """Apply patches again that other code has undone, or whose library was still being imported."""
     _patches.renew()
 
 
 def uninstrument() -> None:
-    """Undo every :func:`instrument`. The adapters of frameworks are undone separately."""
+    """Undo all :func:`instrument` calls. The frameworks' adapters are undone separately."""
     global _generation
     _generation += 1
     for handle in _patches.handles:
@@ -162,9 +162,9 @@ _keeper: Instrumentation | None = None
 
 
 def keep_from_overwriting() -> None:
-    """Keep OpenTelemetry's instrumentation, where it is loaded, from overwriting a header that is set by hand.
+    """Prevent OpenTelemetry's instrumentation, if it is loaded, from overwriting a header that is set by hand.
 
-    The replaced functions do that. They stay in place until :func:`uninstrument`, and name no gateway.
+    Patches the HTTP libraries without gateways, until :func:`uninstrument`.
     """
     global _keeper
     if not instrumentation_is_loaded():
@@ -176,15 +176,15 @@ def keep_from_overwriting() -> None:
 def gateways_for_process(
     urls: Iterable[str | Iterable[str]], function: str, gateways: Iterable[str] | None = None
 ) -> Gateways:
-    """Read the gateways that a process-wide function was given, or those of the environment.
+    """Return the gateways from a process-wide function's arguments, or those of the environment.
 
     Args:
-        urls: What it was given one by one, or in a list.
+        urls: Its positional arguments, each a URL or a list of URLs.
         function: Its name, for the error.
-        gateways: What it was given as ``gateways=``.
+        gateways: Its argument ``gateways``.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is not a URL.
+        ConfigurationError: No gateway is configured, or a value is not a URL.
     """
     named = Gateways(flatten(urls)) | Gateways(() if gateways is None else gateways)
     known = named or Gateways.from_environment()

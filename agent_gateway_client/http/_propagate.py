@@ -1,9 +1,8 @@
-"""Puts the trace context on a request of httpx's kind.
+"""Adds the trace context to a request with the interface of httpx's.
 
-It is called for every request that is sent, for each retry and each hop of a redirect, with the URL as it goes out.
-httpx copies all headers but ``Authorization`` to a redirect's target. Where a redirect leaves the gateway, the headers
-are taken off again: those that this package set, and those that somebody else in this process set for one of its spans,
-as ``mlflow.openai.autolog()`` does.
+Called for every request, including each retry and each hop of a redirect, with the final URL. httpx copies all headers
+but ``Authorization`` to a redirect's target. If a redirect leaves the gateway, the headers are removed: those that this
+package added, and those that other code added for a span of this process, as ``mlflow.openai.autolog()`` does.
 """
 
 from typing import Any
@@ -16,31 +15,31 @@ from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 _guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
 
 _SENT_BY_US = "agent_gateway_client.headers"
-"""The key in a request's extensions that holds the headers this package has set on it."""
+"""The key in a request's extensions for the headers that this package has added to it."""
 
 _LOCAL = "agent_gateway_client.local"
-"""The key for the headers that somebody else has set for a span of this process."""
+"""The key for the headers that other code has added for a span of this process."""
 
 
 def is_marked(request: Any) -> bool:
-    """Tell whether an httpx request, or the hop before it, was sent to a gateway."""
+    """Return whether an httpx request, or the hop before it, was sent to a gateway."""
     return _SENT_BY_US in request.extensions or _LOCAL in request.extensions
 
 
 def propagate(request: Any, gateways: KnowsGateways) -> None:
-    """Put the current trace context on an httpx request to a gateway; take it off one that leaves. Never raises."""
+    """Add the current trace context to an httpx request to a gateway; remove it if it goes elsewhere. Never raises."""
     with _guard:
         put_trace_context(request, gateways)
 
 
 def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
-    """Do what :func:`propagate` does; may raise."""
+    """Do the same as :func:`propagate`, but may raise."""
     url, headers, extensions = request.url, request.headers, request.extensions
     if _SENT_BY_US in extensions:
-        # Ours from an earlier hop, or from when the same request was sent before, says nothing about this one.
+        # From an earlier hop, or from sending the same request before; out of date for this one.
         _take_off(headers, extensions.pop(_SENT_BY_US))
     if _LOCAL in extensions and TRACEPARENT not in headers:
-        # For a redirect that comes back; it is taken off again below where this one does not.
+        # For a redirect that returns to the gateway; removed again below if this hop does not.
         headers.update(extensions[_LOCAL])
     host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
     outcome, context = decide(request.method, url.scheme, host, url.port, path, headers, gateways)

@@ -1,7 +1,7 @@
-"""What the hops of one call of a client share, in the stacks that make a new request for each hop of a redirect.
+"""State shared by the hops of one client call, for HTTP stacks that create a new request for each redirect hop.
 
-Those requests repeat the caller's headers. If they include a ``traceparent`` that names a span of this process, it is
-removed from a hop that leaves the gateway.
+Those requests repeat the caller's headers. If they include the ``traceparent`` of a span of this process, it is removed
+from a hop that leaves the gateway.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from agent_gateway_client.http._decide import Outcome
 from agent_gateway_client.w3c import TRACEPARENT
 
 hops: ContextVar[dict[str, Any] | None] = ContextVar("agent_gateway_client.hops", default=None)
-"""Notes for the call that is being made; ``None`` outside of one. The calls that it makes itself are its hops."""
+"""The current call's state; ``None`` outside of a call. Nested calls are its hops."""
 
 
 def must_come_off(outcome: Outcome, traceparent: str) -> bool:
-    """Tell whether a hop must not carry a ``traceparent`` that the caller has set.
+    """Return whether to remove a ``traceparent`` that the caller has set from a hop.
 
-    It names a span of this process, an earlier hop of the same call went to a gateway with it, and this one does not.
+    True if it is that of a span of this process, an earlier hop of the same call carried it to a gateway, and this hop
+    goes elsewhere.
     """
     shared = hops.get()
     if shared is None:

@@ -1,9 +1,9 @@
-"""urllib3, and with it requests, boto3 and whatever else sends through its pools.
+"""urllib3, and with it requests, boto3 and everything else that sends through its pools.
 
-All requests of all pools go through one method, for each retry and each hop of a redirect, with the headers that the
-caller gave: a header that is added there never goes on to another host. What the hops share is in
-:mod:`._redirects`. botocore has signed the request by then. Its
-signature covers the headers that it lists, and says nothing about one that is added later.
+One method sends all requests of all pools, for each retry and each hop of a redirect, with the caller's headers, so a
+header that is added there is never forwarded to another host. :mod:`._redirects` has the state that the hops share.
+botocore has signed the request by then. Its signature covers only the headers that it lists, so adding one later is
+valid.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,7 +46,7 @@ def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> No
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
-    """Return scheme, host, port and path. Through a proxy the pool is the proxy's, and the URL is a whole one."""
+    """Return scheme, host, port and path. With a proxy, the pool is the proxy's, and the URL is absolute."""
     if not url.startswith("/"):
         parts = urlsplit(url)
         if parts.scheme:
@@ -80,4 +80,4 @@ REPLACEMENTS = {
     "urllib3.poolmanager:PoolManager.urlopen": shares_notes,
     "requests:Session.send": shares_notes,
 }
-"""The methods, and what replaces them while :func:`agent_gateway_client.instrument` is in force."""
+"""The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

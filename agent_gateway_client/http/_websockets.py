@@ -1,6 +1,6 @@
-"""websockets: the request that opens a connection, sync or async.
+"""websockets: patches the request that opens a connection, sync or async.
 
-OpenAI's realtime and responses sockets are opened with it.
+OpenAI's SDK opens its realtime and responses sockets with this library.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ _guard = Guard("Could not add the trace context to a websocket; it is opened wit
 
 
 def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
-    # Each hop of a redirect, which only the async client follows, is a protocol and a request of its own, with the
-    # headers that the caller gave.
+    # Each hop of a redirect has a new protocol and a new request with the caller's headers. Only the async client
+    # follows redirects.
     def send_request(protocol: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if switch.is_on:
             _add_headers(protocol, request)
@@ -49,4 +49,4 @@ REPLACEMENTS = {
     "websockets.client:ClientProtocol.send_request": _send_request,
     "websockets.asyncio.client:connect.__await_impl__": shares_notes_async,
 }
-"""The methods, and what replaces it while :func:`agent_gateway_client.instrument` is in force."""
+"""The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

@@ -1,7 +1,7 @@
-"""Which LangChain call of a model is being made here and now, and which span is its own.
+"""A LangChain model call and its span.
 
-A call is the current one while the model's own code runs, and no longer: not while a stream waits for its reader, and
-not after an error or a cancellation.
+A call is current only while the model's own code runs: not while a stream waits for its reader, and not after an error
+or a cancellation.
 """
 
 from contextvars import Token
@@ -17,21 +17,21 @@ from agent_gateway_client.w3c import TraceContext
 
 
 class GatewaysHandler(BaseCallbackHandler):
-    """A handler that says where the runs it is given to may send trace context.
+    """A handler that holds the gateways of the runs that have it.
 
-    LangChain hands it on to every run below the one it was given to; that is all it is for. It ignores every event. To
-    be told of them in the task that sends the request it would have to be ``run_inline``, and beside a handler that is
-    so, LangChain does not tell the others that a text model's run starts.
+    LangChain passes it to every run below the first one. It ignores all events: to get them in the task that sends the
+    request, it would need ``run_inline``, and if one handler is inline, LangChain does not notify the others of the
+    start of a text model's run.
 
     Attributes:
-        gateways: No gateways once the handler is closed.
+        gateways: The gateways; empty after the handler is closed.
     """
 
     gateways = NO_GATEWAYS
 
     @property
     def ignore_llm(self) -> bool:
-        """Always."""
+        """Always ``True``."""
         return True
 
     ignore_agent = ignore_chain = ignore_chat_model = ignore_custom_event = ignore_llm
@@ -39,23 +39,23 @@ class GatewaysHandler(BaseCallbackHandler):
 
 
 class LangChainCall(ModelCall):
-    """A call of a model, as a context manager: within it, it is the current one.
+    """A model call. As a context manager, it makes itself the current call.
 
-    Leaving it restores what was active before. MLflow makes the call's own span active for its reader too, in all
-    synchronous code and, with ``run_tracer_inline=True``, in async code, where it often stays so: LangChain reports the
-    end in another context, or, if the call was cancelled, not at all. Whatever the reader does next would be recorded
-    as part of the call, and its tokens would not be counted.
+    On exit, it restores the span that was active before. MLflow also activates the call's span for the reader of a
+    stream, in all synchronous code and, with ``run_tracer_inline=True``, in async code. There the span often stays
+    active, because LangChain reports the end in another context, or not at all if the call was cancelled. Everything
+    that the reader does next would be recorded as part of the call, and its tokens would not be counted.
 
     Args:
-        gateways: Those of the handlers of the call's run.
+        gateways: The gateways of the run's handlers.
 
     Attributes:
-        gateways: The same; none after the call is over.
-        manager: LangChain's run manager, which has a ``run_id`` and all ``handlers``. ``None`` where it is not known
-            which run a request belongs to, and after the call is over.
+        gateways: The same; empty after the call has ended.
+        manager: LangChain's run manager, which has a ``run_id`` and all ``handlers``. ``None`` if the run of a request
+            is not known, and after the call has ended.
     """
 
-    # Attributes of the class are what most calls have, and cost nothing.
+    # Class attributes hold the values of most calls, which then need no instance attributes.
     gateways = NO_GATEWAYS
     manager: Any = None
     _outer: TraceContext | None = None
@@ -68,7 +68,7 @@ class LangChainCall(ModelCall):
         if gateways:
             self.gateways = gateways
         if may_have_spans():
-            # A span that is active later is the run's own, or one that the user opened.
+            # A different span that is active later is the run's own, or one that the user has opened.
             self._outer = active_trace_context()
             self._contexts = mlflow_contexts()
 
@@ -78,7 +78,7 @@ class LangChainCall(ModelCall):
         self.gateways = NO_GATEWAYS
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
-        """Return the run's own span, or ``active`` where there is none or the user has opened another one since."""
+        """Return the run's own span; ``active`` if it has none or the user has opened another span inside it."""
         own = span_of_run(self.manager) if self.manager else None
         return own if own and active in (own, self._outer) else active
 
@@ -102,7 +102,7 @@ class LangChainCall(ModelCall):
         try:
             model_call.reset(self._token)
         except ValueError:
-            # Left by the garbage collector, which closes what nobody finished, in a context that never entered.
+            # The garbage collector has closed an unfinished generator in a different context.
             return
         if self._contexts is not None:
             with guard:

@@ -1,4 +1,4 @@
-"""The callback handler, and the patches that are on while one is open."""
+"""The callback handler. LangChain is patched while at least one handler is open."""
 
 from collections.abc import Iterable
 from types import TracebackType
@@ -11,7 +11,7 @@ from agent_gateway_client.langchain._methods import patches
 
 
 class _LangChainInstrumentation(Instrumentation):
-    """The patches that one handler holds. It names no gateways: a run takes those of its handlers."""
+    """The patches that one handler holds. It has no gateways, because a run uses those of its handlers."""
 
     def __init__(self) -> None:
         super().__init__(NO_GATEWAYS, for_adapter=True, is_counted=False)
@@ -23,17 +23,17 @@ class _LangChainInstrumentation(Instrumentation):
 
 
 class GatewayCallbackHandler(GatewaysHandler):
-    """Makes the calls of LangChain models put the trace context on every request that they send to a gateway.
+    """Makes LangChain model calls add the trace context to every request that they send to a gateway.
 
-    Give it to a run with ``config={"callbacks": [handler]}``, which covers everything below that run, or to a model
-    with ``ChatOpenAI(..., callbacks=[handler])``. A request names the span that ``mlflow.langchain.autolog()`` makes
-    for the call, where there is one and no span has been opened inside the call; the innermost active span otherwise.
-    The handler makes no spans.
+    Pass it to a run with ``config={"callbacks": [handler]}``, which covers everything below that run, or to a model
+    with ``ChatOpenAI(..., callbacks=[handler])``. The parent of a request is the span that
+    ``mlflow.langchain.autolog()`` creates for the call. If there is none, or another span was opened inside the call,
+    the parent is the innermost active span. The handler creates no spans.
 
-    Embedding models have no callbacks; for them there is :func:`agent_gateway_client.instrument`.
+    Embedding models have no callbacks; use :func:`agent_gateway_client.instrument` for them.
 
     The first handler replaces methods of LangChain's base classes and of the HTTP clients. They are restored when the
-    last handler is closed or no longer used by anything, so there is no need to close one.
+    last handler is closed or garbage-collected, so closing a handler is optional.
 
     Example:
         handler = GatewayCallbackHandler("http://localhost:5000/gateway")
@@ -41,15 +41,15 @@ class GatewayCallbackHandler(GatewaysHandler):
     """
 
     def __init__(self, *urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> None:
-        """Make a handler.
+        """Create a handler.
 
         Args:
-            *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
-                ``AGENT_GATEWAY_URLS``.
-            gateways: More of them, as the other functions take them.
+            *urls: The gateways, ``scheme://host[:port][/prefix]`` each, as separate arguments or in a list. By default
+                those in ``AGENT_GATEWAY_URLS``.
+            gateways: More gateways, in the form that the other functions accept.
 
         Raises:
-            ConfigurationError: No gateway is named, or a name is not a URL.
+            ConfigurationError: No gateway is configured, or a value is not a URL.
         """
         super().__init__()
         self.gateways = gateways_for_process(urls, "GatewayCallbackHandler", gateways)

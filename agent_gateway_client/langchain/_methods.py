@@ -1,10 +1,10 @@
-"""The methods of LangChain in which a call of a model begins and a model's own code runs, and what replaces them.
+"""Patches the methods of LangChain that start a model call or run a model's own code.
 
-A callback handler learns that a model's run starts and ends. It does not learn which of several prompts a request
-belongs to, that a stream is suspended, that a call was cancelled, or which other handler keeps the run's span.
+A callback handler is notified of the start and the end of a model's run. It cannot see which of several prompts a
+request belongs to, that a stream is suspended, that a call was cancelled, or which other handler keeps the run's span.
 
-While a handler exists, every run of the process comes through here, and most of them are not given it. Which handlers a
-run has is known when it starts. Until then nothing is read or noted, and after that only for a run that is followed.
+While a handler exists, all runs of the process use these methods, and most runs do not have the handler. A run's
+handlers are known when it starts. Nothing is recorded before that, and afterwards only for runs that are followed.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,11 +28,11 @@ _NOTHING = nullcontext()
 
 
 class _Run:
-    """A run of LangChain's, for the method around this code, which makes it.
+    """The LangChain run of the patched method that is on the stack.
 
     Attributes:
-        call: The call of the run; ``None`` before the run has started, and where it is not followed.
-        has_started: Whether it is known if the run is followed. What starts in the method's code later is another run.
+        call: The run's call; ``None`` before the run has started, and if it is not followed.
+        has_started: Whether the run has started. Any later start inside the method is that of another run.
     """
 
     __slots__ = ("call", "has_started")
@@ -46,14 +46,14 @@ _run: ContextVar[_Run | None] = ContextVar("agent_gateway_client.langchain_run",
 
 
 _follows_all = False
-"""Whether a run is followed that has no handler of ours: :func:`agent_gateway_client.instrument` is in force."""
+"""Whether to follow runs without our handler too, because :func:`agent_gateway_client.instrument` is active."""
 
 
 def _followed(handlers: Sequence[Any]) -> LangChainCall | None:
-    """Return the call of a run with these handlers.
+    """Return a call for a run with these handlers.
 
     Returns:
-        ``None`` where no gateway is known for the run, and no other call is around it whose gateways are not the run's.
+        ``None`` if the run has no gateways and is not inside another call. The gateways of that call must not apply.
     """
     gateways = NO_GATEWAYS
     for handler in handlers:
@@ -67,7 +67,7 @@ def _followed(handlers: Sequence[Any]) -> LangChainCall | None:
 
 
 def _given(manager: Any) -> LangChainCall | None:
-    """Return the call of a run that has started; ``None`` also where it is the current one already."""
+    """Return a call for a run that has started; ``None`` if the run is not followed or its call is already current."""
     current = model_call.get()
     if manager is None or (isinstance(current, LangChainCall) and current.manager is manager):
         return None
@@ -103,7 +103,7 @@ def _makes_run_async(original: Method, switch: Switch) -> Method:
         try:
             return await original(*args, **kwargs)
         finally:
-            # The garbage collector closes what nobody finished in a context that never entered.
+            # The garbage collector closes an unfinished coroutine in a different context.
             with suppress(ValueError):
                 _run.reset(token)
             if run.call is not None:
@@ -118,7 +118,7 @@ def _starts(original: Method, switch: Switch) -> Method:
         if not switch.is_on:
             return original(manager, *args, **kwargs)
         call, run = _followed(manager.handlers), _run.get()
-        # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+        # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
         is_made = run is not None and not run.has_started
         if run is not None and is_made:
             run.call, run.has_started = call, True
@@ -145,7 +145,7 @@ def _starts_async(original: Method, switch: Switch) -> Method:
         if not switch.is_on:
             return await original(manager, *args, **kwargs)
         call, run = _followed(manager.handlers), _run.get()
-        # stream_events(version="v3") starts the run in its reader's code, and reads on in another call.
+        # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
         is_made = run is not None and not run.has_started
         if run is not None and is_made:
             run.call, run.has_started = call, True
@@ -297,7 +297,7 @@ def _steps_async(original: Method, switch: Switch, is_given: bool = False) -> Me
 def _finder(original: Method) -> Finder:
     def manager_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = argument(args, kwargs)
-        # Several prompts in one request: LangChain itself takes the first one's manager for the request's.
+        # One request for several prompts: LangChain too uses the first prompt's manager for it.
         return (given[0] if given else None) if isinstance(given, list) else given
 
     argument = find_argument(original, "run_manager", "run_managers")
@@ -323,10 +323,10 @@ _REPLACEMENTS: dict[str, Replace] = {
         for manager, replace in (("CallbackManager", _starts), ("AsyncCallbackManager", _starts_async))
         for name in ("on_chat_model_start", "on_llm_start")
     },
-    # One request for several prompts, whose runs async code starts in separate tasks.
+    # One request for several prompts; async code starts their runs in separate tasks.
     f"{_MODELS}:BaseLLM._generate_helper": _is_given,
     f"{_MODELS}:BaseLLM._agenerate_helper": _is_given_async,
-    # stream_events(version="v3"), which is newer than the lowest version supported.
+    # stream_events(version="v3"), which the lowest supported version does not have.
     f"{_MODELS}:BaseChatModel._iter_v2_events?": partial(_steps, is_given=True),
     f"{_MODELS}:BaseChatModel._aiter_v2_events?": partial(_steps_async, is_given=True),
 }
@@ -335,7 +335,7 @@ _PROMPTS: dict[str, Replace] = {
     f"{_MODELS}:BaseChatModel._generate_with_cache": _is_given,
     f"{_MODELS}:BaseChatModel._agenerate_with_cache": _is_given_async,
 }
-"""One prompt each, where ``generate()`` has several."""
+"""Called once per prompt if ``generate()`` has several."""
 
 _LESS_SPECIFIC = "requests of some LangChain calls carry a less specific parent span, or none"
 
@@ -348,7 +348,7 @@ def _changed(handles: tuple[Any, ...]) -> None:
 
 
 def _follow_prompts() -> None:
-    """Tell the prompts of a run from each other: most runs have one, and then it is the run that is followed."""
+    """Start to follow single prompts. Most runs have one prompt and do not need this."""
     prompts.add(patches)
     if not patches.handles:
         # Another thread has closed the last handler in the meantime.
@@ -359,4 +359,4 @@ patches = PatchSet(_REPLACEMENTS, _LESS_SPECIFIC, _changed)
 """Held by every open handler."""
 
 prompts = PatchSet(_PROMPTS, _LESS_SPECIFIC)
-"""Held by :data:`patches` from the first run on that needs them."""
+"""Held by :data:`patches`, starting with the first run that needs them."""

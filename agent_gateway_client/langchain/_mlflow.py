@@ -1,4 +1,7 @@
-"""MLflow's tracer for LangChain: the span it keeps for a run, and what is active. Its internals are used here only."""
+"""Reads a run's span from MLflow's tracer for LangChain, and MLflow's current context.
+
+The only file of this package that uses the internals of that tracer.
+"""
 
 import sys
 from collections.abc import Callable
@@ -21,16 +24,16 @@ _GUARDS = {
 }
 
 guard = _GUARDS[_PROVIDER]
-"""For whoever uses what :func:`mlflow_contexts` returns."""
+"""For callers that use the result of :func:`mlflow_contexts`."""
 
 
 def may_have_spans() -> bool:
-    """Tell whether MLflow may keep spans for runs of LangChain, as it does only once its tracer is loaded."""
+    """Return whether MLflow may keep spans for LangChain's runs, which requires that its tracer is loaded."""
     return _TRACER in sys.modules
 
 
 def span_of_run(manager: Any) -> TraceContext | None:
-    """Return the span that MLflow's autolog keeps for a run; ``None`` where it keeps none.
+    """Return the span that MLflow's autolog keeps for a run; ``None`` if it keeps none.
 
     That span is often not the active one: in async code by default, in batches of chains, and for all but the last of
     several prompts.
@@ -49,11 +52,11 @@ def span_of_run(manager: Any) -> TraceContext | None:
 
 
 def mlflow_contexts() -> Any:
-    """Return what holds MLflow's current context, of which the active span is a part; ``None`` without MLflow.
+    """Return the object that holds MLflow's current context with its active span; ``None`` without MLflow.
 
-    It has ``get_current()`` and ``attach(context)``, as OpenTelemetry's ``context`` has.
+    It has ``get_current()`` and ``attach(context)``, like OpenTelemetry's ``context`` module.
     """
-    # Asked once for a call: MLflow asks os.environ each time.
+    # Called once per model call, because MLflow reads os.environ each time.
     return _guarded(_contexts)
 
 
@@ -62,7 +65,7 @@ def _contexts(provider: Any) -> Any:
 
 
 def _guarded(use: Callable[[Any], T], module: str = _PROVIDER) -> T | None:
-    """Use a module of MLflow's; ``None`` where it is not loaded, or is not what it was."""
+    """Call a function with a module of MLflow; ``None`` if it is not loaded, or its internals have changed."""
     loaded = sys.modules.get(module)
     if loaded is not None:
         with _GUARDS[module]:

@@ -1,7 +1,7 @@
 """LiteLLM's SDK.
 
-Its requests go through httpx and aiohttp, whatever the kind of call, and are reached by :func:`instrument`. What is
-particular to it: the span of ``mlflow.litellm.autolog()``, and ``LITELLM_RUST``, which bypasses Python's clients.
+All its calls are sent with httpx or aiohttp, which :func:`instrument` covers. This package adds support for the span of
+``mlflow.litellm.autolog()``, and for ``LITELLM_RUST``, which bypasses Python's HTTP clients.
 """
 
 from agent_gateway_client._install import install_command

@@ -1,8 +1,8 @@
-"""A call of LiteLLM, and the span that ``mlflow.litellm.autolog()`` makes of it.
+"""A LiteLLM call and its span from ``mlflow.litellm.autolog()``.
 
-Autolog makes its span when LiteLLM logs the call, after the request is over: a request cannot carry it, and the mirror
-ends up beside it, with the same tokens once more. Here the span is begun with the first request to a gateway, is the
-parent that the requests carry, and autolog's own code fills it in and ends it.
+Autolog creates its span when LiteLLM logs the call, after the request: too late to be the request's parent, so the
+mirror would be beside it and the tokens would be counted twice. Here the span is started with the first request to a
+gateway and is the parent of the call's requests. Autolog's own code fills it in and ends it.
 """
 
 import asyncio
@@ -34,13 +34,13 @@ _begin_guard = Guard(
 _CALLBACKS = ("callbacks", "success_callback", "failure_callback", "_async_success_callback", "_async_failure_callback")
 
 followed_calls: "weakref.WeakSet[LiteLLMCall]" = weakref.WeakSet()
-"""The calls that have or had a span and that LiteLLM may still log, which it often does after the span has ended."""
+"""Calls with an open or ended span that LiteLLM may still log, which often happens after the span has ended."""
 
 
 def is_autologged() -> bool:
-    """Tell whether ``mlflow.litellm.autolog()`` logs calls; async ones it may still log when it was switched off.
+    """Return whether ``mlflow.litellm.autolog()`` logs calls. After it was disabled, it may still log async calls.
 
-    Where only the package mlflow-tracing is installed it does not, as LiteLLM's logger needs what that leaves out.
+    ``False`` if only mlflow-tracing is installed, because LiteLLM's logger needs the full MLflow package.
     """
     if not hasattr(mlflow.tracking, "MlflowClient"):
         return False
@@ -48,7 +48,7 @@ def is_autologged() -> bool:
 
 
 def is_autolog(callback: Any) -> bool:
-    """Tell whether one of LiteLLM's callbacks is autolog's. A subclass of its class is the user's."""
+    """Return whether one of LiteLLM's callbacks is autolog's. An instance of a subclass is the user's own."""
     if isinstance(callback, str):
         return callback == "mlflow"
     module = sys.modules.get("litellm.integrations.mlflow")
@@ -56,32 +56,32 @@ def is_autolog(callback: Any) -> bool:
 
 
 class LiteLLMCall(ModelCall):
-    """A call of LiteLLM, which LiteLLM keeps in its ``Logging`` object.
+    """A LiteLLM call; LiteLLM's ``Logging`` object refers to it.
 
     ========= =============================================== ============================== =========================
-    State     Entered when                                    Its requests carry             Left when
+    State     Entered when                                    Parent of its requests         Left when
     ========= =============================================== ============================== =========================
-    begun     LiteLLM has made the ``Logging`` object         the call's span, begun then    a request goes to a gateway
+    begun     LiteLLM has created the ``Logging`` object      the call's span, started then  a request goes to a gateway
     open      a request went to a gateway                     the call's span                it ends
-    ended     LiteLLM logged the call, its request or stream  what they would without it     LiteLLM tries again after
-              was cancelled, its stream was dropped, or                                      an error: begun
+    ended     LiteLLM logged the call, its request or stream  the parent without this call   LiteLLM retries after an
+              was cancelled, its stream was dropped, or                                      error: begun
               it was abandoned
     ========= =============================================== ============================== =========================
 
-    A call is abandoned when its ``Logging`` object is gone, or when LiteLLM's code has left it without logging it: the
-    user cancelled it between two requests, for one. It is found out by the next request or call in the same task or
-    thread.
+    A call is abandoned when its ``Logging`` object is deleted, or when LiteLLM's code has ended without logging it, for
+    example because the user cancelled it between two requests. The next request or call in the same task or thread
+    detects that.
 
-    A request belongs to a call when LiteLLM's code for that call is on the stack. What else is sent in the same context
-    is the user's: the reader of a stream makes requests too, and nobody resets the context after a cancellation.
+    A request belongs to a call if LiteLLM's code for that call is on the stack. Other requests in the same context are
+    the user's: the reader of a stream sends requests too, and the context is not reset after a cancellation.
 
     Args:
         logging: LiteLLM's ``Logging`` object.
-        forgotten: Called with the call when that object is gone, if the call ever had a span.
+        forgotten: Called with this call when that object is deleted, if the call has had a span.
 
     Attributes:
-        logger: Takes the place of autolog's logger for this call; ``None`` if it never had a span.
-        is_called_from_rust: Whether LiteLLM's Rust code for this call runs now, which the stack does not show.
+        logger: Replaces autolog's logger for this call; ``None`` if it has never had a span.
+        is_called_from_rust: Whether LiteLLM's Rust code for this call is running, which the stack does not show.
     """
 
     def __init__(self, logging: Any, forgotten: Callable[["LiteLLMCall"], None]) -> None:
@@ -101,11 +101,11 @@ class LiteLLMCall(ModelCall):
 
     @property
     def gateways(self) -> Gateways:
-        """Those of the call that this one is a part of."""
+        """The gateways of the enclosing call."""
         return self._outer.gateways if self._outer else NO_GATEWAYS
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
-        """Return this call's span, which is begun now if it has not; ``active`` where the user has opened another."""
+        """Return this call's span, started now if necessary; ``active`` if the user has opened another span."""
         parent = self._outer.trace_context(active) if self._outer else active
         if not self.is_running() or active != self._began_in or (parent is not None and not parent.sampled):
             return parent
@@ -116,46 +116,46 @@ class LiteLLMCall(ModelCall):
         return (as_trace_context(span._span.get_span_context()) if span else None) or parent
 
     def is_running(self) -> bool:
-        """Tell whether LiteLLM's code for this call is on the stack. A call that it has left for good is ended."""
+        """Return whether LiteLLM's code for this call is on the stack. Ends an abandoned call."""
         logging = self._logging()
         if self._has_ended or logging is None:
             return False
         if self.is_called_from_rust or _is_on_stack(logging):
             return True
-        # The reader of a stream comes back. Another task or thread may still be at it.
+        # The reader of a stream will resume it. Another task or thread may still be running the call.
         if not self._is_stream and self._place == _place():
             self.end(error=asyncio.CancelledError())
         return False
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether LiteLLM will not log it any more."""
+        """Whether LiteLLM can no longer log this call."""
         return self._logging() is None
 
     def returned(self, result: Any) -> None:
-        """Take note of what LiteLLM returns. It does not log a stream that is not read to its end."""
+        """Handle LiteLLM's result. Ends the call with its stream, because LiteLLM does not log a partly read stream."""
         logging = self._logging()
-        # A coroutine that returns the stream is over before the stream is read.
+        # A coroutine that returns the stream ends before the stream is read.
         if logging is None or not self._is_stream or not (hasattr(result, "__next__") or hasattr(result, "__anext__")):
             return
-        # LiteLLM keeps a reference to the stream: in a cycle and, in older versions, until the next call. A stream that
-        # the program has dropped would stay alive, and with it the span and MLflow's whole trace.
+        # LiteLLM keeps a reference to the stream: in a cycle and, in older versions, until the next call. Without this,
+        # a stream that the program has dropped would stay alive, and with it the span and MLflow's whole trace.
         for notes in (logging.model_call_details, *getattr(litellm, "error_logs", {}).values()):
             if notes.get("original_response") is result:
                 notes["original_response"] = None
         weakref.finalize(result, self.end)
 
     def failed(self, error: BaseException) -> None:
-        """Take note that a request was given up. LiteLLM logs errors, and does not see a cancellation."""
+        """End the call if a request was cancelled. LiteLLM logs errors, but not a cancellation."""
         if not isinstance(error, Exception) and self.is_running():
             self.end(error=error)
 
     def end(self, result: Any = None, error: BaseException | None = None) -> None:
-        """End the span, filled in as autolog does it. Never raises; the second time does nothing.
+        """Fill in the span as autolog does, and end it. Never raises. Idempotent.
 
         Args:
-            result: What LiteLLM returns, or for a stream the whole response.
-            error: What it raises.
+            result: LiteLLM's result; for a stream, the complete response.
+            error: The exception that LiteLLM raises.
         """
         with self._lock:
             if self._has_ended:
@@ -173,26 +173,26 @@ class LiteLLMCall(ModelCall):
             self._span = None
 
     def begin_again(self) -> None:
-        """Take note of another attempt, a retry or a fallback. After a failed one it gets a new span."""
+        """Handle a retry or a fallback. After a failed attempt, the call gets a new span."""
         with self._lock:
             if self._has_failed:
                 self._has_ended = self._has_failed = False
                 self._start_time = datetime.now()
 
     def open_span(self) -> Any:
-        """Return the span while it is open, else ``None``."""
+        """Return the span if it is open, else ``None``."""
         return self._span if self._span is not None and self._span.end_time_ns is None else None
 
     def _begin(self, parent: TraceContext | None) -> None:
         with _begin_guard:
-            # It builds on a private class of LiteLLM's.
+            # Imported late, because it inherits from a private class of LiteLLM.
             from agent_gateway_client.litellm._logger import LiveLogger
 
             live, logging = LiveLogger(self.open_span), self._logging()
             self._span = live.begin(logging, parent, self._start_time)
             self.logger = live
             followed_calls.add(self)
-            # Older versions keep the object of the latest call here, and would keep its span open with it.
+            # Older versions keep the latest call's object here, which would keep its span open.
             for notes in getattr(litellm, "error_logs", {}).values():
                 if notes.get("self") is logging:
                     del notes["self"]
@@ -205,14 +205,14 @@ class LiteLLMCall(ModelCall):
 
 
 def _enclosing(call: ModelCall | None) -> ModelCall | None:
-    """Return the innermost call that is still running, of which a call that begins now is a part."""
+    """Return the innermost call that is still running, which encloses a call that starts now."""
     while isinstance(call, LiteLLMCall) and not call.is_running():
         call = call._outer
     return call
 
 
 def _place() -> tuple[int, int]:
-    """Return the thread and the task that run now."""
+    """Return the ids of the current thread and task."""
     try:
         task = asyncio.current_task()
     except RuntimeError:
@@ -221,7 +221,7 @@ def _place() -> tuple[int, int]:
 
 
 def _is_on_stack(logging: Any) -> bool:
-    """Tell whether a function of LiteLLM that runs now works with this ``Logging`` object."""
+    """Return whether a LiteLLM function on the stack has this ``Logging`` object."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")

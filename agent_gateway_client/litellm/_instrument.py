@@ -1,4 +1,4 @@
-"""``instrument_litellm()``, and what is replaced in LiteLLM while it is in force."""
+"""``instrument_litellm()`` and its patches of LiteLLM."""
 
 import asyncio
 import inspect
@@ -17,50 +17,50 @@ from agent_gateway_client.litellm._rust import RUST_REPLACEMENTS
 
 
 class LiteLLMInstrumentation(Instrumentation):
-    """What :func:`instrument_litellm` has switched on. As a context manager, it is switched off at the end."""
+    """The handle of one :func:`instrument_litellm` call. As a context manager, it undoes the call on exit."""
 
     def __init__(self, gateways: Gateways) -> None:
         super().__init__(gateways, for_adapter=True)
         _patches.add(self._handle)
 
     def uninstrument(self, *, wait: bool = True) -> None:
-        """Switch this one off; others stay in force. The second time does nothing."""
+        """Undo this handle; others stay active. Idempotent."""
         if not self.is_on:
             return
         super().uninstrument(wait=wait)
         if self.is_named():
             return
-        # Autolog would make a second span of a call that LiteLLM logs only now.
+        # Autolog would create a second span for a call that LiteLLM has not logged yet.
         for call in list(followed_calls):
             _patches.add(call)
             if call.is_forgotten:
                 _patches.remove(call)
         _patches.remove(self._handle, wait=wait)
         if self.is_named():
-            # Another thread has named the same gateways in the meantime.
+            # Another thread has instrumented the same gateways in the meantime.
             _patches.add(self._handle)
 
 
 def instrument_litellm(*urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> LiteLLMInstrumentation:
-    """Make LiteLLM put the trace context on every request that it sends to a gateway.
+    """Make LiteLLM add the trace context to every request that it sends to a gateway.
 
-    Every kind of call is covered, sync, async and streamed, with the router's retries and fallbacks, on each of
-    LiteLLM's transports. With ``mlflow.litellm.autolog()``, switched on before or after, the mirror is below the span
-    that it makes for the call, so that tokens are counted once; without it, below the innermost active span.
+    Covers all kinds of calls, sync, async and streamed, with the router's retries and fallbacks, on all of LiteLLM's
+    transports. With ``mlflow.litellm.autolog()``, enabled before or after, the mirror's parent is autolog's span of the
+    call, so that tokens are counted once. Without it, the parent is the innermost active span.
 
-    LiteLLM talks through the HTTP clients that other libraries use too: their requests to the gateways are reached as
+    LiteLLM shares its HTTP clients with other libraries. Their requests to the gateways get the trace context too, as
     with :func:`agent_gateway_client.instrument`.
 
     Args:
-        *urls: The gateways, ``scheme://host[:port][/prefix]`` each, one by one or in a list. By default those in
-            ``AGENT_GATEWAY_URLS``.
-        gateways: More of them, as the other functions take them.
+        *urls: The gateways, ``scheme://host[:port][/prefix]`` each, as separate arguments or in a list. By default
+            those in ``AGENT_GATEWAY_URLS``.
+        gateways: More gateways, in the form that the other functions accept.
 
     Returns:
-        A handle that undoes this call, and a context manager that does so at its end.
+        A handle that undoes this call; as a context manager, it does so on exit.
 
     Raises:
-        ConfigurationError: No gateway is named, or a name is not a URL.
+        ConfigurationError: No gateway is configured, or a value is not a URL.
 
     Example:
         >>> from agent_gateway_client import instrument_litellm
@@ -90,7 +90,7 @@ def _begins_again(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _ends_before(original: Callable[..., Any], switch: Switch) -> Any:
-    """End a call when its logging is only asked for: it is done later, when the caller's own span may be over."""
+    """End a call as soon as its logging is scheduled. It runs later, when the caller's own span may have ended."""
 
     def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
         if call := _call_of(self, switch):
@@ -103,7 +103,7 @@ def _ends_before(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _ends_after(original: Callable[..., Any], switch: Switch) -> Any:
-    """End a call after it was logged, here and now, which has ended it already unless something went wrong."""
+    """End a call after it was logged synchronously. The logger has already ended it, unless it failed."""
 
     def handler(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -168,7 +168,7 @@ def _returns(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _keeps_context(original: Callable[..., Any], switch: Switch) -> Any:
-    """Keep the caller's context for async code that a sync call runs: in a notebook, LiteLLM runs it in a thread."""
+    """Run the async code of a sync call in the caller's context; in a notebook, LiteLLM runs it in another thread."""
 
     def run_async_function(async_function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
@@ -200,7 +200,7 @@ _REPLACEMENTS: dict[str, Replace] = {
     f"{_LOGGING}.get_combined_callback_list": _calls_back,
     "litellm.utils:update_response_metadata": _returns,
     "litellm.litellm_core_utils.fallback_utils:run_async_function": _keeps_context,
-    # Newer versions make no calls of the router in a thread.
+    # Newer versions do not run the router's calls in a thread.
     "litellm.router_python_core:run_async_function|litellm.router:run_async_function?": _keeps_context,
     f"{_STREAM}.__next__": _streams,
     f"{_STREAM}.__anext__": _async_streams,
@@ -208,10 +208,10 @@ _REPLACEMENTS: dict[str, Replace] = {
     f"{_RESPONSES}:ResponsesAPIStreamingIterator.__anext__": _async_streams,
     **RUST_REPLACEMENTS,
 }
-"""In LiteLLM: the object that every call has, and that knows when it begins and ends."""
+"""Mainly of the ``Logging`` object, which every call has and which is notified of its start and end."""
 
 _is_instrumented = False
-"""Whether new calls are followed. If not, those that have begun may still be."""
+"""Whether new calls are followed. If not, earlier calls may still be."""
 
 
 def _changed(handles: tuple[Any, ...]) -> None:
@@ -245,6 +245,6 @@ def _end(call: LiteLLMCall, logged: dict[str, Any]) -> None:
         call.end(error=logged["exception"])
         return
     result = logged.get("result")
-    # Neither a part of a stream nor the stream itself, which some versions log before it is read, is the end.
+    # A chunk of a stream is not the end, nor is the stream itself, which some versions log before it is read.
     if not isinstance(result, litellm.ModelResponseStream) and not hasattr(result, "__anext__"):
         call.end(result)

@@ -1,6 +1,6 @@
 # mypy: allow-untyped-calls
 # LiteLLM's logger has no types.
-"""Autolog's own logger for LiteLLM, for a call whose span is open already."""
+"""Autolog's logger for LiteLLM, adapted to a call whose span is already open."""
 
 import threading
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _NAMES = {
     "output_tokens": ("output_tokens", "completion_tokens"),
     "total_tokens": ("total_tokens",),
 }
-"""MLflow's name of a number, and the names that the APIs have for it."""
+"""MLflow's name of each token count, and its names in the APIs."""
 
 
 @lru_cache(maxsize=1)
@@ -33,14 +33,14 @@ def _client(tracking_uri: str) -> Any:
 
 
 class LiveLogger(MlflowLogger):
-    """Begins one call's span as autolog would, and later fills it in and ends it with autolog's own code.
+    """Starts one call's span as autolog would, and later fills it in and ends it with autolog's own code.
 
     Args:
-        open_span: Returns the call's span while it is open, else ``None``. Nothing is logged then.
+        open_span: Returns the call's span if it is open, else ``None``; then nothing is logged.
     """
 
     def __init__(self, open_span: Callable[[], Any]) -> None:
-        # MlflowLogger's own constructor makes a client for every call, which takes longer than the rest of ours.
+        # MlflowLogger's constructor creates a client for every call, which takes longer than all our other work.
         CustomLogger.__init__(self)
         self._client = _client(mlflow.get_tracking_uri())
         self._stream_id_to_span: dict[str, Any] = {}
@@ -49,7 +49,7 @@ class LiveLogger(MlflowLogger):
         self._usage: dict[str, int] = {}
 
     def begin(self, logging: Any, parent: TraceContext | None, start_time: datetime) -> Any:
-        """Begin the span, with the name and the type that autolog gives it, below ``parent`` if that is MLflow's."""
+        """Start the span with autolog's name and type, as a child of ``parent`` if that is an MLflow span."""
         call_type = logging.model_call_details.get("call_type") or logging.call_type
         arguments: dict[str, Any] = {
             "name": f"litellm-{call_type}",
@@ -66,12 +66,12 @@ class LiveLogger(MlflowLogger):
         return self._client.start_trace(**arguments)
 
     def fill_in(self, logging: Any, result: Any, error: BaseException | None) -> None:
-        """Do now what autolog does when LiteLLM logs the call; for a stream ``result`` is all of it."""
+        """Do what autolog does when LiteLLM logs the call. For a stream, ``result`` is the complete response."""
         details = {
             **logging.model_call_details,
-            # Autolog takes out of it what it has read.
+            # Copied, because autolog removes the parameters that it has read.
             "optional_params": dict(logging.model_call_details.get("optional_params") or {}),
-            # LiteLLM has not made it yet; the one that is there belongs to an earlier attempt.
+            # LiteLLM has not created it yet; an existing one belongs to an earlier attempt.
             "standard_logging_object": None,
             "stream": False,
             "exception": error,
@@ -80,7 +80,7 @@ class LiveLogger(MlflowLogger):
         log(details, result, logging.start_time, datetime.now())
 
     def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
-        """Log the call, but no part of a stream before all of it is there."""
+        """Log the call; for a stream, only once it is complete."""
         if kwargs.get("stream"):
             response_obj = kwargs.get("complete_streaming_response") or kwargs.get("async_complete_streaming_response")
             if response_obj is None:
@@ -112,12 +112,12 @@ class LiveLogger(MlflowLogger):
     def _extract_attributes(self, kwargs: Any) -> dict[str, Any]:
         attributes: dict[str, Any] = super()._extract_attributes(kwargs)
         usage = {**(attributes.pop(_USAGE, None) or {}), **self._usage}
-        # Of a call that reports none LiteLLM says 0, which would hide what the gateway knows of it.
+        # LiteLLM reports 0 for a call without usage, which would hide the gateway's counts.
         return {**attributes, _USAGE: usage} if usage.get("total_tokens") else attributes
 
 
 def usage_of(result: Any) -> dict[str, int]:
-    """Return the tokens that a result of LiteLLM reports, by MLflow's names; empty where it reports none."""
+    """Return the token counts of a LiteLLM result by MLflow's names; empty if it reports none."""
     usage = _field(result, "usage") or _field(_field(result, "response"), "usage")
     found = {
         name: value

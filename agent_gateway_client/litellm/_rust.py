@@ -1,4 +1,4 @@
-"""LiteLLM's calls that Rust code makes, with ``LITELLM_RUST=true``: no HTTP client of Python's sees their requests."""
+"""LiteLLM calls that Rust code sends, with ``LITELLM_RUST=true``, without any of Python's HTTP clients."""
 
 import os
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def _streams_from_rust(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _add_headers(kwargs: dict[str, Any]) -> None:
-    """Put the trace context into a call that Rust code makes, which takes the call's arguments from here."""
+    """Add the trace context to the arguments of a call that Rust code sends."""
     url = (
         kwargs.get("api_base")
         or kwargs.get("base_url")
@@ -72,4 +72,4 @@ RUST_REPLACEMENTS: dict[str, Replace] = (
     if find_spec(_RUST)
     else {}
 )
-"""Where LiteLLM's Rust code takes a call's arguments, in the versions that have Rust code."""
+"""The functions that prepare a call's arguments for Rust code and return its stream, in versions that have it."""

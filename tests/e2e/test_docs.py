@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import DEADLINE_S
+from tests.support.integrations import python_of
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("", "docs/", "integrations/*/", "integrations/", "notebooks/", "deploy/")
@@ -42,9 +43,8 @@ def test_python(guide: Path, gateway: DemoGateway, tmp_path: Path):
     """The Python of a guide runs from top to bottom, as one program, with the gateway at the guide's address."""
     program = tmp_path / "program.py"
     program.write_text(LOCALHOST.sub(gateway.tracking_uri, "\n".join(blocks(guide, "python"))))
-    own = ROOT / f".venv-{guide.parent.name}" / "bin" / "python"
     done = subprocess.run(
-        [str(own) if own.exists() else sys.executable, "-W", "ignore", str(program)],
+        [python_of(guide.parent), "-W", "ignore", str(program)],
         cwd=guide.parent,
         env={**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, "PYTHONPATH": pythonpath(guide.parent)},
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from agent_gateway_client.demo._server import NOT_INHERITED
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import assert_linked, assert_mirror, children_of, mirrors_in, read_trace, tracing_into, wait_for
 from tests.support.http_server import HttpServer
+from tests.support.integrations import python_of
 from tests.support.matrix import assert_tokens_counted_once
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +37,6 @@ RUN_ELSEWHERE = {
 
 NOT_RUN = {"agentgateway", "bifrost", "envoy-ai-gateway", "kong", "vllm"}
 """Guides for programs that do not run on this machine, written from their documentation. They must say so."""
-
-ELSEWHERE = dict.fromkeys(("agent-framework", "agno", "google-adk", "haystack", "smolagents", "strands"), "agents")
-"""Folders whose frameworks share an environment with each other, but not with the tests."""
 
 HERE = sorted(set(FOLDERS) - set(RUN_ELSEWHERE) - NOT_RUN)
 
@@ -92,7 +89,7 @@ def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
     # LiteLLM and DSPy download a price list when they are imported.
     env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     ended = subprocess.run(
-        [python_of(name), "agent.py"],
+        [python_of(FOLDERS[name]), "agent.py"],
         cwd=FOLDERS[name],
         env=env,
         capture_output=True,
@@ -103,17 +100,6 @@ def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout.splitlines()[-1])
     return str(told["trace_id"])
-
-
-def python_of(name: str) -> str:
-    """Return the Python of a folder's own environment if it conflicts with the others, or this one."""
-    environment = name if (ROOT / "constraints" / f"{name}.txt").exists() else ELSEWHERE.get(name)
-    if environment is None:
-        return sys.executable
-    own = ROOT / f".venv-{environment}" / "bin" / "python"
-    if not own.exists():
-        pytest.skip(f"{own} is not there; `make test` makes it")
-    return str(own)
 
 
 def complete(trace_id: str, attempts: int) -> Trace:

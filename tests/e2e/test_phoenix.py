@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from agent_gateway_client.demo._server import NOT_INHERITED
 from agent_gateway_client.demo.provider import Provider
-from tests.support.backends import ROOT, FastapiGateway, Phoenix, over_otlp
+from tests.support.backends import ROOT, FastapiGateway, Phoenix, in_backends, over_otlp
 from tests.support.e2e import DEADLINE_S, wait_for
 
 FOLDER = ROOT / "integrations" / "phoenix"
@@ -21,18 +22,38 @@ SPANS = 8
 
 
 @pytest.fixture(scope="module")
-def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
-    """The spans of the folder's agent by name, as Phoenix's API returns them."""
+def phoenix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
+    with Phoenix(tmp_path_factory.mktemp("phoenix")) as phoenix:
+        yield phoenix
+
+
+def trace_of(phoenix: Phoenix, directory: Path, command: Sequence[object], spans: int, **gateway: str) -> Any:
+    """Run an agent in the folder, in front of a gateway.
+
+    Args:
+        phoenix: The destination of the agent's and the gateway's spans.
+        directory: The folder for the gateway's output.
+        command: The command that runs the agent.
+        spans: The number of spans in the trace.
+        gateway: Additional environment variables of the gateway.
+
+    Returns:
+        The spans of the agent's trace, as Phoenix's API returns them.
+    """
     with ExitStack() as running:
-        phoenix = running.enter_context(Phoenix(tmp_path_factory.mktemp("phoenix")))
         provider = running.enter_context(Provider())
-        directory = tmp_path_factory.mktemp("gateway")
-        gateway = running.enter_context(FastapiGateway(directory, f"{provider.url}/v1", **over_otlp(phoenix.url)))
+        environment = {**over_otlp(phoenix.url), **gateway}
+        url = running.enter_context(FastapiGateway(directory, f"{provider.url}/v1", **environment)).url
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
         ran = subprocess.run(
-            [sys.executable, "agent.py"],
+            list(map(str, command)),
             cwd=FOLDER,
-            env={**inherited, "OTEL_EXPORTER_OTLP_ENDPOINT": phoenix.url, "GATEWAY_URL": gateway.url},
+            env={
+                **inherited,
+                "OTEL_EXPORTER_OTLP_ENDPOINT": phoenix.url,
+                "GATEWAY_URL": url,
+                "PYTHONPATH": str(ROOT),
+            },
             capture_output=True,
             text=True,
             timeout=300,
@@ -44,13 +65,21 @@ def spans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[s
             parameters = {"trace_id": trace_id, "limit": "100"}
             answer = httpx.get(f"{phoenix.url}/v1/projects/default/spans", params=parameters, timeout=DEADLINE_S)
             found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]
-            return found if len(found) >= SPANS else None
+            return found if len(found) >= spans else None
 
         found = wait_for("all spans", complete)
-        assert {span["context"]["trace_id"] for span in found} == {trace_id}
-        # Two attempts have the same model, and thus the same name; the mirror above distinguishes them.
-        names = {span["context"]["span_id"]: span["name"] for span in found}
-        yield {f"{names.get(span['parent_id'], '')} > {span['name']}": span for span in found}
+    assert len(found) == spans
+    assert {span["context"]["trace_id"] for span in found} == {trace_id}
+    return found
+
+
+@pytest.fixture(scope="module")
+def spans(phoenix: Phoenix, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The spans of the folder's agent by name."""
+    found = trace_of(phoenix, tmp_path_factory.mktemp("gateway"), [sys.executable, "agent.py"], SPANS)
+    # Two attempts have the same model, and thus the same name; the mirror above distinguishes them.
+    names = {span["context"]["span_id"]: span["name"] for span in found}
+    return {f"{names.get(span['parent_id'], '')} > {span['name']}": span for span in found}
 
 
 MIRRORS = {
@@ -100,3 +129,35 @@ def test_a_failed_attempt(spans: dict[str, dict[str, Any]]):
     assert span["status_code"] == "ERROR"
     assert span["status_message"] == ""
     assert span["attributes"]["error.type"] == "503"
+
+
+WITH_OPENINFERENCE = """
+import runpy
+from openinference.instrumentation.openai import OpenAIInstrumentor
+OpenAIInstrumentor().instrument()
+runpy.run_path("agent.py", run_name="__main__")
+"""
+
+
+def tokens_of(spans: list[dict[str, Any]]) -> int:
+    """Return the tokens that the spans of a trace report, under OpenInference's names and OpenTelemetry's."""
+    return sum(
+        span["attributes"].get("llm.token_count.total")
+        or span["attributes"].get("gen_ai.usage.input_tokens", 0)
+        + span["attributes"].get("gen_ai.usage.output_tokens", 0)
+        for span in spans
+    )
+
+
+def test_tokens_count_once(phoenix: Phoenix, tmp_path: Path, spans: dict[str, dict[str, Any]]):
+    """Where OpenInference reports the agent's tokens, mirrors leave theirs out with AGENT_GATEWAY_USAGE=false."""
+    command = [in_backends("python"), "-c", WITH_OPENINFERENCE]
+    totals = {}
+    for usage in ("true", "false"):
+        directory = tmp_path / usage
+        directory.mkdir()
+        # OpenInference adds a span to each of the agent's calls.
+        totals[usage] = tokens_of(trace_of(phoenix, directory, command, SPANS + 2, AGENT_GATEWAY_USAGE=usage))
+    once = tokens_of(list(spans.values()))
+    assert once > 0
+    assert totals == {"true": 2 * once, "false": once}

@@ -3,11 +3,9 @@
 import contextlib
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -18,6 +16,7 @@ from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.relay import Limits, Relay
 from agent_gateway_client.relay.serve import listen, url_of
 from agent_gateway_client.server.call import GatewayCall
+from tests.support.backends import in_backends
 from tests.support.otlp_spans import CALLER, TRACE, Sink
 
 GATEWAY = Path(__file__).parents[2] / "integrations" / "opentelemetry-fastapi" / "gateway.py"
@@ -62,7 +61,7 @@ def calls_through(directory: Path, instrumentations: list[str]) -> list[GatewayC
             "PROVIDER_URL": f"{provider.url}/v1",
             "OPENAI_API_KEY": "none",
         }
-        command = [sys.executable, "-m", "uvicorn", "gateway:app", "--port", str(port), "--log-level", "error"]
+        command = [in_backends("python"), "-m", "uvicorn", "gateway:app", "--port", str(port), "--log-level", "error"]
         with subprocess.Popen(command, cwd=directory, env=environment) as process:
             try:
                 _ask(f"http://127.0.0.1:{port}", process)
@@ -96,13 +95,6 @@ def _ask(url: str, process: "subprocess.Popen[bytes]") -> None:
 )
 def test_a_gateway_that_knows_nothing_of_us(instrumentations: list[str], tmp_path: Path):
     """One mirror below the caller's span, with one attempt and no payload; tokens count once, also with both."""
-    for name in instrumentations:
-        try:
-            found = find_spec(name)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            pytest.skip(f"{name} is not installed")
     (call,) = calls_through(tmp_path, instrumentations)
     assert (call.parent.trace_id, call.parent.span_id) == (TRACE, CALLER)
     assert (call.http_status, call.error_type) == (200, None)

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def wait_for(what: str, get: Callable[[], T | None]) -> T:
-    """Return the result of ``get`` as soon as it is not ``None``."""
+    """Return the result of ``get`` as soon as it is truthy."""
     deadline = time.monotonic() + DEADLINE_S
     pause = 0.05
     while True:

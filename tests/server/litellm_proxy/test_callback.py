@@ -304,7 +304,7 @@ async def test_metadata_of_the_other_name(mirror: LiteLLMProxyMirror, destinatio
 
 
 async def test_a_model_whose_name_reads_as_a_providers(mirror: LiteLLMProxyMirror, destination: MemoryDestination):
-    """If the provider is unknown, the requested model is left out: it would be mistaken for the answering model."""
+    """If the provider is unknown, the requested model is left out: it would be taken for a provider's."""
     ask(mirror, "any/*", "ignore-that/openai/x", custom_llm_provider="ignore-that")
     await respond(mirror)
     logged = success("ignore-that/openai/x", "any/*", custom_llm_provider="ignore-that")
