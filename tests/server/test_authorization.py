@@ -118,7 +118,7 @@ async def test_a_refusal_leaves_nothing_and_says_nothing(status: int, known: str
 async def test_a_predicate_that_never_answers(
     mirrors: Mirrors, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """It is cancelled after a timeout, even if it ignores that; this is counted and warned about once."""
+    """It is given up after a timeout, even if it ignores its cancellation; this is counted and logged once."""
     monkeypatch.setattr(authorization, "MAX_SECONDS", 0.01)
     goes_on = asyncio.Event()
 
