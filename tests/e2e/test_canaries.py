@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from agent_gateway_client.demo._endpoints import Endpoints
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.canaries import (
+    CANARY,
     EXAMPLES,
     FIELDS,
     HEADERS,
@@ -84,6 +86,15 @@ def assert_leaks_are_found(
 
     with suppress(AllFound):
         check()
+
+    def is_found(header: str) -> bool:
+        send(client, "/v1/chat/completions", Question("", [(header, CANARY)], {"model": "chat", **CHAT}))
+        missing.difference_update(found_leaks(receiver))
+        return header not in missing
+
+    # The examples are random, and each has few headers.
+    for header in sorted(missing & set(HEADERS)):
+        wait_for(f"the leak of {header}", partial(is_found, header))
     assert missing == set()
 
 
@@ -162,9 +173,9 @@ def test_mlflow(mlflow_gateway: DemoGateway, provider: HostileProvider, receiver
     def all_came() -> bool:
         nonlocal mirrors
         mirrors += search(receiver)
-        return mirrors >= sent * 0.6
+        return mirrors >= sent / 5
 
-    # Not all of them: MLflow rejects requests with a made-up Host header.
+    # Not all of them: MLflow rejects requests with a made-up Host header, and names in paths are mostly unknown.
     wait_for("the mirrors", all_came)
 
 

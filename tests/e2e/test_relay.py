@@ -1,4 +1,7 @@
-"""LiteLLM Proxy with its own ``otel`` callback, through the relay: cases outside the table in ``test_gateways.py``."""
+"""LiteLLM Proxy with its own ``otel`` callback (integrations/litellm-otel), through the relay.
+
+The cases outside the table in ``test_gateways.py``.
+"""
 
 from collections.abc import Callable
 from typing import Any

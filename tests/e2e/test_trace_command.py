@@ -127,7 +127,7 @@ def test_a_server_that_is_not_there(tracing: str):
     """The error comes within seconds, not after MLflow's timeouts."""
     told = run("--last", "--tracking-uri", "http://127.0.0.1:9")
     assert isinstance(told.exception, NotFoundError)
-    assert "http://127.0.0.1:9 does not answer" in str(told.exception)
+    assert "MLflow at http://127.0.0.1:9 failed to answer" in str(told.exception)
 
 
 def test_an_empty_experiment(gateway: DemoGateway, tracing: str):
