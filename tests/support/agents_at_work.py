@@ -22,6 +22,7 @@ import mlflow
 import openai
 
 from agent_gateway_client import wrap_openai
+from tests.support.e2e import learn_server_version
 
 CALLS = 4
 OPEN_SECONDS = 20.0
@@ -118,6 +119,8 @@ def main(kinds: str, *arguments: str) -> None:
 
 def work(kind: str, runs: str, experiment: str, tracking_uri: str, gateways: str, log_path: str) -> None:
     mlflow.set_tracking_uri(tracking_uri)
+    # On a busy machine MLflow's client may time out on it, and then the agents' spans would not be stored.
+    learn_server_version()
     log = Log(Path(log_path), kind, str(mlflow.set_experiment(experiment).experiment_id))
     options: dict[str, Any] = {"api_key": "none", "timeout": 120.0, "max_retries": 2}
     urls = gateways.split(",")
