@@ -24,7 +24,7 @@ def closed_loop(
         seconds: How long they start calls.
         api_key: Their key.
         traces: Ids of the traces, 32 hexadecimal digits each, that the calls are made in, in turns; without any, each
-            call is made in a trace of its own that nobody knows.
+            call is made in a new trace that the store does not know.
     """
     ids = cycle(traces) if traces else iter(lambda: secrets.token_hex(16), "")
     return asyncio.run(_run(base_url, clients, seconds, api_key, ids))

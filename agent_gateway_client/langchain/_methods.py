@@ -88,8 +88,7 @@ def _makes_run(original: Method, switch: Switch) -> Method:
         finally:
             _run.reset(token)
             if run.call is not None:
-                run.call.__exit__()
-                run.call.end()
+                _end(run.call)
 
     return replacement
 
@@ -107,35 +106,48 @@ def _makes_run_async(original: Method, switch: Switch) -> Method:
             with suppress(ValueError):
                 _run.reset(token)
             if run.call is not None:
-                run.call.__exit__()
-                run.call.end()
+                _end(run.call)
 
     return replacement
+
+
+def _begin(manager: Any) -> tuple[LangChainCall | None, bool]:
+    """Return the call of a run that starts, ``None`` if it is not followed, and whether a method above ends it."""
+    call, run = _followed(manager.handlers), _run.get()
+    # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
+    is_made = run is not None and not run.has_started
+    if run is not None and is_made:
+        run.call, run.has_started = call, True
+    return call, is_made
+
+
+def _has_started(call: LangChainCall, managers: list[Any], *, is_made: bool) -> None:
+    if len(managers) == 1:
+        call.manager = managers[0]
+    if not is_made or len(managers) > 1:
+        _follow_prompts()
+
+
+def _end(call: LangChainCall) -> None:
+    call.__exit__()
+    call.end()
 
 
 def _starts(original: Method, switch: Switch) -> Method:
     def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return original(manager, *args, **kwargs)
-        call, run = _followed(manager.handlers), _run.get()
-        # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
-        is_made = run is not None and not run.has_started
-        if run is not None and is_made:
-            run.call, run.has_started = call, True
+        call, is_made = _begin(manager)
         if call is None:
             return original(manager, *args, **kwargs)
         call.__enter__()
         try:
             managers = original(manager, *args, **kwargs)
-            if len(managers) == 1:
-                call.manager = managers[0]
-            if not is_made or len(managers) > 1:
-                _follow_prompts()
+            _has_started(call, managers, is_made=is_made)
             return managers
         finally:
             if not is_made:
-                call.__exit__()
-                call.end()
+                _end(call)
 
     return replacement
 
@@ -144,25 +156,17 @@ def _starts_async(original: Method, switch: Switch) -> Method:
     async def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return await original(manager, *args, **kwargs)
-        call, run = _followed(manager.handlers), _run.get()
-        # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
-        is_made = run is not None and not run.has_started
-        if run is not None and is_made:
-            run.call, run.has_started = call, True
+        call, is_made = _begin(manager)
         if call is None:
             return await original(manager, *args, **kwargs)
         call.__enter__()
         try:
             managers = await original(manager, *args, **kwargs)
-            if len(managers) == 1:
-                call.manager = managers[0]
-            if not is_made or len(managers) > 1:
-                _follow_prompts()
+            _has_started(call, managers, is_made=is_made)
             return managers
         finally:
             if not is_made:
-                call.__exit__()
-                call.end()
+                _end(call)
 
     return replacement
 

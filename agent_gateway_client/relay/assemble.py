@@ -30,7 +30,7 @@ class Part:
         rooted: Whether ``top`` is certainly the root, not a span whose parent has yet to arrive.
         members: All its spans.
         attempts: The innermost model calls among them.
-        engines: The model servers' spans below them, which are a part of their own, each with the id of its parent.
+        engines: The model servers' spans below them, each with the id of its parent. Each is a separate part.
     """
 
     top: IncomingSpan
@@ -111,7 +111,7 @@ class TraceView:
         ]
 
     def _place_engine(self, engine: IncomingSpan) -> None:
-        """Place a model server's span below the attempt that caused it, or in a part of its own."""
+        """Place a model server's span below the attempt that caused it, or in a separate part."""
         asking = self.spans.get(engine.parent_id)
         during = self._attempts_during(engine)
         if len(during) == 1:

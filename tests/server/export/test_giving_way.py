@@ -2,8 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,15 +11,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from agent_gateway_client.server.export import Exporter, mlflow_store, sender
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
-from tests.support.server import DEADLINE_S, MemoryDestination, begin_trace, full_call
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlAlchemyStore]:
-    store = SqlAlchemyStore(f"sqlite:///{tmp_path / 'mlflow.db'}", "mlflow-artifacts:/")
-    begin_trace(store)
-    yield store
-    store.engine.dispose()
+from tests.support.server import DEADLINE_S, MemoryDestination, full_call
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """MLflow may move private names: each is removed in turn, and mirrors are still sent or a warning says what to do."""
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from mlflow.store.tracking.dbmodels import models
@@ -13,15 +11,7 @@ from agent_gateway_client.server.export import Exporter, mlflow_columns
 from agent_gateway_client.server.export.environment import store_of
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore, server_store
-from tests.support.server import DEADLINE_S, begin_trace, full_call
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqlAlchemyStore]:
-    store = SqlAlchemyStore(f"sqlite:///{tmp_path / 'mlflow.db'}", "mlflow-artifacts:/")
-    begin_trace(store)
-    yield store
-    store.engine.dispose()
+from tests.support.server import DEADLINE_S, full_call
 
 
 @pytest.mark.parametrize("name", ["_trace_query", "ManagedSessionMaker", "SqlTraceInfo", "mlflow_columns"])
