@@ -1,4 +1,4 @@
-"""Sends one batch of calls to a destination, and finds the calls that it refuses."""
+"""Sends calls to a destination in batches, and finds the calls that it refuses."""
 
 import time
 from collections import defaultdict
@@ -31,7 +31,7 @@ _MAX_REFUSALS = 5
 
 @dataclass
 class Outcome:
-    """The outcome of a batch. Each call is in one of the lists.
+    """The outcome of a delivery. Each call is in one of the lists.
 
     Attributes:
         sent: Calls that the destination accepted.
@@ -65,9 +65,9 @@ class _AllFail(Exception):
 
 
 def deliver(calls: list[QueuedCall], destination: Destination) -> Outcome:
-    """Send a batch of calls.
+    """Look up the traces of calls, and send the calls in batches.
 
-    An error that means that the destination is away ends the batch. For any other error the batch is bisected to find
+    An error that means that the destination is away ends the delivery. For any other error a batch is bisected to find
     the calls at fault. They are dropped if the destination accepted others, and kept if every call fails.
 
     Args:
@@ -98,8 +98,8 @@ class _Delivery:
                 continue
             group = self._mirrored(group)
             try:
-                if group:
-                    self._send(group, place)
+                for start in range(0, len(group), self._destination.max_batch):
+                    self._send(group[start : start + self._destination.max_batch], place)
             except _AWAY as error:
                 self._keep(self._unsettled(group), error)
                 outcome.is_away = not getattr(error, "one_place", False)

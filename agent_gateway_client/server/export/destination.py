@@ -40,6 +40,11 @@ class Destination:
     max_batch = 200
 
     @property
+    def max_located(self) -> int:
+        """Maximum number of calls whose traces are looked up together, before they are sent in batches."""
+        return self.max_batch
+
+    @property
     def description(self) -> str:
         """The kind and address of the destination, without credentials; for operators."""
         return type(self).__name__

@@ -47,9 +47,11 @@ class Store(Protocol):
     Attributes:
         known_seconds: How long the place of a trace is cached. A mirror for a trace that was deleted in that time
             creates the trace again.
+        batches_per_look_up: How many batches of calls share a look-up of their traces.
     """
 
     known_seconds: float
+    batches_per_look_up: int
 
     @property
     def description(self) -> str:
@@ -93,6 +95,11 @@ class MlflowDestination(Destination):
         self._may_write = may_write
         self._known: dict[TraceKey, tuple[MlflowPlace, float]] = {}
         self._totals = Totals(store)
+
+    @property
+    def max_located(self) -> int:
+        """See :class:`~agent_gateway_client.server.export.destination.Destination`."""
+        return self.max_batch * self._store.batches_per_look_up
 
     @property
     def description(self) -> str:

@@ -70,7 +70,8 @@ class HttpStore:
     """
 
     known_seconds = 5.0
-    """A look-up costs the server a fifteenth of a write."""
+    batches_per_look_up = 4
+    """A look-up costs the server a tenth of a write, hardly more if it is for many traces."""
 
     def __init__(self, store: RestStore) -> None:
         self._rest = store

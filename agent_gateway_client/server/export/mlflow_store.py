@@ -22,6 +22,7 @@ class SqlStore:
     """
 
     known_seconds = 0.0
+    batches_per_look_up = 1
     """A look-up costs less than a hundredth of a write."""
 
     def __init__(self, get_store: Callable[[], Any]) -> None:

@@ -1,5 +1,6 @@
 """The exporter's sending thread: sends due calls in batches, and queues those again that cannot be sent yet."""
 
+import math
 import random
 import threading
 import time
@@ -83,7 +84,7 @@ class Sender:
         self._is_stopped = False
         self._retry_at = 0.0
         self._retry_pause = FIRST_RETRY_SECONDS
-        self._maintain_at: float | None = None
+        self._maintain_at = math.inf
 
     def run(self) -> None:
         """Send until the process ends."""
@@ -92,7 +93,7 @@ class Sender:
         while True:
             self._wait_for_work()
             begun = time.monotonic()
-            batch = self._waiting.take(begun, self._destination.max_batch)
+            batch = self._waiting.take(begun, self._destination.max_located)
             if batch:
                 self._is_stopped = False
                 # Before anything is counted, so that a flush also waits for what is logged.
@@ -101,7 +102,7 @@ class Sender:
             self._maintain()
             with self._changed:
                 self._changed.notify_all()
-            if len(batch) < self._destination.max_batch:
+            if len(batch) < self._destination.max_located:
                 self.wait_for_next_batch(begun, at_least=min(time.monotonic() - begun, MAX_REST_SECONDS))
 
     def warm_up_with(self, functions: Iterable[Callable[[], object]]) -> None:
@@ -137,12 +138,15 @@ class Sender:
                 now = time.monotonic()
                 if self._flushing and not self.is_idle:
                     return
-                due = self._waiting.next_due()
-                times = [self._maintain_at] if due is None else [max(due, self._retry_at), self._maintain_at]
-                known = [at for at in times if at is not None]
-                if known and min(known) <= now:
+                at = min(self._next_send(), self._maintain_at)
+                if at <= now:
                     return
-                self._changed.wait(min(known) - now if known else None)
+                self._changed.wait(None if at == math.inf else at - now)
+
+    def _next_send(self) -> float:
+        """Return when the next calls are to be sent; infinity if the queue is empty."""
+        due = self._waiting.next_due()
+        return math.inf if due is None else max(due, self._retry_at)
 
     def _send(self, batch: list[QueuedCall]) -> None:
         outcome = Outcome(again=batch, trouble="an unexpected error", is_away=True)
@@ -191,7 +195,7 @@ class Sender:
 
     def _least_pause(self, outcome: Outcome) -> float:
         """Return the pause that limits look-ups to their share of the time when many calls are queued."""
-        batch = self._destination.max_batch
+        batch = self._destination.max_located
         seconds = outcome.looked_up_in * max(0, len(self._waiting) - batch) / batch
         return min(seconds / _LOOKUP_SHARE, LAST_PAUSE_SECONDS)
 
@@ -221,9 +225,10 @@ class Sender:
         return [queued for queued in left if queued.key not in found]
 
     def _maintain(self) -> None:
-        everything = bool(self._flushing)
+        # Once, after the last batch: a check of all traces after each batch would slow the flush down.
+        everything = bool(self._flushing) and self._next_send() > time.monotonic()
         pause = self._destination.maintain(everything=everything)
-        self._maintain_at = None if pause is None else time.monotonic() + pause
+        self._maintain_at = math.inf if pause is None else time.monotonic() + pause
         if everything:
             self.is_idle = True
 

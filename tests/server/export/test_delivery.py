@@ -54,6 +54,40 @@ def fates(outcome: Outcome) -> tuple[list[str], list[tuple[str, Reason]], list[s
     return names(outcome.sent), dropped, names(outcome.again)
 
 
+def test_batches_share_a_look_up():
+    """The traces of several batches are looked up at once, and sent in batches of the destination's size."""
+    looked_up, sent = [], []
+
+    class Counting(Fussy):
+        max_batch = 50
+
+        def locate(self, traces: Collection[TraceKey]) -> Mapping[TraceKey, Place]:
+            looked_up.append(len(traces))
+            return dict.fromkeys(traces, "one place")
+
+        def send(self, spans: Sequence[ReadableSpan], place: Place = None) -> None:
+            sent.append(len(spans))
+
+    calls = queued(*(f"a{number}" for number in range(120)))
+    for number, one in enumerate(calls):
+        one.key = TraceKey(number)
+    assert len(deliver(calls, Counting()).sent) == 120
+    assert (looked_up, sent) == ([120], [50, 50, 20])
+
+
+def test_after_a_batch_that_fails_no_other_is_sent():
+    """If the destination goes away between two batches, the second one and all later ones are kept."""
+    destination = Fussy(c=Unavailable("HTTP 503"))
+    destination.max_batch = 2
+    calls = queued("a1", "a2", "c1", "a3", "a4", "a5")
+    for one in calls:
+        one.key = TraceKey(1, "a")
+    outcome = deliver(calls, destination)
+    assert fates(outcome) == (["a1", "a2"], [], ["c1", "a3", "a4", "a5"])
+    assert destination.sends == 2
+    assert outcome.is_away
+
+
 POISON = [TypeError("canary"), Refused("400"), RuntimeError("HTTP 500")]
 
 

@@ -27,6 +27,12 @@ def test_calls_arrive_in_order_and_once():
     assert exporter.dropped == 0
 
 
+def wait_until_queued(exporter: Exporter, count: int) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while len(exporter._waiting) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_calls_that_come_together_are_sent_together():
     """While one batch is being sent the next one collects calls, up to a limit."""
     store = Store(blocked=True)
@@ -35,12 +41,32 @@ def test_calls_that_come_together_are_sent_together():
     submit(exporter, "a")
     destination.wait_for_tries(1)
     submit(exporter, "b" * (2 * destination.max_batch + 50))
-    deadline = time.monotonic() + DEADLINE_S
-    while len(exporter._waiting) < 2 * destination.max_batch + 50 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until_queued(exporter, 2 * destination.max_batch + 50)
     store.open.set()
     assert exporter.flush(DEADLINE_S)
     assert [len(batch) for batch in destination.batches] == [1, destination.max_batch, destination.max_batch, 50]
+
+
+def test_a_flush_maintains_everything_once():
+    """A flush checks all traces after its last batch. After each batch that would take longer than the batches."""
+    maintained = []
+
+    class Maintained(MemoryDestination):
+        def maintain(self, *, everything: bool = False) -> float | None:
+            maintained.append(everything)
+            return None
+
+    store = Store(blocked=True)
+    destination = Maintained(store)
+    exporter = Exporter(destination)
+    submit(exporter, "a")
+    destination.wait_for_tries(1)
+    submit(exporter, "b" * (3 * destination.max_batch))
+    wait_until_queued(exporter, 3 * destination.max_batch)
+    with exporter._sender.flushing():
+        store.open.set()
+        assert exporter.flush(DEADLINE_S)
+    assert maintained == [False, False, False, True]
 
 
 def test_the_destinations_convention_is_used():

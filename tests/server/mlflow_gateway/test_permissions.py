@@ -27,6 +27,7 @@ class OneStore:
     """A store with the trace 7 in the experiment 1, and the trace 8 in the experiment 2."""
 
     known_seconds = 0.0
+    batches_per_look_up = 1
 
     def __init__(self) -> None:
         self.written: list[tuple[str, int]] = []
