@@ -19,6 +19,7 @@ PARTS = (
     "first_byte",
     "flat",
     "exporter",
+    "placement",
     "relay",
     "litellm_proxy",
     "mlflow_gateway",

@@ -20,6 +20,7 @@ from agent_gateway_client.server.export.destination import TraceKey
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.export.otlp import OtlpDestination
+from agent_gateway_client.server.export.totals import FINALIZED
 from agent_gateway_client.server.mirror import mirror
 from agent_gateway_client.w3c import TraceContext
 from benchmarks.measure import estimate, interleave, paired
@@ -66,7 +67,7 @@ def compare(report: Report, name: str, destination: Destination, store: Any = No
     samples = interleave(cases, seconds=0, warm_up=0, least=ROUNDS)
     assert exporter.dropped == 0
     report.compared(f"mirrored calls stored, {name}, batches of {destination.max_batch}", samples, ALONE, "calls/s")
-    if name == "PostgreSQL":
+    if store is not None:
         share, _, _ = estimate(paired(EXPORTER, ALONE), samples)
         report.mark(f"Exporter, {name}, in terms of what MLflow itself takes", share, 0.95, at_least=True)
 
@@ -94,24 +95,40 @@ def _calls(count: int, store: Any) -> list[GatewayCall]:
     trace_id = 0
     for number in range(count):
         if number % 10 == 0:
-            trace_id = new_span_id() << 64 | new_span_id()
-            if store is not None:
-                _begin_trace(store, trace_id)
-        call = GatewayCall(TraceContext(trace_id, new_span_id(), 1), endpoint="chat", http_status=200)
-        call.add(Attempt("openai", "gpt-4o-mini", usage=TokenUsage(10, 3, 13), finish_reason="stop"))
-        call.end()
-        found.append(call)
+            trace_id = start_trace(store) if store is not None else new_trace_id()
+        found.append(call_in(trace_id))
     return found
+
+
+def new_trace_id() -> int:
+    return new_span_id() << 64 | new_span_id()
+
+
+def start_trace(store: Any, *, ended: bool = False) -> int:
+    """Store a trace, as its caller does, and return its id."""
+    trace_id = new_trace_id()
+    info = TraceInfo(
+        mlflow_trace_id(trace_id),
+        TraceLocation.from_experiment_id("0"),
+        request_time=1,
+        state=TraceState.OK if ended else TraceState.IN_PROGRESS,
+        trace_metadata={FINALIZED: "true"} if ended else {},
+    )
+    store.start_trace(info)
+    return trace_id
+
+
+def call_in(trace_id: int) -> GatewayCall:
+    """Return an ended call of a trace."""
+    call = GatewayCall(TraceContext(trace_id, new_span_id(), 1), endpoint="chat", http_status=200)
+    call.add(Attempt("openai", "gpt-4o-mini", usage=TokenUsage(10, 3, 13), finish_reason="stop"))
+    call.end()
+    return call
 
 
 def _store(uri: str) -> tuple[Destination, Any]:
     store = TracingClient(uri).store
     return MlflowDestination(SqlStore(lambda: store)), store
-
-
-def _begin_trace(store: Any, trace_id: int) -> None:
-    place = TraceLocation.from_experiment_id("0")
-    store.start_trace(TraceInfo(mlflow_trace_id(trace_id), place, request_time=1, state=TraceState.IN_PROGRESS))
 
 
 def _environment(name: str, value: str) -> Any:
