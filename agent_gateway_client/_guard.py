@@ -33,6 +33,17 @@ class Guard:
     ) -> bool:
         if error is None or reraises or not isinstance(error, Exception):
             return False
+        self.caught(error)
+        return True
+
+    def caught(self, error: Exception) -> None:
+        """Do the same with an error that was caught, where a context manager takes too long: per request.
+
+        Raises:
+            Exception: The error, under the tests.
+        """
+        if reraises:
+            raise error
         logger.debug(self._failure, exc_info=error)
         versions = ", ".join(f"{name} {version_of(name)}" for name in self._distributions)
         warn_once(
@@ -42,4 +53,3 @@ class Guard:
             type(error).__name__,
             f" with {versions}" if versions else "",
         )
-        return True

@@ -1,10 +1,12 @@
 """Finds the parent span of a request that is sent now: that of a model call, or the innermost active span."""
 
 import sys
+import weakref
 from contextvars import ContextVar
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import SpanContext
 
 from agent_gateway_client._guard import Guard
@@ -65,9 +67,10 @@ def is_local_span(traceparent: str) -> bool:
     named = extract([(TRACEPARENT, traceparent)])
     if named is None:
         return False
-    for context in (_active_mlflow_span_context(), trace.get_current_span().get_span_context()):
-        if context is not None and (context.trace_id, context.span_id) == (named.trace_id, named.span_id):
-            return not context.is_remote
+    for context in (_mlflow_context(), get_current()):
+        span = trace.get_current_span(context).get_span_context() if context is not None else None
+        if span is not None and (span.trace_id, span.span_id) == (named.trace_id, named.span_id):
+            return not span.is_remote
     manager = sys.modules.get("mlflow.tracing.trace_manager")
     if manager is None:
         return False
@@ -101,40 +104,62 @@ def as_span(span: Any) -> trace.Span:
 
 def active_trace_context() -> TraceContext | None:
     """Return the same as :func:`current_trace_context`, without :data:`model_call`."""
-    mlflows = as_trace_context(_active_mlflow_span_context())
-    return mlflows or as_trace_context(trace.get_current_span().get_span_context())
+    context = _mlflow_context()
+    found = _in_mlflow.read(context) if context is not None else None
+    return found or opentelemetry_trace_context()
 
 
-_latest: tuple[SpanContext | None, TraceContext | None] = (None, None)
-"""The last argument and result of :func:`as_trace_context`. Replaced atomically, so it needs no lock."""
+def opentelemetry_trace_context() -> TraceContext | None:
+    """Return the context of OpenTelemetry's current span; ``None`` if there is none."""
+    return _in_opentelemetry.read(get_current())
 
 
 def as_trace_context(context: SpanContext | None) -> TraceContext | None:
     """Return an OpenTelemetry span's context as a :class:`TraceContext`; ``None`` if it is not valid."""
-    global _latest
-    # A span's context is immutable, so its identity is enough; converting it takes as long as finding it.
-    latest, found = _latest
-    if context is latest:
-        return found
     # MLflow's no-op span has no context.
     if context is None or not context.is_valid:
         return None
     state = context.trace_state
-    found = TraceContext(context.trace_id, context.span_id, context.trace_flags, state.to_header() if state else "")
-    _latest = context, found
-    return found
+    return TraceContext(context.trace_id, context.span_id, context.trace_flags, state.to_header() if state else "")
 
 
-def _active_mlflow_span_context() -> SpanContext | None:
-    """Return the context of MLflow's current span, valid or not; ``None`` if MLflow is not imported.
+class _Reader:
+    """Reads the current span from OpenTelemetry contexts, and remembers the last result."""
+
+    __slots__ = ("_last",)
+
+    def __init__(self) -> None:
+        self._last: tuple[weakref.ref[Context] | None, TraceContext | None] = (None, None)
+
+    def read(self, context: Context) -> TraceContext | None:
+        reference, found = self._last
+        # A context is immutable, so its identity is enough. The reference is weak because a context keeps its span.
+        if reference is None or reference() is not context:
+            found = as_trace_context(trace.get_current_span(context).get_span_context())
+            # Replaced atomically, so there is no lock.
+            self._last = weakref.ref(context), found
+        return found
+
+
+_in_mlflow = _Reader()
+_in_opentelemetry = _Reader()
+
+
+def _mlflow_context() -> Context | None:
+    """Return MLflow's current context; ``None`` if MLflow is not imported.
 
     Uses MLflow's internals because its public ``get_current_active_span()`` does not return an unsampled span.
     """
     provider = sys.modules.get("mlflow.tracing.provider")
     if provider is None:
         return None
-    with _guard:
+    try:
         # MLflow's functions first read os.environ to see whether it shares OpenTelemetry's context, which takes longer
         # than everything else here. If it does, this context has no span.
-        return trace.get_current_span(provider.mlflow_runtime_context.get_current()).get_span_context()
+        context = provider.mlflow_runtime_context.get_current()
+        if isinstance(context, Context):
+            return context
+        raise TypeError(f"MLflow's context is a {type(context).__qualname__}")
+    except Exception as error:
+        _guard.caught(error)
     return None

@@ -46,6 +46,9 @@ _VENDORS = (
 )
 """Hosts of model vendors' public APIs; ``*`` stands for any characters."""
 
+_MAX_SEEN = 1_000
+"""Origins whose look-up is remembered. A program that sends requests to more of them looks up the others each time."""
+
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
 
 Origin = tuple[str, str, int]
@@ -59,7 +62,7 @@ class Gateways:
     ``/gateway`` covers ``/gateway/v1`` and not ``/gateway2``.
     """
 
-    __slots__ = ("_near_hosts", "_prefixes", "urls")
+    __slots__ = ("_near_hosts", "_prefixes", "_seen", "urls")
 
     def __init__(self, urls: Iterable[str]) -> None:
         """Read the gateways.
@@ -73,7 +76,7 @@ class Gateways:
             )
         if not isinstance(urls, Iterable):
             raise ConfigurationError(f"gateways must be a list of URLs, not {type(urls).__qualname__}.")
-        self._prefixes: dict[tuple[str, str, int | None], tuple[str, ...]] = {}
+        self._prefixes: dict[Origin, tuple[str, ...]] = {}
         kept: dict[str, None] = {}
         for url in urls:
             origin, prefix = _read(url)
@@ -81,11 +84,9 @@ class Gateways:
             if prefix not in prefixes:
                 prefixes = (*prefixes, prefix)
             self._prefixes[origin] = prefixes
-            scheme, host, port = origin
-            if port == _DEFAULT_PORTS[scheme]:
-                # HTTP clients leave out the default port.
-                self._prefixes[scheme, host, None] = prefixes
             kept[url] = None
+        self._seen: dict[tuple[str, str, int | None], tuple[str, ...]] = {}
+        """The prefixes by origins as requests spell them; at most :data:`_MAX_SEEN`."""
         self.urls: tuple[str, ...] = tuple(kept)
         hosts = frozenset(host for _, host, _ in self._prefixes)
         self._near_hosts = hosts | LOOPBACK if hosts & LOOPBACK else hosts
@@ -112,17 +113,22 @@ class Gateways:
             port: ``None`` for the scheme's default.
             path: As it is sent, with or without the query.
         """
-        # HTTP clients have normalized most URLs already.
-        prefixes = self._prefixes.get((scheme, host, port))
+        prefixes = self._seen.get((scheme, host, port))
         if prefixes is None:
-            scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
-            origin = (scheme, _plain_host(host), port or _DEFAULT_PORTS.get(scheme, 0))
-            prefixes = self._prefixes.get(origin, ())
+            prefixes = self._prefixes_at(scheme, host, port)
         # Not any(), which would create a generator for every request.
         for prefix in prefixes:  # noqa: SIM110
             if _is_below(path, prefix):
                 return True
         return False
+
+    def _prefixes_at(self, scheme: str, host: str, port: int | None) -> tuple[str, ...]:
+        plain_scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
+        origin = (plain_scheme, _plain_host(host), port or _DEFAULT_PORTS.get(plain_scheme, 0))
+        prefixes = self._prefixes.get(origin, ())
+        if len(self._seen) < _MAX_SEEN:
+            self._seen[scheme, host, port] = prefixes
+        return prefixes
 
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
         """Return why a request misses a gateway by little; ``None`` for most requests."""
@@ -132,10 +138,9 @@ class Gateways:
         origins = (
             (*origin, prefix, _is_below(path, prefix))
             for origin, prefixes in self._prefixes.items()
-            if origin[2] is not None
             for prefix in prefixes
         )
-        return near_miss(origins, _WEBSOCKET_SCHEMES.get(scheme, scheme), host, port, path)  # type: ignore[arg-type]
+        return near_miss(origins, _WEBSOCKET_SCHEMES.get(scheme, scheme), host, port, path)
 
     def __contains__(self, url: object) -> bool:
         """Return whether a URL goes to one of the gateways; ``False`` for an invalid URL."""
@@ -249,10 +254,10 @@ def _plain_host(host: str) -> str:
 
 
 def _is_below(path: str, prefix: str) -> bool:
-    path = path.partition("?")[0]
-    # Nearly all paths are, and the rest of the rule costs more than all other checks of a request.
-    is_plain = "%" not in path and ".." not in path and "\\" not in path
+    # Nearly all paths are plain, and the rest of the rule costs more than all other checks of a request.
+    is_plain = "%" not in path and ".." not in path and "\\" not in path and "?" not in path
     if not is_plain:
+        path = path.partition("?")[0]
         path = unquote(path)
         if "\\" in path:
             return False

@@ -1,10 +1,12 @@
 """active_span.py: whose span is the parent of what is sent now."""
 
 import asyncio
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -271,3 +273,24 @@ def test_importing_the_package_loads_no_framework():
 
 def _no_exporter(tracking_uri: str | None = None) -> None:
     raise RuntimeError(f"{tracking_uri} cannot be reached")
+
+
+def test_what_is_remembered_keeps_no_span_alive():
+    """After a span has ended and its context is gone, nothing of ours refers to them."""
+
+    def inside() -> Any:
+        with mlflow.start_span("agent"):
+            assert current_trace_context() is not None
+            return weakref.ref(mlflow.tracing.provider.mlflow_runtime_context.get_current())
+
+    reference = inside()
+    gc.collect()
+    assert reference() is None
+
+
+def test_each_context_is_read_again():
+    """Contexts that follow one another, also at the same address, are told apart."""
+    for _ in range(50):
+        with mlflow.start_span("agent") as span:
+            assert headers()["traceparent"] == named_by(span)
+        assert current_trace_context() is None

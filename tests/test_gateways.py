@@ -386,3 +386,14 @@ def test_a_backslash_is_no_gateway(url: str, gateway: str):
 def test_hosts_that_are_names_or_addresses(host: str):
     """What can be looked up is taken: underscores of containers, addresses, international names."""
     assert f"http://{host}:5000/gateway/v1" in Gateways([f"http://{host}:5000/gateway"])
+
+
+def test_what_is_remembered_of_other_origins_is_bounded():
+    """A program that talks to thousands of hosts fills no memory, and its requests to the gateway still count."""
+    gateways = Gateways(["http://gw.test:5000/gateway"])
+    for number in range(3_000):
+        assert not gateways.covers("http", f"host{number}.test", 5000, "/gateway")
+    assert len(gateways._seen) <= 1_000
+    for _ in range(2):
+        assert gateways.covers("http", "GW.test.", 5000, "/gateway/v1")
+        assert not gateways.covers("http", "gw.test", 5001, "/gateway/v1")

@@ -140,17 +140,14 @@ class _RequestHook:
         self.wraps: WeakSet[Wrap] = WeakSet()
 
     def __call__(self, request: Any) -> Any:
-        self.propagate(request)
-
-    def propagate(self, request: Any) -> None:
-        """Add the trace context, unless the doctor runs the program: its own patches cover all clients then."""
+        # If the doctor runs the program, its own patches cover all clients.
         if _notes.recorder is None:
             propagate(request, self.gateways)
 
 
 class _AsyncRequestHook(_RequestHook):
     async def __call__(self, request: Any) -> None:
-        self.propagate(request)
+        super().__call__(request)
 
 
 def _add_hook(client: Any) -> _RequestHook:

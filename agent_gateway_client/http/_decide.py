@@ -1,12 +1,14 @@
 """Decides whether a request gets the trace context. Called by all HTTP stacks, for each retry and redirect hop."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from agent_gateway_client.active_span import current_trace_context, is_received
 from agent_gateway_client.http import _notes
 from agent_gateway_client.w3c import TRACEPARENT, TraceContext
 
 Outcome = Literal["sent", "kept", "no span", "not a gateway"]
+"""The decision for one request: it gets the context, its own ``traceparent`` is kept, it goes to a gateway but no span
+is active, or it goes elsewhere."""
 
 
 class KnowsGateways(Protocol):
@@ -29,23 +31,6 @@ class Headers(Protocol):
     def get(self, name: str, /) -> str | None: ...
 
 
-class Decision(NamedTuple):
-    """The decision for one request.
-
-    Attributes:
-        outcome: ``"sent"``: it gets the context; ``"kept"``: the user's own ``traceparent`` is kept; ``"no span"``: it
-            goes to a gateway, but no span is active; ``"not a gateway"``: it goes elsewhere.
-        context: The trace context to add, if any.
-    """
-
-    outcome: Outcome
-    context: TraceContext | None = None
-
-
-_NOT_A_GATEWAY = Decision("not a gateway")
-_KEPT = Decision("kept")
-_NO_SPAN = Decision("no span")
-
 _REASONS: dict[Outcome, str] = {
     "sent": "it goes to a gateway, and a span is active",
     "kept": "it goes to a gateway, and had a traceparent already",
@@ -56,7 +41,7 @@ _REASONS: dict[Outcome, str] = {
 
 def decide(
     method: str, scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways
-) -> Decision:
+) -> tuple[Outcome, TraceContext | None]:
     """Decide whether a request gets the current trace context.
 
     Args:
@@ -67,7 +52,12 @@ def decide(
         path: As for :meth:`Gateways.covers`.
         headers: The request's headers; read only if it goes to a gateway.
         gateways: The gateways that may get the trace context.
+
+    Returns:
+        The outcome, and the trace context to add, if any.
     """
+    outcome: Outcome
+    context = None
     why, is_covered, is_assumed = None, gateways.covers(scheme, host, port, path), False
     if not is_covered:
         why = gateways.near_miss(scheme, host, port, path)
@@ -75,22 +65,22 @@ def decide(
             is_assumed = _notes.assumed.covers(scheme, host, port, path)
             why = None if is_assumed else _notes.assumed.near_miss(scheme, host, port, path)
     if not is_covered and not is_assumed:
-        decision = _NOT_A_GATEWAY
+        outcome = "not a gateway"
         if why is not None:
             _notes.warn_of_near_miss(_notes.shown(scheme, host, port, path), why)
     elif TRACEPARENT in headers and not is_received(headers[TRACEPARENT]):
-        decision = _KEPT
+        outcome = "kept"
     elif (context := current_trace_context()) is not None:
-        decision = Decision("sent", context)
+        outcome = "sent"
     else:
-        decision = _NO_SPAN
+        outcome = "no span"
         # Requests with other methods (lists, files, health checks) are often sent before the program's first span.
         if method in ("POST", _notes.WEBSOCKET):
             _notes.warn_without_span(_notes.shown(scheme, host, port, path))
     if _notes.is_wanted():
         kept = headers.get(TRACEPARENT)
-        reason = why or _REASONS[decision.outcome]
+        reason = why or _REASONS[outcome]
         url = _notes.shown(scheme, host, port, path)
-        note = _notes.Note(method, url, decision.outcome, reason, decision.context, kept, why is not None, is_assumed)
+        note = _notes.Note(method, url, outcome, reason, context, kept, why is not None, is_assumed)
         _notes.make_note(note)
-    return decision
+    return outcome, context

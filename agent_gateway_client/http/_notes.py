@@ -21,7 +21,7 @@ class Note(NamedTuple):
     Attributes:
         method: The HTTP method, or :data:`WEBSOCKET`.
         url: The URL without credentials and query.
-        outcome: See :class:`~agent_gateway_client.http._decide.Decision`.
+        outcome: See :data:`~agent_gateway_client.http._decide.Outcome`.
         reason: The reason for the outcome, as a clause.
         context: The trace context that was added.
         kept: The ``traceparent`` that the request already had.

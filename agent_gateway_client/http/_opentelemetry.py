@@ -14,7 +14,7 @@ from typing import Any
 from opentelemetry import trace
 
 from agent_gateway_client._guard import Guard
-from agent_gateway_client.active_span import as_trace_context
+from agent_gateway_client.active_span import opentelemetry_trace_context
 from agent_gateway_client.w3c import TRACEPARENT
 
 _UTILS = "opentelemetry.instrumentation.utils"
@@ -66,7 +66,7 @@ def is_by_instrumentation(header: str | None) -> bool:
 def _names_current_span(header: str | None) -> bool:
     """Return whether a ``traceparent`` is that of OpenTelemetry's current span."""
     # Formatting the current span's header is faster than parsing the given one.
-    current = as_trace_context(trace.get_current_span().get_span_context())
+    current = opentelemetry_trace_context()
     return current is not None and header == current.traceparent
 
 

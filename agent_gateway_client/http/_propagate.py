@@ -28,8 +28,10 @@ def is_marked(request: Any) -> bool:
 
 def propagate(request: Any, gateways: KnowsGateways) -> None:
     """Add the current trace context to an httpx request to a gateway; remove it if it goes elsewhere. Never raises."""
-    with _guard:
+    try:
         put_trace_context(request, gateways)
+    except Exception as error:
+        _guard.caught(error)
 
 
 def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
