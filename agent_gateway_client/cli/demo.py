@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from agent_gateway_client._install import install_command
 from agent_gateway_client.cli._signals import Signals
 from agent_gateway_client.errors import MissingDependencyError, NotFoundError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from agent_gateway_client.demo.agents import SentCall
     from agent_gateway_client.demo.gateway import DemoGateway
 
@@ -62,6 +62,9 @@ def demo(json_output: bool, keep: bool, port: int | None) -> None:
     The exit status is 0 only if every call is closed, that is, its gateway spans are in the right place in
     the agent's trace.
     """
+    from rich.console import Console
+    from rich.text import Text
+
     _check_packages()
     _clear_user_settings()
     # In JSON mode stdout has only the object.
@@ -132,6 +135,8 @@ def _print_json(gateway: DemoGateway, outcome: Outcome) -> None:
 
 
 def _print_trees(console: Console, gateway: DemoGateway, outcome: Outcome) -> None:
+    from rich.text import Text
+
     from agent_gateway_client.cli.tree import trace_tree
     from agent_gateway_client.traces.read import read_joined
 

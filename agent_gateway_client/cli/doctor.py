@@ -6,8 +6,6 @@ import json
 import logging
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from agent_gateway_client.cli._mlflow import tracking_uri_option
 
@@ -59,6 +57,9 @@ def doctor(
             raise click.UsageError(f"Missing option '{name}', or a command to run.")
     if not tracking_uri and not only_relay:
         raise click.UsageError("Where do the agent's traces go? Give --tracking-uri or set MLFLOW_TRACKING_URI.")
+    from rich.console import Console
+    from rich.text import Text
+
     from agent_gateway_client.doctor.checks import Check, Settings
     from agent_gateway_client.doctor.examine import examine
     from agent_gateway_client.doctor.relay import examine_relay

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from agent_gateway_client.cli._mlflow import tracking_uri_option
 
@@ -53,6 +51,9 @@ def trace(
     if json_output:
         click.echo(json.dumps(_as_object(joined), indent=2))
         return
+    from rich.console import Console
+    from rich.text import Text
+
     from agent_gateway_client.cli.tree import notes, trace_tree
 
     console = Console()

@@ -47,6 +47,13 @@ def test_a_missing_package_is_named(module: str, sentence: str):
     assert said("demo", without=module) == (1, "", sentence)
 
 
+def test_the_help_loads_no_rich():
+    """Importing rich takes longer than all else that --help does."""
+    status, output, error = said("--help", without="rich")
+    assert (status, error) == (0, "")
+    assert "doctor" in output
+
+
 def test_a_trace_without_a_server_to_read_it_from(monkeypatch: pytest.MonkeyPatch):
     """An agent's environment has mlflow-tracing, which is MLflow without its stores."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
