@@ -16,7 +16,7 @@ from mlflow.tracing.utils import (
     aggregate_cost_from_span_nodes,
     aggregate_usage_from_span_nodes,
 )
-from sqlalchemy import case
+from sqlalchemy import case, func
 
 from agent_gateway_client.server.export.totals import COST, FINALIZED, USAGE, TraceTotals
 
@@ -36,21 +36,38 @@ def experiments_of(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
         return {trace_id: str(experiment_id) for trace_id, experiment_id in wanted}
 
 
-def totals_of(store: Any, trace_ids: Collection[str]) -> dict[str, TraceTotals]:
-    """Return the totals of the traces that their callers have ended."""
+def totals_of(store: Any, trace_ids: Collection[str], known: Mapping[str, TraceTotals]) -> dict[str, TraceTotals]:
+    """Return the totals of the traces that their callers have ended; see ``Store.totals_of``."""
     with store.ManagedSessionMaker() as session:
         recorded = _recorded(store, session, trace_ids)
-        spans = _spans(session, recorded) if recorded else {}
-    return {
+        counts = _counts(session, recorded.keys() & known.keys())
+        unchanged = {
+            trace_id: known[trace_id]
+            for trace_id, count in counts.items()
+            if (known[trace_id].recorded, known[trace_id].spans) == (recorded[trace_id], count)
+        }
+        changed = recorded.keys() - unchanged.keys()
+        spans = _spans(session, changed) if changed else {}
+    return unchanged | {
         trace_id: TraceTotals(
-            totals,
+            recorded[trace_id],
             {
                 USAGE: aggregate_usage_from_span_nodes(spans[trace_id][USAGE]),
                 COST: aggregate_cost_from_span_nodes(spans[trace_id][COST]),
             },
+            len(spans[trace_id][USAGE]),
         )
-        for trace_id, totals in recorded.items()
+        for trace_id in changed
     }
+
+
+def _counts(session: Any, trace_ids: Collection[str]) -> dict[str, int]:
+    """Return the number of stored spans of traces."""
+    if not trace_ids:
+        return {}
+    table: Any = models.SqlSpan
+    query = session.query(table.trace_id, func.count()).filter(table.trace_id.in_(list(trace_ids)))
+    return dict(query.group_by(table.trace_id).all())
 
 
 def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str, dict[str, float]]:

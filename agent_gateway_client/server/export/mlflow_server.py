@@ -110,7 +110,9 @@ class HttpStore:
         headers = {"Content-Type": "application/x-protobuf", MLFLOW_EXPERIMENT_ID_HEADER: experiment_id}
         self._request("POST", OTLP_TRACES_PATH, data=request.SerializeToString(), extra_headers=headers)
 
-    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
+    def totals_of(
+        self, trace_ids: Collection[str], experiment_ids: Collection[str], known: Mapping[str, TraceTotals]
+    ) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         infos = self._search_infos(ended_filter(trace_ids), list(experiment_ids), len(trace_ids))
         by_id = {info.trace_id: info for info in infos}

@@ -62,12 +62,14 @@ class SqlStore:
         _give_way(store)
         return store.log_spans(experiment_id, spans)
 
-    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
+    def totals_of(
+        self, trace_ids: Collection[str], experiment_ids: Collection[str], known: Mapping[str, TraceTotals]
+    ) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         columns, store = self._columns(), self._get_store()
         if columns is not None:
             try:
-                totals: Mapping[str, TraceTotals] = columns.totals_of(store, trace_ids)
+                totals: Mapping[str, TraceTotals] = columns.totals_of(store, trace_ids, known)
                 return totals
             except Exception as error:
                 _raise_if_busy(error)
