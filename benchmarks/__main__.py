@@ -16,6 +16,7 @@ PARTS = (
     "peers",
     "importing",
     "asgi",
+    "wsgi",
     "first_byte",
     "flat",
     "exporter",

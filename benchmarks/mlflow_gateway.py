@@ -41,7 +41,7 @@ OWN = "MLflow with its own mirror"
 POSTGRES = "with the companion, PostgreSQL"
 CLIENTS = (1, 8, 32)
 SECONDS = 1.0
-ROUNDS = 4
+ROUNDS = 3
 BUSY_SHARE = 0.1
 QUIET_SECONDS = 5.5
 """Longer than the 5 s after which MLflow sends a batch."""
