@@ -44,7 +44,12 @@ def is_autologged() -> bool:
     """
     if not hasattr(mlflow.tracking, "MlflowClient"):
         return False
-    return any(is_autolog(callback) for name in _CALLBACKS for callback in getattr(litellm, name, ()))
+    # Not any(), which would create a generator for every call.
+    for name in _CALLBACKS:
+        for callback in getattr(litellm, name, ()):
+            if is_autolog(callback):
+                return True
+    return False
 
 
 def is_autolog(callback: Any) -> bool:

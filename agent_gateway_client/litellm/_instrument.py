@@ -74,8 +74,11 @@ def _begins(original: Callable[..., Any], switch: Switch) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if switch.is_on and _is_instrumented:
-            with guard:
-                _begin(self)
+            try:
+                if is_autologged():
+                    _begin(self)
+            except Exception as error:
+                guard.caught(error)
 
     return __init__
 
@@ -230,10 +233,9 @@ def _release(call: LiteLLMCall) -> None:
 
 
 def _begin(logging: Any) -> None:
-    if is_autologged():
-        call = LiteLLMCall(logging, _release)
-        logging._agent_gateway_call = call
-        model_call.set(call)
+    call = LiteLLMCall(logging, _release)
+    logging._agent_gateway_call = call
+    model_call.set(call)
 
 
 def _call_of(logging: Any, switch: Switch) -> LiteLLMCall | None:
