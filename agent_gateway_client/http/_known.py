@@ -31,8 +31,8 @@ def may_carry(request: Any, call: ModelCall | None) -> bool:
     If OpenTelemetry's instrumentations are loaded, the request may have a header that was set by hand.
     """
     return bool(
-        _gateways
-        or (call is not None and call.gateways)
+        _gateways is not NO_GATEWAYS
+        or (call is not None and call.gateways is not NO_GATEWAYS)
         or is_marked(request)
         or instrumentation_is_loaded()
         or _notes.is_wanted()
@@ -50,7 +50,8 @@ class KnownGateways:
 
     def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
         """Return the same as :meth:`Gateways.covers`."""
-        if _gateways.covers(scheme, host, port, path):
+        # NO_GATEWAYS if only an adapter is active. Comparing it is faster than calling its methods.
+        if _gateways is not NO_GATEWAYS and _gateways.covers(scheme, host, port, path):
             return True
         if self._call is not None and self._call.gateways.covers(scheme, host, port, path):
             return True
