@@ -68,9 +68,9 @@ def _show(run: Run, gateways: str) -> None:
         carried = f" [span {request.span_id}]" if request.span_id else ""
         carried += _MIRROR[request.mirror]
         if request.outcome != "not a gateway" and not request.is_model_call:
-            carried += ", not a call of a model"
+            carried += ", not a model call"
         if request.is_assumed:
-            carried += ", by agent-gateway run alone"
+            carried += ", covered only by agent-gateway run"
         console.print(
             Text.assemble((f"{mark:>7}", style), f"  {request.url}: {request.reason}{carried}"), soft_wrap=True
         )

@@ -46,7 +46,7 @@ def environment_for(gateways: Sequence[str]) -> dict[str, str]:
 
     Raises:
         ConfigurationError: A gateway is not a URL.
-        click.UsageError: No gateway is named.
+        click.UsageError: No gateway is configured.
     """
     known = Gateways(gateways) or Gateways.from_environment()
     if not known:

@@ -16,7 +16,7 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
-from agent_gateway_client.http._redirects import must_come_off, shares_notes
+from agent_gateway_client.http._redirects import must_remove, shares_hops
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of urllib3; it is sent without it", "urllib3")
@@ -35,13 +35,13 @@ def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> No
     with _guard:
         given = kwargs.get("headers")
         present = _value(given, TRACEPARENT)
-        makes_room = is_by_instrumentation(present)
+        replaces = is_by_instrumentation(present)
         scheme, host, port, path = _target(pool, url)
-        seen = {} if present is None or makes_room else {TRACEPARENT: present}
+        seen = {} if present is None or replaces else {TRACEPARENT: present}
         outcome, context = decide(method, scheme, host, port, path, seen, KnownGateways(model_call.get()))
         if context is not None:
             kwargs["headers"] = _with(given, context.to_headers(), replaced=present is not None)
-        elif present is not None and must_come_off(outcome, present):
+        elif present is not None and must_remove(outcome, present):
             kwargs["headers"] = _with(given, {}, replaced=True)
 
 
@@ -77,7 +77,7 @@ def _text(value: Any) -> str:
 
 REPLACEMENTS = {
     "urllib3.connectionpool:HTTPConnectionPool._make_request": _make_request,
-    "urllib3.poolmanager:PoolManager.urlopen": shares_notes,
-    "requests:Session.send": shares_notes,
+    "urllib3.poolmanager:PoolManager.urlopen": shares_hops,
+    "requests:Session.send": shares_hops,
 }
 """The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

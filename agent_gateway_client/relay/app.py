@@ -118,7 +118,7 @@ class Relay:
         self._wake.set()
         self._submit_due(all_of_them=True)
         if not self._exporter.flush(timeout):
-            logger.warning("The relay stops before all mirrors were sent.")
+            logger.warning("The relay is stopping before all mirrors were sent.")
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -51,7 +51,7 @@ def test_a_healthy_program(server: HttpServer, write: Any):  # noqa: F811
         (CALL, "host", "use one spelling for both"),
         (CALL, "path", "does not begin with it"),
         (CALL, "port", "Is the model's base URL one of them?"),
-        ("", "", "No request was seen"),
+        ("", "", "No request was recorded"),
         ("import urllib.request\nurllib.request.urlopen(url)\n", "", "need trace_headers(url)"),
     ],
     ids=["no span", "only a list", "other spelling", "wrong path", "other port", "no request", "unknown library"],
@@ -112,7 +112,7 @@ def test_what_is_not_a_call_of_a_model_is_no_fault(server: HttpServer, write: An
     )
     ended = doctor(program, server.gateway, server.gateway)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert [", not a call of a model" in line for line in ended.stdout.splitlines()] == [False, True, True, True, False]
+    assert [", not a model call" in line for line in ended.stdout.splitlines()] == [False, True, True, True, False]
     assert "no span was active" not in ended.stderr
 
 
@@ -133,7 +133,7 @@ def test_a_program_that_uses_the_client_itself(name: str, body: str, status: int
     assert ended.returncode == status, ended.stdout + ended.stderr
     assert ("BROKEN" in ended.stdout) == bool(status)
     if "v2" not in body:
-        assert ("nothing that it has set up covers" in ended.stdout) == bool(status)
+        assert ("its set-up does not cover" in ended.stdout) == bool(status)
 
 
 CALLS = [
@@ -161,7 +161,7 @@ def test_a_program_that_fails(server: HttpServer, write: Any):  # noqa: F811
     ended = doctor(write(CALL + "sys.exit(7)\n"), server.gateway, server.gateway)
     assert ended.returncode == 7
     assert f"sent  {server.gateway}: it goes to a gateway, and a span is active [span" in ended.stdout
-    assert "The program ended with status 7" in ended.stdout
+    assert "The program exited with status 7" in ended.stdout
     assert doctor("no-such-program.py", server.gateway, "").returncode == 2
 
 

@@ -112,11 +112,11 @@ def test_a_store_that_is_not_there(gateway: DemoGateway):
     ("answers", "said", "fix"),
     [
         ({"/version": (200, "2.22.1")}, "MLflow 2.22.1, which is too old", "Upgrade the server to MLflow 3.15"),
-        ({"/version": (200, "<html>")}, "not as MLflow does", "--tracking-uri"),
-        ({"/version": (401, "")}, "asks for credentials", "MLFLOW_TRACKING_USERNAME"),
+        ({"/version": (200, "<html>")}, "is not MLflow", "--tracking-uri"),
+        ({"/version": (401, "")}, "requires credentials", "MLFLOW_TRACKING_USERNAME"),
         (
             {"/experiments/get-by-name": (401, "You are not authenticated.")},
-            "asks for credentials",
+            "requires credentials",
             "MLFLOW_TRACKING_USERNAME",
         ),
         (
@@ -164,7 +164,7 @@ def test_tracing_that_is_switched_off(gateway: DemoGateway):
 
 
 @pytest.mark.parametrize(
-    ("model", "status", "fix"), [("nobody", "4", "--model"), ("failing", "5", "Mend the endpoint")]
+    ("model", "status", "fix"), [("nobody", "4", "--model"), ("failing", "5", "provider, key and quota")]
 )
 def test_an_endpoint_that_does_not_answer(model: str, status: str, fix: str, gateway: DemoGateway):
     check = broken(examined(gateway, model=model))
@@ -187,8 +187,8 @@ OTHER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 @pytest.mark.parametrize(
     ("change", "said", "fix"),
     [
-        (without("traceparent"), "reached the companion with no traceparent", "pass traceparent"),
-        (replacing("traceparent", "none"), "1 traceparent headers, which together are invalid", "pass traceparent"),
+        (without("traceparent"), "reached the companion with no traceparent", "forward traceparent"),
+        (replacing("traceparent", "none"), "1 traceparent headers, which together are invalid", "forward traceparent"),
         (replacing("traceparent", OTHER), f"reached the companion with {OTHER}", "replaces the header"),
     ],
     ids=["stripped", "broken", "replaced"],

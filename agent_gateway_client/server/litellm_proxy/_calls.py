@@ -130,10 +130,10 @@ class OpenCall:
         attempt = found.attempt
         attempt.end_time_ns = attempt.end_time_ns or end_ns
         attempt.provider = attempt.provider or read.provider(payload.get("custom_llm_provider"))
-        asked = model_name(found.model)
-        if attempt.provider is not None or "/" not in (asked or ""):
+        requested = model_name(found.model)
+        if attempt.provider is not None or "/" not in (requested or ""):
             # Without a provider, the first part of a name with a slash would be taken for one.
-            attempt.model = attempt.model or asked
+            attempt.model = attempt.model or requested
             attempt.response_model = model_name(getattr(response, "model", None))
         attempt.usage = read.token_usage(payload)
         attempt.cost = read.cost(payload)
