@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from agent_gateway_client.relay.asgi_types import Send
+from agent_gateway_client.server.asgi.exchange import Send
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
