@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from agent_gateway_client.auto import RECORD_VARIABLE
@@ -156,7 +156,7 @@ def run_recorded(command: Sequence[str], environment: Mapping[str, str], *, stdo
         )
         status = _wait(process)
         lines = record.read_text().splitlines()
-    return Run(status, [_request(json.loads(line)) for line in lines])
+    return Run(status, [Request(**json.loads(line)) for line in lines])
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
@@ -166,7 +166,3 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         except KeyboardInterrupt:
             # The terminal has sent it to the program too, which decides what to do.
             continue
-
-
-def _request(line: dict[str, Any]) -> Request:
-    return Request(**line)
