@@ -1,7 +1,9 @@
 """Fixtures and environment variables for all tests."""
 
+import functools
 import gc
 import os
+import ssl
 import sys
 import time
 import warnings
@@ -21,6 +23,9 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 # Read when this package is imported, here and in the programs that tests start: errors that a guard would hide fail.
 os.environ["AGENT_GATEWAY_RAISE_INTERNAL_ERRORS"] = "1"
+
+# Every client of httpx and openai reads all CA certificates, which takes 30 ms. Clients may share a context.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 pytest.register_assert_rewrite("tests.support.e2e")
 
@@ -42,9 +47,12 @@ def guards_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_guard, "reraises", False)
 
 
+EXPORTER = "agent_gateway_client.server.export.exporter"
+
+
 def exporters() -> set[Any]:
     """Return the exporters of this process."""
-    module = sys.modules.get("agent_gateway_client.server.export.exporter")
+    module = sys.modules.get(EXPORTER)
     return set(module._exporters) if module else set()
 
 
@@ -64,6 +72,9 @@ def _nothing_goes_on() -> Iterator[None]:
     for exporter in exporters() - exporters_before:
         # Its thread would look up totals of its traces again, in a store that no longer exists.
         exporter.destination.after_fork()
+        # What still waits would be asked for until the process ends, and then for ten seconds more.
+        exporter.shutdown(0.0)
+        sys.modules[EXPORTER]._exporters.discard(exporter)
     deadline = time.monotonic() + 10
     while left := handles() - handles_before:
         for handle in left:
