@@ -66,8 +66,16 @@ class Store(Protocol):
     def log_spans(self, experiment_id: str, spans: list[Any]) -> object:
         """Store spans of traces in an experiment."""
 
-    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
-        """Return the totals of the traces that their callers have ended."""
+    def totals_of(
+        self, trace_ids: Collection[str], experiment_ids: Collection[str], known: Mapping[str, TraceTotals]
+    ) -> Mapping[str, TraceTotals]:
+        """Return the totals of the traces that their callers have ended.
+
+        Args:
+            trace_ids: The traces.
+            experiment_ids: Their experiments.
+            known: What the last look found. The spans of a trace that has not changed since need not be read again.
+        """
 
     def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """Set metadata of an ended trace and leave the rest unchanged."""

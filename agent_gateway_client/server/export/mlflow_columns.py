@@ -16,9 +16,9 @@ from mlflow.tracing.utils import (
     aggregate_cost_from_span_nodes,
     aggregate_usage_from_span_nodes,
 )
-from sqlalchemy import case
+from sqlalchemy import case, func
 
-from agent_gateway_client.server.export.totals import COST, FINALIZED, USAGE, TraceTotals
+from agent_gateway_client.server.export.totals import COST, FINALIZED, MAX_READ_TOGETHER, USAGE, TraceTotals
 
 _REPORTED = {USAGE: SpanAttributeKey.CHAT_USAGE, COST: SpanAttributeKey.LLM_COST}
 """The span attribute that MLflow aggregates for each total."""
@@ -36,21 +36,32 @@ def experiments_of(store: Any, trace_ids: Collection[str]) -> dict[str, str]:
         return {trace_id: str(experiment_id) for trace_id, experiment_id in wanted}
 
 
-def totals_of(store: Any, trace_ids: Collection[str]) -> dict[str, TraceTotals]:
-    """Return the totals of the traces that their callers have ended."""
+def totals_of(store: Any, trace_ids: Collection[str], known: Mapping[str, TraceTotals]) -> dict[str, TraceTotals]:
+    """Return the totals of the traces that their callers have ended; see ``Store.totals_of``."""
     with store.ManagedSessionMaker() as session:
         recorded = _recorded(store, session, trace_ids)
-        spans = _spans(session, recorded) if recorded else {}
-    return {
-        trace_id: TraceTotals(
-            totals,
-            {
-                USAGE: aggregate_usage_from_span_nodes(spans[trace_id][USAGE]),
-                COST: aggregate_cost_from_span_nodes(spans[trace_id][COST]),
-            },
-        )
-        for trace_id, totals in recorded.items()
-    }
+        counts = _counts(session, recorded.keys() & known.keys())
+        found = {
+            trace_id: known[trace_id]
+            for trace_id, count in counts.items()
+            if (known[trace_id].recorded, known[trace_id].spans) == (recorded[trace_id], count)
+        }
+        changed = list(recorded.keys() - found.keys())
+        for start in range(0, len(changed), MAX_READ_TOGETHER):
+            for trace_id, spans in _spans(session, changed[start : start + MAX_READ_TOGETHER]).items():
+                usage, cost = spans[USAGE], spans[COST]
+                sums = {USAGE: aggregate_usage_from_span_nodes(usage), COST: aggregate_cost_from_span_nodes(cost)}
+                found[trace_id] = TraceTotals(recorded[trace_id], sums, len(usage))
+    return found
+
+
+def _counts(session: Any, trace_ids: Collection[str]) -> dict[str, int]:
+    """Return the number of stored spans of traces."""
+    if not trace_ids:
+        return {}
+    table: Any = models.SqlSpan
+    query = session.query(table.trace_id, func.count()).filter(table.trace_id.in_(list(trace_ids)))
+    return dict(query.group_by(table.trace_id).all())
 
 
 def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str, dict[str, float]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.server.export.destination import Unavailable
-from agent_gateway_client.server.export.totals import FINALIZED, TraceTotals, totals_from
+from agent_gateway_client.server.export.totals import FINALIZED, TraceTotals, read_totals
 
 _GIVE_WAY_SECONDS = 5.0
 """Maximum time that a write waits for other users of the connection pool."""
@@ -62,12 +62,14 @@ class SqlStore:
         _give_way(store)
         return store.log_spans(experiment_id, spans)
 
-    def totals_of(self, trace_ids: Collection[str], experiment_ids: Collection[str]) -> Mapping[str, TraceTotals]:
+    def totals_of(
+        self, trace_ids: Collection[str], experiment_ids: Collection[str], known: Mapping[str, TraceTotals]
+    ) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         columns, store = self._columns(), self._get_store()
         if columns is not None:
             try:
-                totals: Mapping[str, TraceTotals] = columns.totals_of(store, trace_ids)
+                totals: Mapping[str, TraceTotals] = columns.totals_of(store, trace_ids, known)
                 return totals
             except Exception as error:
                 _raise_if_busy(error)
@@ -75,9 +77,9 @@ class SqlStore:
             locations=list(experiment_ids), filter_string=ended_filter(trace_ids), max_results=len(trace_ids)
         )
         infos = {info.trace_id: info for info in found}
-        traces = store.batch_get_traces(list(infos)) if infos else []
+        totals = read_totals(infos, store.batch_get_traces)
         self._do_without_columns()
-        return {trace.info.trace_id: totals_from(infos[trace.info.trace_id], trace.data.spans) for trace in traces}
+        return totals
 
     def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""

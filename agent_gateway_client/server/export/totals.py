@@ -10,9 +10,10 @@ MLflow's own sum over the stored spans is greater than the recorded total, the s
 """
 
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,8 +36,12 @@ OPEN_SECONDS = 3_600.0
 
 _LAST_PAUSE_SECONDS = 30.0
 _PAUSE_SHARE = 0.2
-_MOST_AT_ONCE = 20
-"""Traces whose spans are read at once; they contain the caller's payload."""
+_TOGETHER_SECONDS = 0.5
+"""Traces that are due this soon are checked with those that are due now: a query costs as much as ten traces."""
+MAX_READ_TOGETHER = 20
+"""Traces whose spans are in memory at once; they contain the caller's payload."""
+_MOST_AT_ONCE = 500
+"""Traces that are checked together; databases limit the length of a query."""
 
 FINALIZED = "mlflow.trace.infoFinalized"
 USAGE = "mlflow.trace.tokenUsage"
@@ -52,10 +57,12 @@ class TraceTotals(NamedTuple):
     Attributes:
         recorded: The totals that MLflow has recorded.
         sums: MLflow's aggregates of the stored spans; ``None`` if no span reports any.
+        spans: Number of stored spans.
     """
 
     recorded: Mapping[str, float]
     sums: Mapping[str, Mapping[str, float] | None]
+    spans: int
 
     def missing(self) -> dict[str, str]:
         """Return the sums that exceed the recorded totals, as MLflow trace metadata."""
@@ -72,6 +79,7 @@ class _Trace:
     since: float
     due: float
     looks: int = 0
+    totals: TraceTotals | None = None
 
 
 class Totals:
@@ -109,29 +117,31 @@ class Totals:
         """
         now = time.monotonic()
         due: defaultdict[str | None, list[TraceKey]] = defaultdict(list)
-        for key, trace in self._traces.items():
-            if everything or trace.due <= now:
-                due[key.workspace].append(key)
+        if everything or self._next_due() <= now:
+            for key, trace in self._traces.items():
+                if everything or trace.due <= now + _TOGETHER_SECONDS:
+                    due[key.workspace].append(key)
         for workspace, keys in due.items():
-            # In groups, which bounds the payload in memory.
             for start in range(0, len(keys), _MOST_AT_ONCE):
                 self._look_at(keys[start : start + _MOST_AT_ONCE], workspace, now)
-        if not self._traces:
-            return None
-        return max(0.0, min(trace.due for trace in self._traces.values()) - now)
+        return max(0.0, self._next_due() - now) if self._traces else None
+
+    def _next_due(self) -> float:
+        return min((trace.due for trace in self._traces.values()), default=math.inf)
 
     def _look_at(self, keys: list[TraceKey], workspace: str | None, now: float) -> None:
         by_id = {mlflow_trace_id(key.trace_id): key for key in keys}
         try:
             with self._store.in_workspace(workspace):
                 experiments = {self._traces[key].experiment_id for key in keys}
-                ended = self._store.totals_of(by_id, experiments)
+                known = {trace_id: totals for trace_id, key in by_id.items() if (totals := self._traces[key].totals)}
+                ended = self._store.totals_of(by_id, experiments, known)
                 changed = self._complete(ended)
         except Exception as error:
             _warn(error)
             ended, changed = {}, set()
         for trace_id, key in by_id.items():
-            self._schedule(key, now, is_ended=trace_id in ended, is_changed=trace_id in changed)
+            self._schedule(key, now, ended.get(trace_id), is_changed=trace_id in changed)
 
     def _complete(self, ended: Mapping[str, TraceTotals]) -> set[str]:
         """Record missing totals of ended traces. Returns the ids of the changed traces."""
@@ -146,9 +156,10 @@ class Totals:
                 _warn(error)
         return changed
 
-    def _schedule(self, key: TraceKey, now: float, *, is_ended: bool, is_changed: bool) -> None:
+    def _schedule(self, key: TraceKey, now: float, totals: TraceTotals | None, *, is_changed: bool) -> None:
         trace = self._traces[key]
-        if is_ended:
+        if totals is not None:
+            trace.totals = totals
             trace.looks += 1
             trace.due = now + SECOND_LOOK_SECONDS
             if trace.looks >= 2 and not is_changed:
@@ -160,18 +171,27 @@ class Totals:
             trace.due = now + min(max(pause, FIRST_LOOK_SECONDS), _LAST_PAUSE_SECONDS)
 
 
-def totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:
-    """Return the totals of an ended trace.
+def read_totals(infos: Mapping[str, Any], traces: Callable[[list[str]], Iterable[Any]]) -> dict[str, TraceTotals]:
+    """Return the totals of ended traces by MLflow's public methods.
 
     Args:
-        info: MLflow's ``TraceInfo``.
-        spans: All stored spans of the trace.
+        infos: MLflow's ``TraceInfo`` of each trace.
+        traces: Returns traces with all their spans.
     """
+    ids = list(infos)
+    return {
+        trace.info.trace_id: _totals_from(infos[trace.info.trace_id], trace.data.spans)
+        for start in range(0, len(ids), MAX_READ_TOGETHER)
+        for trace in traces(ids[start : start + MAX_READ_TOGETHER])
+    }
+
+
+def _totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:
     from mlflow.tracing.utils import aggregate_cost_from_spans, aggregate_usage_from_spans
 
     recorded = {name: json.loads(info.trace_metadata.get(name) or "{}").get(key, 0.0) for name, key in _TOTAL.items()}
     sums = {USAGE: aggregate_usage_from_spans(list(spans)), COST: aggregate_cost_from_spans(list(spans))}
-    return TraceTotals(recorded, sums)
+    return TraceTotals(recorded, sums, len(spans))
 
 
 def _warn(error: Exception) -> None:

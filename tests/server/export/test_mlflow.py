@@ -351,7 +351,7 @@ def test_mirrors_that_come_after_the_end_are_counted(
 class BrokenStore(SqlStore):
     """A store in which the totals of traces cannot be read."""
 
-    def totals_of(self, trace_ids: Any, experiment_ids: Any) -> Any:
+    def totals_of(self, trace_ids: Any, experiment_ids: Any, known: Any) -> Any:
         raise AttributeError("canary")
 
 

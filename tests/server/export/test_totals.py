@@ -70,9 +70,9 @@ def both_ways(store: SqlAlchemyStore, *trace_ids: str) -> tuple[Any, Any]:
     by_columns, by_methods = SqlStore(lambda: store), SqlStore(lambda: store)
     by_methods._knows_columns = False
     experiments = [experiment.experiment_id for experiment in store.search_experiments()]
-    found = by_columns.totals_of(trace_ids, experiments)
+    found = by_columns.totals_of(trace_ids, experiments, {})
     assert by_columns._knows_columns, "the tables of this version of MLflow are known"
-    return found, by_methods.totals_of(trace_ids, experiments)
+    return found, by_methods.totals_of(trace_ids, experiments, {})
 
 
 @pytest.mark.parametrize("kind", TRACES)
@@ -125,5 +125,24 @@ def test_only_what_reports_is_read(store: SqlAlchemyStore, monkeypatch: pytest.M
             return json.loads(text)
 
     monkeypatch.setattr(mlflow_columns, "json", Json)
-    mlflow_columns.totals_of(store, [trace_id])
+    mlflow_columns.totals_of(store, [trace_id], {})
     assert len([text for text in read if "prompt" in text]) == 1
+
+
+def test_what_has_not_changed_is_not_read_again(store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
+    """A second look reads the spans of the traces with new spans or other totals, and only theirs."""
+    same, grown, corrected = (leaves({"mlflow.chat.tokenUsage": TOKENS}) for _ in range(3))
+    traces = (same, grown, corrected)
+    first = mlflow_columns.totals_of(store, traces, {})
+    call = full_call(parent=TraceContext(int(grown.removeprefix("tr-"), 16), 7, 1))
+    late = [Span(span) for span in mirror(call, Convention.MLFLOW)]
+    store.log_spans(store.get_experiment_by_name("agents").experiment_id, late)
+    SqlStore(lambda: store).set_metadata(corrected, {USAGE: json.dumps({**TOKENS, "total_tokens": 99})})
+    read: list[str] = []
+    spans = mlflow_columns._spans
+    monkeypatch.setattr(mlflow_columns, "_spans", lambda session, ids: read.extend(ids) or spans(session, ids))
+    second = mlflow_columns.totals_of(store, traces, first)
+    assert sorted(read) == sorted([grown, corrected])
+    assert second[same] == first[same]
+    assert second == mlflow_columns.totals_of(store, traces, {})
+    assert (first[grown].spans, second[grown].spans) == (2, 2 + len(late))
