@@ -47,6 +47,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_port: int, engine
 
 
 @pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
+    """The same gateway without the companion."""
+    with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
 def database(gateway: DemoGateway) -> Database:
     """The gateway's database."""
     return Database(gateway.log_path.parent / "mlflow.db")
