@@ -12,7 +12,7 @@ DEADLINE_S = 180.0
 def warm_up(url: str, endpoint: str, credentials: tuple[str, str] | None = None) -> None:
     """Call an endpoint without and with a stream.
 
-    MLflow imports LangChain, if installed, during the first stream, and does not answer other requests meanwhile. A
+    MLflow imports LangChain, if installed, during the first stream, and answers no other request until that is done. A
     client that asks for the server's version then assumes until its restart that the server cannot store spans.
 
     Args:
