@@ -33,7 +33,7 @@ def test_all_is_well(gateway: DemoGateway):
     ]
     details = {check["name"]: check["detail"] for check in report["checks"]}
     assert f"agent-gateway-client {__version__}" in details["companion"]
-    assert "s after the call" in details["mirror"]
+    assert "s of the call" in details["mirror"]
     assert "mlflow.flush_trace_async_logging()" in details["trace"]
 
 
@@ -46,7 +46,7 @@ def test_what_a_person_is_told(gateway: DemoGateway):
     told = CliRunner().invoke(app, [*command, "nobody"])
     assert told.exit_code == 1
     assert "BROKEN  endpoint: The gateway answers" in told.output
-    assert "What to do: Give --model" in told.output.splitlines()[-1]
+    assert "What to do: Set --model" in told.output.splitlines()[-1]
     told = CliRunner().invoke(app, [*command[:3], "--model", "chat"], env={"MLFLOW_TRACKING_URI": None})
     assert (told.exit_code, "Give --tracking-uri" in told.output) == (2, True)
 
