@@ -33,7 +33,7 @@ def observe_requests() -> None:
     if server is None:
         return
     with _guard:
-        app = getattr(server, "app", None)
+        app: Any = getattr(server, "app", None)
         if not hasattr(app, "middleware_stack"):
             warn_once(
                 "litellm_proxy.requests",
