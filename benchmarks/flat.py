@@ -34,7 +34,7 @@ def in_flight(report: Report) -> None:
     for count in IN_FLIGHT:
         cases[f"bare {count}"] = partial(_together, _answer_later, count, exporter)
         cases[f"ours {count}"] = partial(_together, ours, count, exporter)
-    samples = interleave(cases, seconds=6)
+    samples = interleave(cases, seconds=4)
 
     def cost(count: int) -> Callable[[Samples], float]:
         return added(f"ours {count}", f"bare {count}")

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Span
@@ -35,13 +36,14 @@ from benchmarks.measure import estimate, paired, percentile
 from benchmarks.report import Report
 from benchmarks.stores import no_postgres, postgres, waited
 
+GATEWAY = f"MLflow {mlflow.__version__} gateway"
 COMPANION = "with the companion"
 PLAIN = "plain MLflow, stores no mirrors"
 OWN = "MLflow with its own mirror"
 POSTGRES = "with the companion, PostgreSQL"
 CLIENTS = (1, 8, 32)
 SECONDS = 1.0
-ROUNDS = 4
+ROUNDS = 3
 BUSY_SHARE = 0.1
 QUIET_SECONDS = 5.5
 """Longer than the 5 s after which MLflow sends a batch."""
@@ -70,7 +72,9 @@ def run(report: Report) -> None:
         for size, text in ((1024, "1 KB"), (1024 * 1024, "1 MB")):
             ours = stored(report, gateways[COMPANION], directory / "companion" / "mlflow.db", size, COMPANION, text)
             own = stored(report, gateways[OWN], directory / "own" / "mlflow.db", size, OWN, text)
-            report.mark(f"Stored per mirrored call, {text} of payload, in terms of MLflow's own mirror", ours / own, 1)
+            report.mark(
+                f"{GATEWAY}, stored per mirrored call, {text} of payload, in terms of its own mirror", ours / own, 1
+            )
         for name, store in ((COMPANION, "SQLite"), (POSTGRES, "PostgreSQL")):
             if name in gateways:
                 readable(report, gateways[name], store)
@@ -87,7 +91,7 @@ def throughput(report: Report, gateways: dict[str, DemoGateway]) -> None:
         rounds = [_round(gateways, traces, clients) for _ in range(ROUNDS)]
         in_loop = {name: np.array([found[name][0] for found in rounds]) for name in gateways}
         sustained = {name: np.array([found[name][1] for found in rounds]) for name in gateways}
-        group = f"MLflow gateway, {clients} client{'s' if clients > 1 else ''}"
+        group = f"{GATEWAY}, {clients} client{'s' if clients > 1 else ''}"
         report.compared(group, sustained, PLAIN, "calls/s of processor time")
         report.compared(f"{group}, answered while it lags behind", in_loop, PLAIN, "calls/s")
         share, _, _ = estimate(paired(COMPANION, PLAIN), sustained)
@@ -156,7 +160,12 @@ def stored(report: Report, gateway: DemoGateway, database: Path, size: int, name
     found = _bytes_of(database, trace_id)
     assert found is not None, f"{name}: no mirror"
     count, size_stored = found
-    report.add("bytes stored per mirrored call", f"{name}, {text} of payload, {count} spans", size_stored, "B")
+    report.add(
+        f"bytes stored per mirrored call, MLflow {mlflow.__version__}",
+        f"{name}, {text} of payload, {count} spans",
+        size_stored,
+        "B",
+    )
     return size_stored
 
 
@@ -188,10 +197,10 @@ def readable(report: Report, gateway: DemoGateway, store: str) -> None:
             http.post("/chat/completions", json=request, headers=headers).raise_for_status()
             seconds = waited(30, partial(_has_mirror, client, f"tr-{trace_id}"))
             found.append(30.0 if seconds is None else seconds)
-    group = f"mirror readable after the call's end, {store}"
+    group = f"mirror readable after the call's end, MLflow {mlflow.__version__}, {store}"
     report.add(group, "median", percentile(found, 50), "s")
     report.add(group, "95th percentile", percentile(found, 95), "s")
-    report.mark(f"Mirror readable, 95th percentile, {store}", percentile(found, 95), 1, "s")
+    report.mark(f"{GATEWAY}, mirror readable, 95th percentile, {store}", percentile(found, 95), 1, "s")
 
 
 def _has_mirror(client: MlflowClient, trace_id: str) -> bool:

@@ -89,7 +89,7 @@ def run(report: Report) -> None:
         else:
             in_process(report, "PostgreSQL", TracingClient(stack.enter_context(postgres())).store)
         uri = f"sqlite:///{directory / 'server.db'}"
-        server = MlflowServer(directory, uri, app_name=None, workers=1, port=None, env={})
+        server = MlflowServer(directory, uri, app_name=None, port=None, env={})
         stack.callback(server.close)
         server.start()
         over_http(report, server)
@@ -100,6 +100,8 @@ def in_process(report: Report, name: str, store: Any) -> None:
     metered = Metered(SqlStore(lambda: store))
     exporter = Exporter(MlflowDestination(metered))
     _store_calls(exporter, store, 1)
+    # The first checks import what they need.
+    assert exporter.flush(60)
     metered.look_ups = metered.writes = metered.totals = 0.0
     _store_calls(exporter, store, TRACES)
     time.sleep(FIRST_LOOK_SECONDS + SECOND_LOOK_SECONDS + 2)

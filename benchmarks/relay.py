@@ -35,7 +35,7 @@ from benchmarks.load import processor_seconds
 from benchmarks.report import Report
 from benchmarks.stores import otlp_sink
 
-ROUNDS = 5
+ROUNDS = 3
 BODIES = {"collector": 100, "relay": 100, "MLflow": 4}
 TIMES = {"collector": 4}
 """Requests per round, and how often each is sent. Linux counts processor time in hundredths of a second."""
@@ -229,9 +229,7 @@ def _collector(program: Path, sink: str, directory: Path) -> Iterator[Part]:
 
 @contextmanager
 def _mlflow(directory: Path) -> Iterator[Part]:
-    server = MlflowServer(
-        directory, f"sqlite:///{directory / 'mlflow.db'}", app_name=None, workers=1, port=None, env={}
-    )
+    server = MlflowServer(directory, f"sqlite:///{directory / 'mlflow.db'}", app_name=None, port=None, env={})
     server.start()
     try:
         assert server.pid

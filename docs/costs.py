@@ -1,13 +1,20 @@
-"""Writes the table in docs/costs.md from the last measurements: ``python docs/costs.py``."""
+"""Writes what docs/costs.md and the READMEs say of the last measurements: ``python docs/costs.py``."""
 
 import json
+import textwrap
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
-RESULTS = DOCS.parent / "benchmarks" / "results" / "results.json"
+ROOT = DOCS.parent
+RESULTS = ROOT / "benchmarks" / "results" / "results.json"
 BEGIN, END = "<!-- written by docs/costs.py -->", "<!-- end -->"
 OTEL = "OpenTelemetry httpx instrumentation"
 INLINE = "floor: two OpenTelemetry spans inline"
+MLFLOW = f"MLflow {json.loads(RESULTS.read_text())['machine']['mlflow']}"
+GATEWAY = f"{MLFLOW} gateway, 8 clients"
+STORED = f"bytes stored per mirrored call, {MLFLOW}"
+READABLE = f"mirror readable after the call's end, {MLFLOW}, PostgreSQL"
 
 ROWS = (
     ("a request to a gateway", "one request, httpx", "ours", (("a hand-written hook", "floor"), (OTEL, OTEL))),
@@ -24,25 +31,35 @@ ROWS = (
      (("two OpenTelemetry spans created inline", INLINE),)),
     ("memory after 200,000 mirrors", "memory of the process", "after 200,000 mirrors",
      (("after 20,000", "after 20,000 mirrors"),)),
-    ("MLflow's gateway, 8 clients", "MLflow gateway, 8 clients", "with the companion",
+    ("MLflow's gateway, 8 clients", GATEWAY, "with the companion",
      (("plain MLflow, without mirrors", "plain MLflow, stores no mirrors"),
       ("MLflow with its own mirror", "MLflow with its own mirror"))),
-    ("bytes stored per call", "bytes stored per mirrored call", "with the companion, 1 KB of payload, 2 spans",
+    ("bytes stored per call", STORED, "with the companion, 1 KB of payload, 2 spans",
      (("MLflow's own mirror", "MLflow with its own mirror, 1 KB of payload, 2 spans"),)),
-    ("time until a mirror can be read", "mirror readable after the call's end, PostgreSQL", "median", ()),
+    ("time until a mirror can be read", READABLE, "median", ()),
 )  # fmt: skip
 """The rows: a name, the measurement's group and case, and what it is compared with."""
 
 
+def parts() -> list[dict[str, Any]]:
+    """Return the parts of the last measurements."""
+    return list(json.loads(RESULTS.read_text())["parts"].values())
+
+
+def measured(group: str, case: str) -> dict[str, Any]:
+    """Return a row of the last measurements."""
+    (row,) = (row for part in parts() for row in part["rows"] if (row["group"], row["case"]) == (group, case))
+    return row
+
+
+def value(group: str, case: str) -> str:
+    """Return a measured value in three digits, with its unit."""
+    row = measured(group, case)
+    return f"{float(format(row['value'], '.3g')):,g} {row['unit']}"
+
+
 def table() -> str:
     """Return the table of the most important measurements."""
-    parts = json.loads(RESULTS.read_text())["parts"].values()
-    measured = {(row["group"], row["case"]): row for part in parts for row in part["rows"]}
-
-    def value(group: str, case: str) -> str:
-        row = measured[group, case]
-        return f"{float(format(row['value'], '.3g')):,g} {row['unit']}"
-
     lines = ["| | This package | For comparison |", "|---|---|---|"]
     for name, group, case, others in ROWS:
         beside = "; ".join(f"{value(group, other)}: {title}" for title, other in others)
@@ -50,12 +67,46 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def page(text: str) -> str:
-    """Return the page with the table from the last measurements."""
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"
+def sentence() -> str:
+    """Return the README's sentence about costs."""
+    request = measured("one request, httpx", "ours")
+    gateway = measured(GATEWAY, "with the companion")
+    size = measured(STORED, "with the companion, 1 KB of payload, 2 spans")
+    text = (
+        f"**Cost:** {request['value']:.0f} µs per request in the agent, {request['ratio']:.2f} of what a hand-written "
+        f"hook takes. In a second of processor time, an MLflow gateway serves {gateway['ratio']:.2f} of the calls that "
+        f"it serves without the companion. A call takes {size['value'] / 1000:.1f} KB of storage "
+        "([measurements](docs/costs.md))."
+    )
+    return textwrap.fill(text, 120)
+
+
+def targets() -> str:
+    """Return how many targets were reached, and a list of the others."""
+    marks = [mark for part in parts() for mark in part["marks"]]
+    missed = [
+        f"- {mark['text']}: {mark['value']:.3g} {mark['unit']} ({'≥' if mark['at_least'] else '≤'} {mark['limit']:.3g})"
+        for mark in marks
+        if not mark["ok"]
+    ]
+    reached = f"{len(marks) - len(missed)} of {len(marks)} targets are reached"
+    return f"{reached}. The others:\n\n" + "\n".join(missed) if missed else f"{reached}."
+
+
+WRITTEN = {
+    DOCS / "costs.md": table,
+    ROOT / "README.md": sentence,
+    ROOT / "benchmarks" / "README.md": targets,
+}
+"""The pages, and the functions that return what is between the two comments."""
+
+
+def page(path: Path) -> str:
+    """Return a page with the last measurements."""
+    head, _, rest = path.read_text().partition(BEGIN)
+    return f"{head}{BEGIN}\n\n{WRITTEN[path]()}\n\n{END}{rest.partition(END)[2]}"
 
 
 if __name__ == "__main__":
-    path = DOCS / "costs.md"
-    path.write_text(page(path.read_text()))
+    for path in WRITTEN:
+        path.write_text(page(path))

@@ -7,7 +7,7 @@ from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._known import KnownGateways, may_carry
 from agent_gateway_client.http._opentelemetry import suppress_otel_overwrite
-from agent_gateway_client.http._propagate import propagate
+from agent_gateway_client.http._propagate import propagate, sent_headers
 
 
 def _send(original: Callable[..., Any], switch: Switch) -> Any:
@@ -18,7 +18,7 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
         try:
             if may_carry(request, call):
                 propagate(request, KnownGateways(call, client))
-                with suppress_otel_overwrite(request.headers):
+                with suppress_otel_overwrite(sent_headers(request)):
                     response = original(client, request, *args, **kwargs)
             else:
                 response = original(client, request, *args, **kwargs)
@@ -41,7 +41,7 @@ def _async_send(original: Callable[..., Any], switch: Switch) -> Any:
         try:
             if may_carry(request, call):
                 propagate(request, KnownGateways(call, client))
-                with suppress_otel_overwrite(request.headers):
+                with suppress_otel_overwrite(sent_headers(request)):
                     response = await original(client, request, *args, **kwargs)
             else:
                 response = await original(client, request, *args, **kwargs)

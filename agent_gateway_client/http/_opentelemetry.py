@@ -8,10 +8,14 @@ already has, is sent. If only a span of OpenTelemetry is active, or MLflow share
 """
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Token
+from functools import cache
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context, attach, detach, get_current
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import opentelemetry_trace_context
@@ -40,6 +44,9 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
     """Return a context manager that suppresses the instrumentation of httpx and httpx2 if it would overwrite a header.
 
     The instrumentation keeps a header only if it creates no span; OpenTelemetry has a switch for that.
+
+    Args:
+        headers: The request's headers, or those of them that are known to be in it and include the ``traceparent``.
     """
     utils = sys.modules.get(_UTILS)
     if utils is None:
@@ -47,9 +54,34 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
     with _guard:
         header = headers.get(TRACEPARENT)
         if header is not None and not _is_opentelemetrys(header):
-            switched_off: AbstractContextManager[None] = utils.suppress_http_instrumentation()
-            return switched_off
+            return _Suppressed(_switch(utils.suppress_http_instrumentation))
     return nullcontext()
+
+
+class _Suppressed(AbstractContextManager[None]):
+    """Does the same as OpenTelemetry's ``suppress_http_instrumentation()``, whose generators take longer."""
+
+    __slots__ = ("_switch", "_token")
+
+    def __init__(self, switch: Context) -> None:
+        self._switch = switch
+
+    def __enter__(self) -> None:
+        self._token: Token[Context] = attach(Context({**get_current(), **self._switch}))
+
+    def __exit__(self, *error: object) -> None:
+        detach(self._token)
+
+
+@cache
+def _switch(suppress: Callable[[], AbstractContextManager[None]]) -> Context:
+    """Return what OpenTelemetry's ``suppress_http_instrumentation()`` adds to a context."""
+    token = attach(Context())
+    try:
+        with suppress():
+            return get_current()
+    finally:
+        detach(token)
 
 
 def is_by_instrumentation(header: str | None) -> bool:

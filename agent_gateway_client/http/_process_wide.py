@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from agent_gateway_client._langchain_runs import runs
 from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
 from agent_gateway_client.http import _aiohttp, _httpx, _known, _notes, _urllib3, _websockets
-from agent_gateway_client.http._langchain_runs import runs
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
 

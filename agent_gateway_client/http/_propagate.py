@@ -26,6 +26,11 @@ def is_marked(request: Any) -> bool:
     return _SENT_BY_US in request.extensions or _LOCAL in request.extensions
 
 
+def sent_headers(request: Any) -> Any:
+    """Return the headers that :func:`propagate` has just added to an httpx request; all of them if it added none."""
+    return request.extensions.get(_SENT_BY_US) or request.headers
+
+
 def propagate(request: Any, gateways: KnowsGateways) -> None:
     """Add the current trace context to an httpx request to a gateway; remove it if it goes elsewhere. Never raises."""
     try:

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._log import logger, warn_once
@@ -24,12 +23,16 @@ from agent_gateway_client.server.shared import shared_exporter
 from agent_gateway_client.server.upstreams import UpstreamRequests, instrument_upstreams
 from agent_gateway_client.w3c import extract
 
+T = TypeVar("T")
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
 WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 _PROBE = "HTTP_" + PROBE_HEADER.upper().replace("-", "_")
 _TRACE_VARIABLES = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE", "HTTP_BAGGAGE")
+
+_READ_LENGTHS = (len("Content-Type"), len("Content-Encoding"))
+"""The names of the response headers that are read have these lengths."""
 
 _guard = Guard("Could not mirror a gateway call")
 
@@ -105,9 +108,11 @@ class GatewayTracingWSGIMiddleware:
         is_probe = environ.pop(_PROBE, None) is not None
         if parent is None or not parent.sampled:
             return self.app(environ, start_response)
-        probe = answer([(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines], self.exporter)
+        probe = None
+        if is_probe:
+            probe = answer([(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines], self.exporter)
         call = GatewayCall(parent, server_address=f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}")
-        return _Exchange(self, call, environ, probe if is_probe else None).run(start_response)
+        return _Exchange(self, call, environ, probe).run(start_response)
 
     def _page(self, token: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         is_open = is_opened_by(token, environ.get("HTTP_AUTHORIZATION"))
@@ -157,24 +162,24 @@ class _Exchange:
             return noting_write
 
         try:
-            with self.inside():
-                result = self._middleware.app(self._environ, noting_start_response)
+            result = self.inside(self._middleware.app, self._environ, noting_start_response)
         except BaseException as error:
             self.finish(error)
             raise
         return _SizedResponse(result, self) if hasattr(result, "__len__") else _Response(result, self)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Run the application's code with this call as the current one."""
+    def inside(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function of the application with this call as the current one."""
         token, outer = current_call.set(self._call), model_call.get()
-        if self._middleware.upstream_gateways:
-            model_call.set(UpstreamRequests(self._call, self._middleware.upstream_gateways))
+        upstream = self._middleware.upstream_gateways
+        if upstream:
+            model_call.set(UpstreamRequests(self._call, upstream))
         try:
-            yield
+            return function(*arguments)
         finally:
             current_call.reset(token)
-            model_call.set(outer)
+            if upstream:
+                model_call.set(outer)
 
     def add(self, chunk: bytes) -> None:
         """Record a chunk of the response before the server gets it."""
@@ -225,7 +230,9 @@ class _Exchange:
 
     def _begin_response(self, status: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         self._call.http_status = status_code(status)
-        lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        lines = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers if len(name) in _READ_LENGTHS
+        ]
         self._response = body_to_keep(self._call, lines)
         if self._probe is None or self._call.is_refused():
             return headers
@@ -245,10 +252,9 @@ class _Response:
 
     def __next__(self) -> bytes:
         try:
-            with self._exchange.inside():
-                if self._chunks is None:
-                    self._chunks = iter(self._result)
-                chunk = next(self._chunks)
+            if self._chunks is None:
+                self._chunks = self._exchange.inside(iter, self._result)
+            chunk: bytes = self._exchange.inside(next, self._chunks)
         except StopIteration:
             self._exchange.finish()
             raise
@@ -263,8 +269,7 @@ class _Response:
         self._exchange.hang_up()
         close = getattr(self._result, "close", None)
         if close is not None:
-            with self._exchange.inside():
-                close()
+            self._exchange.inside(close)
 
 
 class _SizedResponse(_Response):

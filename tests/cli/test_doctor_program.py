@@ -99,8 +99,10 @@ def test_whether_mirrors_have_arrived(mirrors: int, server: HttpServer, tmp_path
     assert [request["mirror"] for request in seen["requests"]] == [None] + [True] * mirrors + [False] * (2 - mirrors)
     assert (seen["ok"], ended.returncode) == ((True, 0) if mirrors == 2 else (False, 1)), ended.stderr
     assert ["A mirror has not arrived" in advice for advice in seen["advice"]] == [True] * (mirrors < 2)
-    shown = agent_gateway(*given, *command, MLFLOW_TRACKING_URI=uri).stdout
-    assert (shown.count(", mirror arrived"), shown.count(", no mirror")) == (mirrors, 2 - mirrors)
+    if mirrors == 1:
+        # One of each is enough to see both shown; every run imports MLflow twice.
+        shown = agent_gateway(*given, *command, MLFLOW_TRACKING_URI=uri).stdout
+        assert (shown.count(", mirror arrived"), shown.count(", no mirror")) == (1, 1)
 
 
 def test_what_is_not_a_call_of_a_model_is_no_fault(server: HttpServer, write: Any):  # noqa: F811

@@ -17,13 +17,21 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("name", ["costs", "versions"])
-def test_a_generated_page_is_up_to_date(name: str):
-    """After a change of what it is made from: ``python docs/<name>.py``."""
-    script: dict[str, Any] = runpy.run_path(str(DOCS / f"{name}.py"))
-    text = (DOCS / f"{name}.md").read_text()
+def test_the_versions_are_up_to_date():
+    """After a change of the constraints files: ``python docs/versions.py``."""
+    script: dict[str, Any] = runpy.run_path(str(DOCS / "versions.py"))
+    text = (DOCS / "versions.md").read_text()
     assert script["page"](text) == text
     assert script["table"]().count("\n|") > 5
+
+
+@pytest.mark.parametrize("name", ["docs/costs.md", "README.md", "benchmarks/README.md"])
+def test_the_figures_are_those_of_the_last_measurements(name: str):
+    """After ``make bench``: ``python docs/costs.py``."""
+    script: dict[str, Any] = runpy.run_path(str(DOCS / "costs.py"))
+    text = (ROOT / name).read_text()
+    assert script["page"](ROOT / name) == text
+    assert text.count(script["BEGIN"]) == text.count(script["END"]) == 1
 
 
 def test_every_page_is_in_the_index():

@@ -1,6 +1,5 @@
 """`agent-gateway doctor`: a companion that is missing, cannot write, or writes too much, each provoked."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,13 +20,6 @@ def test_a_gateway_without_the_companion(gateway: DemoGateway):
         check = broken(examined(gateway, url, IMPATIENCE_S))
     assert check.name == "companion"
     assert "add_middleware(GatewayTracingMiddleware)" in check.fix
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """MLflow without the companion."""
-    with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as gateway:
-        yield gateway
 
 
 def test_mlflow_without_the_companion(plain: DemoGateway):

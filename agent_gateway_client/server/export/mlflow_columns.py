@@ -18,7 +18,7 @@ from mlflow.tracing.utils import (
 )
 from sqlalchemy import case, func
 
-from agent_gateway_client.server.export.totals import COST, FINALIZED, USAGE, TraceTotals
+from agent_gateway_client.server.export.totals import COST, FINALIZED, MAX_READ_TOGETHER, USAGE, TraceTotals
 
 _REPORTED = {USAGE: SpanAttributeKey.CHAT_USAGE, COST: SpanAttributeKey.LLM_COST}
 """The span attribute that MLflow aggregates for each total."""
@@ -41,24 +41,18 @@ def totals_of(store: Any, trace_ids: Collection[str], known: Mapping[str, TraceT
     with store.ManagedSessionMaker() as session:
         recorded = _recorded(store, session, trace_ids)
         counts = _counts(session, recorded.keys() & known.keys())
-        unchanged = {
+        found = {
             trace_id: known[trace_id]
             for trace_id, count in counts.items()
             if (known[trace_id].recorded, known[trace_id].spans) == (recorded[trace_id], count)
         }
-        changed = recorded.keys() - unchanged.keys()
-        spans = _spans(session, changed) if changed else {}
-    return unchanged | {
-        trace_id: TraceTotals(
-            recorded[trace_id],
-            {
-                USAGE: aggregate_usage_from_span_nodes(spans[trace_id][USAGE]),
-                COST: aggregate_cost_from_span_nodes(spans[trace_id][COST]),
-            },
-            len(spans[trace_id][USAGE]),
-        )
-        for trace_id in changed
-    }
+        changed = list(recorded.keys() - found.keys())
+        for start in range(0, len(changed), MAX_READ_TOGETHER):
+            for trace_id, spans in _spans(session, changed[start : start + MAX_READ_TOGETHER]).items():
+                usage, cost = spans[USAGE], spans[COST]
+                sums = {USAGE: aggregate_usage_from_span_nodes(usage), COST: aggregate_cost_from_span_nodes(cost)}
+                found[trace_id] = TraceTotals(recorded[trace_id], sums, len(usage))
+    return found
 
 
 def _counts(session: Any, trace_ids: Collection[str]) -> dict[str, int]:

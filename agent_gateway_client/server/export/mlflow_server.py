@@ -27,7 +27,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from agent_gateway_client._log import logger
 from agent_gateway_client.server.export.destination import address_of
 from agent_gateway_client.server.export.mlflow_store import ended_filter, ids_filter, with_metadata
-from agent_gateway_client.server.export.totals import TraceTotals, totals_from
+from agent_gateway_client.server.export.totals import TraceTotals, read_totals
 
 TIMEOUT_SECONDS = 30
 """Timeout of a request. After it the same spans are sent again, which is idempotent."""
@@ -115,13 +115,7 @@ class HttpStore:
     ) -> Mapping[str, TraceTotals]:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
         infos = self._search_infos(ended_filter(trace_ids), list(experiment_ids), len(trace_ids))
-        by_id = {info.trace_id: info for info in infos}
-        if not by_id:
-            return {}
-        answer = BatchGetTraces.Response()
-        _parse(self._request("GET", f"{_TRACES}/batchGet", params={"trace_ids": list(by_id)}), answer)
-        traces = map(Trace.from_proto, answer.traces)
-        return {trace.info.trace_id: totals_from(by_id[trace.info.trace_id], trace.data.spans) for trace in traces}
+        return read_totals({info.trace_id: info for info in infos}, self._traces)
 
     def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""
@@ -140,6 +134,11 @@ class HttpStore:
             logger.debug("The MLflow server has no workspaces, or they may not be listed", exc_info=True)
             return []
         return [workspace["name"] for workspace in answer.get("workspaces", ())]
+
+    def _traces(self, trace_ids: Sequence[str]) -> list[Trace]:
+        answer = BatchGetTraces.Response()
+        _parse(self._request("GET", f"{_TRACES}/batchGet", params={"trace_ids": trace_ids}), answer)
+        return [Trace.from_proto(trace) for trace in answer.traces]
 
     def _search(self, trace_ids: Collection[str], experiment_ids: Sequence[str]) -> dict[str, str]:
         found: dict[str, str] = {}

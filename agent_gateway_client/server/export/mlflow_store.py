@@ -7,7 +7,7 @@ from typing import Any
 
 from agent_gateway_client._log import logger, version_of, warn_once
 from agent_gateway_client.server.export.destination import Unavailable
-from agent_gateway_client.server.export.totals import FINALIZED, TraceTotals, totals_from
+from agent_gateway_client.server.export.totals import FINALIZED, TraceTotals, read_totals
 
 _GIVE_WAY_SECONDS = 5.0
 """Maximum time that a write waits for other users of the connection pool."""
@@ -77,9 +77,9 @@ class SqlStore:
             locations=list(experiment_ids), filter_string=ended_filter(trace_ids), max_results=len(trace_ids)
         )
         infos = {info.trace_id: info for info in found}
-        traces = store.batch_get_traces(list(infos)) if infos else []
+        totals = read_totals(infos, store.batch_get_traces)
         self._do_without_columns()
-        return {trace.info.trace_id: totals_from(infos[trace.info.trace_id], trace.data.spans) for trace in traces}
+        return totals
 
     def set_metadata(self, trace_id: str, metadata: Mapping[str, str]) -> None:
         """See :class:`~agent_gateway_client.server.export.mlflow.Store`."""

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,8 +38,10 @@ _LAST_PAUSE_SECONDS = 30.0
 _PAUSE_SHARE = 0.2
 _TOGETHER_SECONDS = 0.5
 """Traces that are due this soon are checked with those that are due now: a query costs as much as ten traces."""
-_MOST_AT_ONCE = 20
-"""Traces whose spans are read at once; they contain the caller's payload."""
+MAX_READ_TOGETHER = 20
+"""Traces whose spans are in memory at once; they contain the caller's payload."""
+_MOST_AT_ONCE = 500
+"""Traces that are checked together; databases limit the length of a query."""
 
 FINALIZED = "mlflow.trace.infoFinalized"
 USAGE = "mlflow.trace.tokenUsage"
@@ -120,7 +122,6 @@ class Totals:
                 if everything or trace.due <= now + _TOGETHER_SECONDS:
                     due[key.workspace].append(key)
         for workspace, keys in due.items():
-            # In groups, which bounds the payload in memory.
             for start in range(0, len(keys), _MOST_AT_ONCE):
                 self._look_at(keys[start : start + _MOST_AT_ONCE], workspace, now)
         return max(0.0, self._next_due() - now) if self._traces else None
@@ -170,13 +171,22 @@ class Totals:
             trace.due = now + min(max(pause, FIRST_LOOK_SECONDS), _LAST_PAUSE_SECONDS)
 
 
-def totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:
-    """Return the totals of an ended trace.
+def read_totals(infos: Mapping[str, Any], traces: Callable[[list[str]], Iterable[Any]]) -> dict[str, TraceTotals]:
+    """Return the totals of ended traces by MLflow's public methods.
 
     Args:
-        info: MLflow's ``TraceInfo``.
-        spans: All stored spans of the trace.
+        infos: MLflow's ``TraceInfo`` of each trace.
+        traces: Returns traces with all their spans.
     """
+    ids = list(infos)
+    return {
+        trace.info.trace_id: _totals_from(infos[trace.info.trace_id], trace.data.spans)
+        for start in range(0, len(ids), MAX_READ_TOGETHER)
+        for trace in traces(ids[start : start + MAX_READ_TOGETHER])
+    }
+
+
+def _totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:
     from mlflow.tracing.utils import aggregate_cost_from_spans, aggregate_usage_from_spans
 
     recorded = {name: json.loads(info.trace_metadata.get(name) or "{}").get(key, 0.0) for name, key in _TOTAL.items()}

@@ -14,11 +14,10 @@ from functools import partial
 from typing import Any
 
 from agent_gateway_client._guard import Guard
+from agent_gateway_client._langchain_runs._calls import GatewaysHandler, LangChainCall
 from agent_gateway_client._patching import Finder, PatchSet, Replace, Switch, find_argument
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import NO_GATEWAYS
-from agent_gateway_client.http._process_wide import Instrumentation
-from agent_gateway_client.langchain._calls import GatewaysHandler, LangChainCall
 
 Method = Callable[..., Any]
 
@@ -27,23 +26,18 @@ _guard = Guard("Could not follow a LangChain run; its requests carry a less spec
 _NOTHING = nullcontext()
 
 
-class _Run:
-    """The LangChain run of the patched method that is on the stack.
+_Run = list[LangChainCall | None]
+"""The LangChain run of the patched method that is on the stack: empty before the run has started, then its call, or
+``None`` if it is not followed. Any later start inside the method is that of another run.
 
-    Attributes:
-        call: The run's call; ``None`` before the run has started, and if it is not followed.
-        has_started: Whether the run has started. Any later start inside the method is that of another run.
-    """
-
-    __slots__ = ("call", "has_started")
-
-    def __init__(self) -> None:
-        self.call: LangChainCall | None = None
-        self.has_started = False
-
+A list, because creating an instance of a class takes longer, and every run of the process needs one.
+"""
 
 _run: ContextVar[_Run | None] = ContextVar("agent_gateway_client.langchain_run", default=None)
 
+
+ALL_RUNS = "all runs"
+"""The handle in :data:`patches` that makes runs without our handler be followed too."""
 
 _follows_all = False
 """Whether to follow runs without our handler too, because :func:`agent_gateway_client.instrument` is active."""
@@ -57,13 +51,15 @@ def _followed(handlers: Sequence[Any]) -> LangChainCall | None:
     """
     gateways = NO_GATEWAYS
     for handler in handlers:
-        if isinstance(handler, GatewaysHandler) and handler.gateways:
-            gateways = gateways | handler.gateways if gateways else handler.gateways
+        if isinstance(handler, GatewaysHandler) and handler.gateways is not NO_GATEWAYS:
+            gateways = handler.gateways if gateways is NO_GATEWAYS else gateways | handler.gateways
     if gateways is NO_GATEWAYS and not _follows_all and model_call.get() is None:
         return None
-    with _guard:
+    try:
         return LangChainCall(gateways)
-    return None
+    except Exception as error:
+        _guard.caught(error)
+        return None
 
 
 def _given(manager: Any) -> LangChainCall | None:
@@ -81,14 +77,14 @@ def _makes_run(original: Method, switch: Switch) -> Method:
     def replacement(*args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return original(*args, **kwargs)
-        run = _Run()
+        run: _Run = []
         token = _run.set(run)
         try:
             return original(*args, **kwargs)
         finally:
             _run.reset(token)
-            if run.call is not None:
-                _end(run.call)
+            if run and run[0] is not None:
+                _end(run[0])
 
     return replacement
 
@@ -97,7 +93,7 @@ def _makes_run_async(original: Method, switch: Switch) -> Method:
     async def replacement(*args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return await original(*args, **kwargs)
-        run = _Run()
+        run: _Run = []
         token = _run.set(run)
         try:
             return await original(*args, **kwargs)
@@ -105,8 +101,8 @@ def _makes_run_async(original: Method, switch: Switch) -> Method:
             # The garbage collector closes an unfinished coroutine in a different context.
             with suppress(ValueError):
                 _run.reset(token)
-            if run.call is not None:
-                _end(run.call)
+            if run and run[0] is not None:
+                _end(run[0])
 
     return replacement
 
@@ -115,10 +111,10 @@ def _begin(manager: Any) -> tuple[LangChainCall | None, bool]:
     """Return the call of a run that starts, ``None`` if it is not followed, and whether a method above ends it."""
     call, run = _followed(manager.handlers), _run.get()
     # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
-    is_made = run is not None and not run.has_started
-    if run is not None and is_made:
-        run.call, run.has_started = call, True
-    return call, is_made
+    if run is None or run:
+        return call, False
+    run.append(call)
+    return call, True
 
 
 def _has_started(call: LangChainCall, managers: list[Any], *, is_made: bool) -> None:
@@ -206,9 +202,11 @@ def _steps(original: Method, switch: Switch, is_given: bool = False) -> Method:
         return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
 
     def steps_of(args: Any, kwargs: Any) -> Iterator[Any]:
-        call, run = None, _Run()
+        call: LangChainCall | None = None
+        run: _Run = []
         if manager_of is not None:
-            call, run.has_started = _given(manager_of(args, kwargs)), True
+            call = _given(manager_of(args, kwargs))
+            run.append(None)
         try:
             token = _run.set(run)
             try:
@@ -219,8 +217,8 @@ def _steps(original: Method, switch: Switch, is_given: bool = False) -> Method:
                 return
             finally:
                 _run.reset(token)
-                if run.call is not None:
-                    call = run.call
+                if run and run[0] is not None:
+                    call = run[0]
                     call.__exit__()
             while True:
                 try:
@@ -254,9 +252,11 @@ def _steps_async(original: Method, switch: Switch, is_given: bool = False) -> Me
         return steps_of(args, kwargs) if switch.is_on else original(*args, **kwargs)
 
     async def steps_of(args: Any, kwargs: Any) -> AsyncIterator[Any]:
-        call, run = None, _Run()
+        call: LangChainCall | None = None
+        run: _Run = []
         if manager_of is not None:
-            call, run.has_started = _given(manager_of(args, kwargs)), True
+            call = _given(manager_of(args, kwargs))
+            run.append(None)
         try:
             token = _run.set(run)
             try:
@@ -268,8 +268,8 @@ def _steps_async(original: Method, switch: Switch, is_given: bool = False) -> Me
             finally:
                 with suppress(ValueError):
                     _run.reset(token)
-                if run.call is not None:
-                    call = run.call
+                if run and run[0] is not None:
+                    call = run[0]
                     call.__exit__()
             while True:
                 try:
@@ -346,7 +346,7 @@ _LESS_SPECIFIC = "requests of some LangChain calls carry a less specific parent 
 
 def _changed(handles: tuple[Any, ...]) -> None:
     global _follows_all
-    _follows_all = any(not isinstance(handle, Instrumentation) for handle in handles)
+    _follows_all = ALL_RUNS in handles
     if not handles:
         prompts.remove(patches, wait=False)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 
+from agent_gateway_client._langchain_runs._mlflow import guard, may_have_spans, mlflow_contexts, span_of_run
 from agent_gateway_client.active_span import ModelCall, active_trace_context, model_call
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
-from agent_gateway_client.langchain._mlflow import guard, may_have_spans, mlflow_contexts, span_of_run
 from agent_gateway_client.w3c import TraceContext
 
 
@@ -29,13 +29,9 @@ class GatewaysHandler(BaseCallbackHandler):
 
     gateways = NO_GATEWAYS
 
-    @property
-    def ignore_llm(self) -> bool:
-        """Always ``True``."""
-        return True
-
-    ignore_agent = ignore_chain = ignore_chat_model = ignore_custom_event = ignore_llm
-    ignore_retriever = ignore_retry = ignore_llm
+    # Values, not properties: LangChain reads one for each event.
+    ignore_llm = ignore_agent = ignore_chain = ignore_chat_model = ignore_custom_event = True
+    ignore_retriever = ignore_retry = True
 
 
 class LangChainCall(ModelCall):
@@ -58,6 +54,7 @@ class LangChainCall(ModelCall):
     # Class attributes hold the values of most calls, which then need no instance attributes.
     gateways = NO_GATEWAYS
     manager: Any = None
+    _may_have_span = False
     _outer: TraceContext | None = None
     _contexts: Any = None
     _inside: Any = None
@@ -65,9 +62,10 @@ class LangChainCall(ModelCall):
     _token: Token[ModelCall | None] | None = None
 
     def __init__(self, gateways: Gateways) -> None:
-        if gateways:
+        if gateways is not NO_GATEWAYS:
             self.gateways = gateways
         if may_have_spans():
+            self._may_have_span = True
             # A different span that is active later is the run's own, or one that the user has opened.
             self._outer = active_trace_context()
             self._contexts = mlflow_contexts()
@@ -79,7 +77,7 @@ class LangChainCall(ModelCall):
 
     def trace_context(self, active: TraceContext | None) -> TraceContext | None:
         """Return the run's own span; ``active`` if it has none or the user has opened another span inside it."""
-        own = span_of_run(self.manager) if self.manager else None
+        own = span_of_run(self.manager) if self._may_have_span and self.manager else None
         return own if own and active in (own, self._outer) else active
 
     def __enter__(self) -> "LangChainCall":
