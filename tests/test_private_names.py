@@ -44,6 +44,7 @@ CASES = {
     "test_a_shape_that_is_not_known_is_no_matter_for_the_request",
     "server/litellm_proxy/_pages.py": "server/litellm_proxy/test_callback.py::"
     "test_a_litellm_whose_application_is_elsewhere",
+    "server/litellm_proxy/_requests.py": "server/litellm_proxy/test_requests.py::test_without_a_proxy",
     "server/mlflow_gateway/_app.py": "server/mlflow_gateway/test_app.py::test_an_mlflow_without_its_tracer_provider",
     "server/mlflow_gateway/_permissions.py": "server/mlflow_gateway/test_permissions.py::"
     "test_mlflow_asks_in_another_way",
