@@ -64,18 +64,18 @@ def is_received(traceparent: str | None) -> bool:
 
 def is_local_span(traceparent: str) -> bool:
     """Return whether a ``traceparent`` is that of a span of this process that has not been exported yet."""
-    named = extract([(TRACEPARENT, traceparent)])
-    if named is None:
+    parent = extract([(TRACEPARENT, traceparent)])
+    if parent is None:
         return False
     for context in (_mlflow_context(), get_current()):
         span = trace.get_current_span(context).get_span_context() if context is not None else None
-        if span is not None and (span.trace_id, span.span_id) == (named.trace_id, named.span_id):
+        if span is not None and (span.trace_id, span.span_id) == (parent.trace_id, parent.span_id):
             return not span.is_remote
     manager = sys.modules.get("mlflow.tracing.trace_manager")
     if manager is None:
         return False
     known = manager.InMemoryTraceManager.get_instance()
-    return known.get_span_from_id(mlflow_trace_id(named.trace_id), f"{named.span_id:016x}") is not None
+    return known.get_span_from_id(mlflow_trace_id(parent.trace_id), f"{parent.span_id:016x}") is not None
 
 
 def current_trace_context() -> TraceContext | None:

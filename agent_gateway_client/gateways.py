@@ -181,18 +181,18 @@ def gateways_for_client(base_url: str, gateways: Iterable[str] | None) -> Gatewa
         ConfigurationError: No gateway is configured, a value is not a URL, or ``base_url`` is a vendor's public API.
     """
     if gateways is not None:
-        named = Gateways(gateways)
-        if not named:
+        given = Gateways(gateways)
+        if not given:
             raise ConfigurationError("gateways is empty; give at least one, like gateways=['http://localhost:5000'].")
-        return named
+        return given
     if not base_url:
-        named = Gateways.from_environment()
-        if not named:
+        given = Gateways.from_environment()
+        if not given:
             raise ConfigurationError(
                 "No gateway is configured: the client has no base_url. Give gateways=['http://host:port/prefix'], or "
                 f"set {GATEWAY_URLS_VARIABLE}."
             )
-        return named
+        return given
     own = Gateways([base_url])
     if vendor := _vendor_host(base_url):
         raise ConfigurationError(

@@ -54,11 +54,11 @@ def wrap_openai(client: ClientT, *, gateways: Iterable[str] | None = None) -> Cl
         base_url = re.sub(r"/deployments/[^/]+/?$", "/", base_url)
     known = gateways_for_client(base_url, gateways)
     with _guard:
-        _let_copies_keep(wrap(client, client._client, known), client)
+        _wrap_copies(wrap(client, client._client, known), client)
     return client
 
 
-def _let_copies_keep(wrap: Wrap, client: Any) -> None:
+def _wrap_copies(wrap: Wrap, client: Any) -> None:
     """Replace the client's copying methods, to wrap copies that get a different HTTP client."""
     for name in COPYING:
         if hasattr(type(client), name):
@@ -70,7 +70,7 @@ def _copying(name: str, wrap: Wrap, client: Any) -> Any:
         copied = getattr(type(client), name)(client, *args, **kwargs)
         if wrap.is_on and hasattr(getattr(copied, "_client", None), "event_hooks"):
             wrap.put_on(copied, copied._client)
-            _let_copies_keep(wrap, copied)
+            _wrap_copies(wrap, copied)
         return copied
 
     vars(copy)["copies_wrap"] = True

@@ -14,6 +14,7 @@ NEWEST = Path(__file__).parents[1] / ".venv-newest" / "bin" / "python"
 
 PARTS = (
     "client",
+    "process_wide",
     "frameworks",
     "peers",
     "importing",

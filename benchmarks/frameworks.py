@@ -73,15 +73,15 @@ def langchain() -> Samples:
 
     def ours() -> float:
         with GatewayCallbackHandler(GATEWAY) as handler:
-            return _settled(call(http_client(), callbacks=[handler]))()
+            return settled(call(http_client(), callbacks=[handler]))()
 
     plain = Model(client=http_client())
     cases = {
-        "bare": _settled(call(http_client())),
-        "floor": _settled(call(http_client(floor_hook))),
+        "bare": settled(call(http_client())),
+        "floor": settled(call(http_client(floor_hook))),
         "ours": ours,
-        OTEL: _settled(call(instrumented_client())),
-        EXTRA_HEADERS: _settled(lambda: plain.invoke("one two three", extra_headers=_mlflows_headers())),
+        OTEL: settled(call(instrumented_client())),
+        EXTRA_HEADERS: settled(lambda: plain.invoke("one two three", extra_headers=_mlflows_headers())),
     }
     return interleave(cases, SECONDS)
 
@@ -91,7 +91,7 @@ def idle(call: Callable[[Any], Any]) -> Samples:
     from langchain_core.language_models import FakeListChatModel
 
     model = FakeListChatModel(responses=["one two three"])
-    timed = _settled(lambda: call(model))
+    timed = settled(lambda: call(model))
 
     def with_handler() -> float:
         with GatewayCallbackHandler(GATEWAY):
@@ -100,7 +100,7 @@ def idle(call: Callable[[Any], Any]) -> Samples:
     return interleave({NO_HANDLER: lambda: 1e6 * timed(), IDLE: with_handler}, SECONDS)
 
 
-def _settled(function: Callable[[], Any]) -> Callable[[], float]:
+def settled(function: Callable[[], Any]) -> Callable[[], float]:
     """Return a function that returns the median seconds of this thread's processor time per call.
 
     The median of single calls, because the mean contains the calls that the machine's other work has slowed down.
@@ -138,7 +138,7 @@ def litellm() -> Samples:
             client.post("/chat/completions", headers=headers())
             litellm.utils.update_response_metadata(None, logging, "gpt-4o-mini", {}, now, now)
 
-        return _settled(complete)()
+        return settled(complete)()
 
     def ours() -> float:
         with instrument_litellm(GATEWAY):

@@ -89,7 +89,7 @@ def run(report: Report) -> None:
         else:
             in_process(report, "PostgreSQL", TracingClient(stack.enter_context(postgres())).store)
         uri = f"sqlite:///{directory / 'server.db'}"
-        server = MlflowServer(directory, uri, app_name=None, workers=1, port=None, env={})
+        server = MlflowServer(directory, uri, app_name=None, port=None, env={})
         stack.callback(server.close)
         server.start()
         over_http(report, server)

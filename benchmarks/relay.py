@@ -229,9 +229,7 @@ def _collector(program: Path, sink: str, directory: Path) -> Iterator[Part]:
 
 @contextmanager
 def _mlflow(directory: Path) -> Iterator[Part]:
-    server = MlflowServer(
-        directory, f"sqlite:///{directory / 'mlflow.db'}", app_name=None, workers=1, port=None, env={}
-    )
+    server = MlflowServer(directory, f"sqlite:///{directory / 'mlflow.db'}", app_name=None, port=None, env={})
     server.start()
     try:
         assert server.pid

@@ -74,8 +74,9 @@ def sentence() -> str:
     size = measured(STORED, "with the companion, 1 KB of payload, 2 spans")
     text = (
         f"**Cost:** {request['value']:.0f} µs per request in the agent, {request['ratio']:.2f} of what a hand-written "
-        f"hook takes. An MLflow gateway serves {gateway['ratio']:.2f} of the calls per second of processor time that it "
-        f"serves without the companion. A call takes {size['value'] / 1000:.1f} KB of storage ([measurements](docs/costs.md))."
+        f"hook takes. In a second of processor time, an MLflow gateway serves {gateway['ratio']:.2f} of the calls that "
+        f"it serves without the companion. A call takes {size['value'] / 1000:.1f} KB of storage "
+        "([measurements](docs/costs.md))."
     )
     return textwrap.fill(text, 120)
 

@@ -20,6 +20,9 @@ PYTHONS = {"_asdict", "_replace", "_exit", "_getframe"}
 """Documented in spite of the underscore."""
 
 CASES = {
+    "_langchain_runs/__init__.py": "langchain/test_moved.py::test_instrument_without_the_methods",
+    "_langchain_runs/_methods.py": "langchain/test_moved.py::test_a_method_that_has_moved",
+    "_langchain_runs/_mlflow.py": "langchain/test_patches.py::test_another_mlflow",
     "_patching.py": "test_patching.py",
     "active_span.py": "test_active_span.py::test_when_mlflow_moves_it_one_warning_names_the_version",
     "http/_aiohttp.py": "http/test_moved.py::test_a_function_that_has_moved",
@@ -27,11 +30,8 @@ CASES = {
     "http/_httpx.py": "http/test_moved.py::test_a_function_that_has_moved",
     "http/_urllib3.py": "http/test_moved.py::test_a_function_that_has_moved",
     "http/_websockets.py": "http/test_moved.py::test_a_function_that_has_moved",
-    "http/_langchain_runs.py": "langchain/test_moved.py::test_instrument_without_the_adapter",
     "http/_opentelemetry.py": "http/test_opentelemetry.py::test_an_opentelemetry_without_the_switch",
     "http/_propagate.py": "http/test_process_wide.py::test_nothing_inside_fails_a_request",
-    "langchain/_methods.py": "langchain/test_moved.py::test_a_method_that_has_moved",
-    "langchain/_mlflow.py": "langchain/test_patches.py::test_another_mlflow",
     "litellm/_calls.py": "litellm/test_moved.py::test_a_logging_object_that_has_changed",
     "litellm/_instrument.py": "litellm/test_moved.py::test_a_function_that_has_moved",
     "litellm/_logger.py": "litellm/test_moved.py::test_a_logger_that_has_moved",
@@ -44,6 +44,7 @@ CASES = {
     "test_a_shape_that_is_not_known_is_no_matter_for_the_request",
     "server/litellm_proxy/_pages.py": "server/litellm_proxy/test_callback.py::"
     "test_a_litellm_whose_application_is_elsewhere",
+    "server/litellm_proxy/_requests.py": "server/litellm_proxy/test_requests.py::test_without_a_proxy",
     "server/mlflow_gateway/_app.py": "server/mlflow_gateway/test_app.py::test_an_mlflow_without_its_tracer_provider",
     "server/mlflow_gateway/_permissions.py": "server/mlflow_gateway/test_permissions.py::"
     "test_mlflow_asks_in_another_way",

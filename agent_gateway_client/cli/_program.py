@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from agent_gateway_client.cli.run import environment_for
+from agent_gateway_client.cli.run import environment_for, not_started
 from agent_gateway_client.doctor.program import Request, Run, run_recorded
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE
 
@@ -34,8 +34,7 @@ def examine_program(
     try:
         run = run_recorded(command, environment, stdout_to_stderr=json_output)
     except OSError as error:
-        click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
-        return 127 if isinstance(error, FileNotFoundError) else 126
+        return not_started(command, error)
     if tracking_uri:
         from agent_gateway_client.doctor.arrivals import with_mirrors
         from agent_gateway_client.traces.read import client_for
@@ -68,9 +67,9 @@ def _show(run: Run, gateways: str) -> None:
         carried = f" [span {request.span_id}]" if request.span_id else ""
         carried += _MIRROR[request.mirror]
         if request.outcome != "not a gateway" and not request.is_model_call:
-            carried += ", not a call of a model"
+            carried += ", not a model call"
         if request.is_assumed:
-            carried += ", by agent-gateway run alone"
+            carried += ", covered only by agent-gateway run"
         console.print(
             Text.assemble((f"{mark:>7}", style), f"  {request.url}: {request.reason}{carried}"), soft_wrap=True
         )

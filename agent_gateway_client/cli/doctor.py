@@ -46,7 +46,7 @@ def doctor(
     URL, whether it carries the trace context and why, and the span.
     """
     if command and relay:
-        raise click.UsageError("--relay goes with --gateway and --model, or alone.")
+        raise click.UsageError("Use --relay with --gateway and --model, or alone.")
     if command:
         from agent_gateway_client.cli._program import examine_program
 

@@ -46,7 +46,7 @@ def environment_for(gateways: Sequence[str]) -> dict[str, str]:
 
     Raises:
         ConfigurationError: A gateway is not a URL.
-        click.UsageError: No gateway is named.
+        click.UsageError: No gateway is configured.
     """
     known = Gateways(gateways) or Gateways.from_environment()
     if not known:
@@ -60,6 +60,10 @@ def replace_process(command: Sequence[str], environment: Mapping[str, str]) -> N
     try:
         os.execvpe(command[0], list(command), environment)
     except OSError as error:
-        click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
-        # As shells do.
-        raise SystemExit(127 if isinstance(error, FileNotFoundError) else 126) from None
+        raise SystemExit(not_started(command, error)) from None
+
+
+def not_started(command: Sequence[str], error: OSError) -> int:
+    """Print why a command could not be started; returns the exit status that shells use for it."""
+    click.echo(f"Error: {command[0]}: {error.strerror}", err=True)
+    return 127 if isinstance(error, FileNotFoundError) else 126

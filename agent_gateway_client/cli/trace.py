@@ -35,7 +35,7 @@ def trace(
     where the time went: to the provider, the gateway, the network, or the agent.
     """
     if (trace_id is None) is not last:
-        raise click.UsageError("Name either a TRACE_ID or --last.")
+        raise click.UsageError("Give either a TRACE_ID or --last.")
     if html is not None and not html.parent.is_dir():
         raise click.BadParameter(f"There is no folder {os.fspath(html.parent)!r}.", param_hint="--html")
     from agent_gateway_client.traces.read import last_trace_id, read_joined

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, completions and embeddings, as the local model provider serves them."""
+"""OpenAI's chat completions and embeddings, as the local model provider serves them."""
 
 from __future__ import annotations
 
@@ -117,31 +117,6 @@ def _answer(body: Mapping[str, Any], last: Mapping[str, Any], prompt: str) -> st
 def answer_text(prompt: str, *, tool_result: str | None = None) -> str:
     """Return the model's answer, which repeats the prompt or the tool's result."""
     return f"You said: {prompt}" if tool_result is None else f"The tool says: {tool_result}"
-
-
-async def completions(request: Request) -> Response:
-    """``POST /v1/completions``."""
-    body = await body_of(request)
-    model = model_of(request, body)
-    behaviour = Behaviour.of(model)
-    prompt = text_of(body.get("prompt", ""))
-    if failed := await begin(behaviour, prompt, error_body):
-        return failed
-    text = answer_text(prompt)
-    pieces = behaviour.split(text)
-    head = {"id": "cmpl-local", "object": "text_completion", "created": CREATED, "model": model}
-
-    def choice(part: str, finish: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": part, "finish_reason": finish, "logprobs": None}
-
-    used = usage(behaviour, count_tokens(prompt), len(pieces) if body.get("stream") else count_tokens(text))
-    if not body.get("stream"):
-        return JSONResponse({**head, "choices": [choice(text, "stop")], "usage": used})
-    parts: list[Event] = [{**head, "choices": [choice(piece, None)]} for piece in pieces]
-    after: list[Event] = [{**head, "choices": [choice("", "stop")]}]
-    if (body.get("stream_options") or {}).get("include_usage"):
-        after.append({**head, "choices": [], "usage": used})
-    return stream(behaviour, [], parts, [*after, "[DONE]"])
 
 
 async def embeddings(request: Request) -> Response:

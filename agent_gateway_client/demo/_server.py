@@ -50,10 +50,9 @@ class MlflowServer:
         directory: The server's working directory, also for artifacts.
         backend_store_uri: MLflow's backend store.
         app_name: Value of ``--app-name``, or None for MLflow without the companion.
-        workers: Number of server processes.
         port: TCP port; None for a free one.
         env: Environment variables for the server; they override those of the demo.
-        options: More command line options.
+        options: More command line options, which override those of the demo.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class MlflowServer:
         backend_store_uri: str,
         *,
         app_name: str | None,
-        workers: int,
         port: int | None,
         env: Mapping[str, str],
         options: Sequence[str] = (),
@@ -71,7 +69,6 @@ class MlflowServer:
         self._directory = directory
         self._backend_store_uri = backend_store_uri
         self._app_name = app_name
-        self._workers = workers
         self._port = port
         self._env = env
         self._options = options
@@ -155,7 +152,7 @@ class MlflowServer:
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", str(self._workers), "--backend-store-uri", self._backend_store_uri]
+        command += ["--workers", "1", "--backend-store-uri", self._backend_store_uri]
         command += ["--artifacts-destination", str(self._directory / "artifacts")]
         # An open stream must not delay the stop.
         command += ["--uvicorn-opts", f"--timeout-graceful-shutdown 5 --timeout-keep-alive {KEEP_ALIVE_S}"]

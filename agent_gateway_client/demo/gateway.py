@@ -62,7 +62,6 @@ class DemoGateway:
 
     Args:
         app_name: Value of ``mlflow server --app-name``; None runs MLflow without the companion.
-        workers: Number of server processes.
         port: TCP port on 127.0.0.1; None for a free one.
         env: Environment variables for the server.
         backend_store_uri: MLflow's backend store; None for a SQLite file in the directory.
@@ -70,6 +69,7 @@ class DemoGateway:
         progress: Called with a sentence about each step.
         credentials: User name and password of an administrator, if the server requires them.
         options: More command line options of ``mlflow server``.
+        provider: The model provider; None for a `Provider`.
 
     Raises:
         StartError: From `start`, with the server's last lines.
@@ -79,7 +79,6 @@ class DemoGateway:
         self,
         app_name: str | None = "agent-gateway",
         *,
-        workers: int = 1,
         port: int | None = None,
         env: Mapping[str, str] | None = None,
         backend_store_uri: str | None = None,
@@ -87,10 +86,10 @@ class DemoGateway:
         progress: Callable[[str], None] | None = None,
         credentials: tuple[str, str] | None = None,
         options: Sequence[str] = (),
+        provider: Provider | None = None,
     ) -> None:
-        self.provider = Provider()
+        self.provider = provider or Provider()
         self._app_name = app_name
-        self._workers = workers
         self._port = port
         self._env = dict(env or {})
         self._backend_store_uri = backend_store_uri
@@ -159,7 +158,6 @@ class DemoGateway:
             directory,
             self._backend_store_uri or f"sqlite:///{directory / 'mlflow.db'}",
             app_name=self._app_name,
-            workers=self._workers,
             port=self._port,
             env=self._env,
             options=self._options,
@@ -236,7 +234,7 @@ class DemoGateway:
         endpoint = "warm-up"
         endpoint_id = self.create_endpoint(endpoint, ["gpt-4o-mini"])
         try:
-            warm_up(f"{self.openai_base_url}/chat/completions", endpoint, self._workers, self._credentials)
+            warm_up(f"{self.openai_base_url}/chat/completions", endpoint, self._credentials)
         except StartError as error:
             raise StartError(f"{error} Its last lines:\n{self._running().last_lines()}") from error
         self._endpoints_of_server().delete(endpoint_id)

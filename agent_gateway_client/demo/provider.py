@@ -1,6 +1,6 @@
 """A small deterministic model provider on loopback, for the demo, the tests and the notebooks.
 
-It serves OpenAI's, Anthropic's and Gemini's HTTP APIs, and Cohere's rerank. A model's name defines its behaviour: see
+It serves the APIs of OpenAI, Anthropic and Gemini that agents use most. A model's name defines its behaviour: see
 `agent_gateway_client.demo.behaviour`.
 
 Example:
@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
@@ -25,16 +25,18 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from agent_gateway_client.demo import _anthropic, _cohere, _gemini, _openai_chat, _openai_other, _openai_responses
+from agent_gateway_client.demo import _anthropic, _gemini, _openai_chat, _openai_responses
 from agent_gateway_client.demo._port import KEEP_ALIVE_S, listen
 from agent_gateway_client.demo.behaviour import ProviderStreamBroken
 from agent_gateway_client.errors import StartError
 
 MAX_RECORDED = 10_000
 _START_DEADLINE_S = 30.0
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Provider:
         self._port = listener.getsockname()[1]
         # Without websockets, for which uvicorn would import a deprecated module.
         config = uvicorn.Config(
-            _Recorder(self._app(), self._record),
+            _Recorder(Starlette(routes=self._routes()), self._record),
             log_config=None,
             log_level=None,
             access_log=False,
@@ -148,40 +150,17 @@ class Provider:
         with self._lock:
             self._requests.append(request)
 
-    def _app(self) -> Starlette:
-        openai_routes = {
-            "/chat/completions": _openai_chat.chat_completions,
-            "/completions": _openai_chat.completions,
-            "/embeddings": _openai_chat.embeddings,
-            "/responses": _openai_responses.responses,
-            "/moderations": _openai_other.moderations,
-            "/images/generations": _openai_other.images,
-            "/audio/transcriptions": _openai_other.transcriptions,
-            "/audio/speech": _openai_other.speech,
-        }
-        files = _openai_other.Files()
-        # Azure and Databricks serve the same APIs below their own prefixes.
-        prefixes = ("/v1", "/openai/deployments/{deployment}", "/serving-endpoints")
-        return Starlette(
-            routes=[
-                *(
-                    Route(prefix + path, handler, methods=["POST"])
-                    for prefix in prefixes
-                    for path, handler in openai_routes.items()
-                ),
-                Route("/v1/models", _openai_other.models),
-                Route("/v1/files", files.list_files),
-                Route("/v1/files", files.upload, methods=["POST"]),
-                Route("/v1/batches", files.list_batches),
-                Route("/v1/batches", files.create_batch, methods=["POST"]),
-                Route("/v1/messages", _anthropic.messages, methods=["POST"]),
-                Route("/v2/rerank", _cohere.rerank, methods=["POST"]),
-                Route("/v1beta/models/{call}", _gemini.generate, methods=["POST"]),
-                Route("/serving-endpoints/gemini/v1beta/models/{call}", _gemini.generate, methods=["POST"]),
-                Route("/_requests", self._list_requests),
-                Route("/_requests", self._clear_requests, methods=["DELETE"]),
-            ]
-        )
+    def _routes(self) -> list[BaseRoute]:
+        return [
+            *below_prefixes("/chat/completions", _openai_chat.chat_completions),
+            *below_prefixes("/embeddings", _openai_chat.embeddings),
+            *below_prefixes("/responses", _openai_responses.responses),
+            Route("/v1/messages", _anthropic.messages, methods=["POST"]),
+            Route("/v1beta/models/{call}", _gemini.generate, methods=["POST"]),
+            Route("/serving-endpoints/gemini/v1beta/models/{call}", _gemini.generate, methods=["POST"]),
+            Route("/_requests", self._list_requests),
+            Route("/_requests", self._clear_requests, methods=["DELETE"]),
+        ]
 
     async def _list_requests(self, request: Request) -> Response:
         return JSONResponse([asdict(recorded) for recorded in self.requests])
@@ -189,6 +168,12 @@ class Provider:
     async def _clear_requests(self, request: Request) -> Response:
         self.clear()
         return Response(status_code=204)
+
+
+def below_prefixes(path: str, handler: Handler) -> list[BaseRoute]:
+    """Return the routes of one of OpenAI's APIs, which Azure and Databricks serve below their own prefixes."""
+    prefixes = ("/v1", "/openai/deployments/{deployment}", "/serving-endpoints")
+    return [Route(prefix + path, handler, methods=["POST"]) for prefix in prefixes]
 
 
 def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

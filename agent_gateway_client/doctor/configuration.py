@@ -25,14 +25,14 @@ def check_configuration(settings: Settings) -> str:
         Gateways([settings.gateway])
     except ConfigurationError as error:
         raise Broken(
-            str(error), "Give --gateway the URL of your gateway, like http://localhost:5000/gateway."
+            str(error), "Set --gateway to the URL of your gateway, like http://localhost:5000/gateway."
         ) from None
     parts = urlsplit(settings.tracking_uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Broken(
-            f"The tracking URI {_shown(settings.tracking_uri)} is not a server's; a gateway in another process cannot "
-            "write to it.",
-            "Start `mlflow server`, and give its URL with --tracking-uri or MLFLOW_TRACKING_URI.",
+            f"The tracking URI {_shown(settings.tracking_uri)} is not a server's URL; a gateway in another process "
+            "cannot write to it.",
+            "Start `mlflow server`, and set --tracking-uri or MLFLOW_TRACKING_URI to its URL.",
         )
     otlp = [
         name for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT") if os.environ.get(name)
@@ -44,7 +44,7 @@ def check_configuration(settings: Settings) -> str:
         )
     known = os.environ.get(GATEWAY_URLS_VARIABLE)
     if known and settings.gateway not in Gateways.from_environment():
-        return f"The URLs are well-formed. ({GATEWAY_URLS_VARIABLE} is set and does not name this gateway.)"
+        return f"The URLs are well-formed. ({GATEWAY_URLS_VARIABLE} is set and does not include this gateway.)"
     return "The URLs are well-formed, and no variable here sends traces elsewhere."
 
 

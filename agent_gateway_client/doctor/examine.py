@@ -75,7 +75,7 @@ class _Examination:
             and self._check("header", lambda: check_header(companion, probe.answer.sent))
         ):
             return
-        trace, heard = self._wait_for_mirror(gateway, store, probe)
+        trace, latest = self._wait_for_mirror(gateway, store, probe)
         seconds = time.monotonic() - probe.ended
         # The probe does not send the workspace header.
         workspace = store.workspace if gateway.kind == "mlflow" else None
@@ -87,8 +87,8 @@ class _Examination:
                 self._check("mlflow_mirror", lambda: check_mlflows_own(trace))
             return
         if not (
-            (self._relay or self._check("exporter", lambda: check_exporter(heard, trace)))
-            and self._check("mirror", lambda: check_mirror(trace, heard, settings.tracking_uri, seconds, workspace))
+            (self._relay or self._check("exporter", lambda: check_exporter(latest, trace)))
+            and self._check("mirror", lambda: check_mirror(trace, latest, settings.tracking_uri, seconds, workspace))
             and self._check("parent", lambda: check_parent(trace, probe))
         ):
             return

@@ -119,7 +119,7 @@ class Gateway:
                 if response.is_redirect:
                     raise Broken(
                         f"{url} redirects to {excerpt(response.headers.get('location', ''))}.",
-                        "Give --gateway the URL that it redirects to: clients lose bodies and headers on the way.",
+                        "Set --gateway to the URL that it redirects to: clients lose bodies and headers on a redirect.",
                     )
                 self._note_kind(url, response)
                 # A 404 may also mean that the model of an empty request does not exist. A 405 to GET shows that the
@@ -130,7 +130,7 @@ class Gateway:
         raise Broken(
             f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} answers, but has no chat route at "
             f"{', '.join(urlsplit(url).path for url in candidates)}.",
-            "Give --gateway the URL that your agents use as base_url.",
+            "Set --gateway to the URL that your agents use as base_url.",
         )
 
     def status(self) -> Status | None:
@@ -210,14 +210,14 @@ class Gateway:
         status, model = response.status_code, self._settings.model
         if response.is_success:
             return
-        said = f"The gateway answers {status} to a call of {model!r}: {excerpt(response.text)}"
+        finding = f"The gateway answers {status} to a call to {model!r}: {excerpt(response.text)}"
         if status in (401, 403):
-            raise Broken(said, "Give the key that the gateway asks for with --api-key or AGENT_GATEWAY_API_KEY.")
+            raise Broken(finding, "Set the gateway's key with --api-key or AGENT_GATEWAY_API_KEY.")
         if status in (400, 404, 405, 422):
-            raise Broken(said, "Give --model the name of a chat endpoint that this gateway has.")
+            raise Broken(finding, "Set --model to the name of a chat endpoint of this gateway.")
         # A LiteLLM Proxy without its database packages answers 500 to a call without a key.
-        key = "" if self._settings.api_key else " If it asks its callers for a key, give that with --api-key."
-        raise Broken(said, f"Mend the endpoint: its provider, its key, its quota; the gateway's log says more.{key}")
+        key = "" if self._settings.api_key else " If the gateway requires a key, give it with --api-key."
+        raise Broken(finding, f"Check the endpoint's provider, key and quota; the gateway's log has details.{key}")
 
 
 def _status(response: httpx.Response) -> Status | None:

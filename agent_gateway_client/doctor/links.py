@@ -17,14 +17,14 @@ from agent_gateway_client.w3c import TraceContext
 _EXPORT_FIXES = {
     "HTTP 401": "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, for the "
     "{sender}.",
-    "be read": "Let the {sender}'s user read the experiments that agents trace into.",
-    "HTTP 403": "Let the {sender}'s user write to the experiments that agents trace into.",
+    "be read": "Give the {sender}'s user read access to the experiments that agents trace into.",
+    "HTTP 403": "Give the {sender}'s user write access to the experiments that agents trace into.",
     "HTTP 404": "Check the path of the {sender}'s MLFLOW_TRACKING_URI or OTEL_EXPORTER_OTLP_ENDPOINT, and that its "
     "MLflow is 3.15 or newer.",
     "NotImplementedError": "Upgrade the MLflow server that the {sender} writes to; it needs 3.15 or newer.",
-    "HTTP 501": "Give the MLflow server that the {sender} writes to a database as its backend store.",
-    "keeps no spans": "Give the MLflow server that the {sender} writes to a database as its backend store, and 3.15 or "
-    "newer.",
+    "HTTP 501": "Use a database as the backend store of the MLflow server that the {sender} writes to.",
+    "keeps no spans": "Use a database as the backend store of the MLflow server that the {sender} writes to, and "
+    "MLflow 3.15 or newer.",
 }
 """Fixes for an exporter's problem, by a part of its text. The sender is the gateway or the relay."""
 
@@ -41,10 +41,12 @@ class Probe(NamedTuple):
 def check_span(context: TraceContext | None) -> str:
     """Check that a span is active and sampled."""
     if context is None:
-        raise Broken("MLflow makes no span here.", "Do not call mlflow.tracing.disable(), and update mlflow-tracing.")
+        raise Broken(
+            "MLflow creates no spans here.", "Do not call mlflow.tracing.disable(), and update mlflow-tracing."
+        )
     if not context.sampled:
         raise Broken(
-            "The span is not sampled, so neither MLflow nor a gateway keeps anything of it.",
+            "The span is not sampled, so neither MLflow nor a gateway records it.",
             "Unset MLFLOW_TRACE_SAMPLING_RATIO, or set it to 1.",
         )
     return f"A span is active, and its context is {context.traceparent}."
@@ -60,7 +62,7 @@ def check_trace(trace: Trace | None, probe: Probe, experiment_id: str) -> str:
     if trace is None or own_span(trace, probe) is None:
         raise Broken(
             f"The agent's own span of the trace {probe.trace_id} did not arrive.",
-            f"Let this user write to the experiment {experiment_id}; MLflow's log says why it was refused.",
+            f"Give this user write access to the experiment {experiment_id}; MLflow's log says why it was refused.",
         )
     return f"The agent's span is in the trace {probe.trace_id}. {flush_advice(sys.version_info[:3])}"
 
@@ -90,8 +92,8 @@ def check_companion(companion: Companion | None, trace: Trace | None, kind: str)
     if companion is not None:
         return f"agent-gateway-client {companion.version} is in the gateway."
     if any(is_ours(mirror) for mirror in mirrors_in(trace)):
-        return "It cannot be asked through this gateway, but its mirror arrived, so it is there."
-    raise Broken("The gateway has no companion: it did not answer, and no mirror of it arrived.", ADD_COMPANION[kind])
+        return "The companion does not answer through this gateway, but its mirror arrived."
+    raise Broken("The gateway has no companion: none answered, and no mirror arrived.", ADD_COMPANION[kind])
 
 
 def check_mlflows_own(trace: Trace | None) -> str:
@@ -100,7 +102,8 @@ def check_mlflows_own(trace: Trace | None) -> str:
         return "MLflow's own mirror arrived. It lasts less than a millisecond, and its status is OK when a call fails."
     raise Broken(
         "MLflow's own mirror was lost, as it is by default: its exporter looks for the caller's trace too late.",
-        "The companion makes mirrors of its own. (Without it: MLFLOW_USE_BATCH_SPAN_PROCESSOR=false for the server.)",
+        "Install the companion, which replaces that mirror. (Or set MLFLOW_USE_BATCH_SPAN_PROCESSOR=false for the "
+        "server.)",
     )
 
 
@@ -108,25 +111,25 @@ def check_header(companion: Companion, sent: TraceContext | None) -> str:
     """Check that the companion received the trace context unchanged."""
     received = companion.received
     if sent is None:
-        raise Broken("The request went out without a traceparent.", "Update agent-gateway-client and httpx.")
+        raise Broken("The request was sent without a traceparent.", "Update agent-gateway-client and httpx.")
     if received is None:
         count = companion.traceparents
         seen = "no traceparent" if count == 0 else f"{count} traceparent headers, which together are invalid"
         raise Broken(
-            f"The request went out with {sent.traceparent}, and reached the companion with {seen}.",
-            "Something between agent and gateway takes the header off or adds to it: have the proxy or load balancer "
-            "pass traceparent and tracestate on as they are.",
+            f"The request was sent with {sent.traceparent} and reached the companion with {seen}.",
+            "Something between the agent and the gateway removes the header or adds another one: configure the proxy "
+            "or load balancer to forward traceparent and tracestate unchanged.",
         )
     if (received.trace_id, received.span_id) != (sent.trace_id, sent.span_id):
         raise Broken(
-            f"The request went out with {sent.traceparent}, and reached the companion with {received.traceparent}.",
-            "Something between agent and gateway traces by itself and replaces the header: switch tracing off there "
-            "for the gateway, or have it pass traceparent on.",
+            f"The request was sent with {sent.traceparent} and reached the companion with {received.traceparent}.",
+            "Something between the agent and the gateway creates its own spans and replaces the header: disable "
+            "tracing there for the gateway, or configure it to forward traceparent unchanged.",
         )
     if not received.sampled:
         raise Broken(
             f"The trace reached the companion as not sampled ({received.traceparent}).",
-            "Have the proxy in between leave the traceparent's flags alone.",
+            "Configure the proxy in between to forward the traceparent's flags unchanged.",
         )
     return "The companion received the traceparent as it was sent."
 
@@ -136,7 +139,7 @@ def check_exporter(companion: Companion | None, trace: Trace | None) -> str:
     if mirrors_in(trace):
         return "The companion's mirrors are stored."
     if companion is None or companion.problem is None:
-        return "The companion knows of no trouble with sending mirrors."
+        return "The companion reports no problem with sending mirrors."
     raise Broken(f"The companion cannot send its mirrors: {companion.problem}.", export_fix(companion.problem))
 
 
@@ -150,10 +153,10 @@ def check_gateway(seen: str, status: Status | None) -> str:
 def check_status(status: Status) -> str:
     """Check that the companion can send the mirrors that wait."""
     if status.problem is None or not status.waiting:
-        return "The companion knows of no trouble with sending mirrors."
+        return "The companion reports no problem with sending mirrors."
     raise Broken(
-        f"The companion cannot send its mirrors to {status.destination}: {status.problem}. {status.waiting} wait. "
-        "No probe call was sent.",
+        f"The companion cannot send its mirrors to {status.destination}: {status.problem}. {status.waiting} are "
+        "waiting. No probe call was sent.",
         export_fix(status.problem),
     )
 
@@ -166,7 +169,7 @@ def export_fix(problem: str, sender: str = "gateway") -> str:
         sender: Where the exporter runs, ``gateway`` or ``relay``.
     """
     fixes = (fix for part, fix in _EXPORT_FIXES.items() if part in problem)
-    default = "Check that MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT) of the {sender} can be reached there."
+    default = "Check that the {sender} can reach its MLFLOW_TRACKING_URI (or OTEL_EXPORTER_OTLP_ENDPOINT)."
     return next(fixes, default).format(sender=sender)
 
 
@@ -185,17 +188,17 @@ def check_mirror(
     mirrors = mirrors_in(trace)
     if any(_came_by_otlp(mirror) for mirror in mirrors):
         raise Broken(
-            "The mirror reached MLflow by OTLP, which stores whatever comes first. From MLflow 3.18 on, a mirror that "
-            "comes before the agent's trace, in another experiment, makes MLflow refuse that trace.",
-            "Unset AGENT_GATEWAY_EXPORTER at the gateway, or let the collector send to `agent-gateway relay` instead.",
+            "The mirror reached MLflow over OTLP, which stores what arrives first. From MLflow 3.18 on, if a mirror "
+            "arrives before the agent's trace and in another experiment, MLflow refuses that trace.",
+            "Unset AGENT_GATEWAY_EXPORTER at the gateway, or make the collector send to `agent-gateway relay` instead.",
         )
     if mirrors:
-        return f"The mirror was there {seconds:.1f} s after the call."
+        return f"The mirror arrived within {seconds:.1f} s of the call."
     if companion and companion.exporter == "otel":
         raise Broken(
-            f"The companion sends its mirrors by OTLP, and they do not arrive at {tracking_uri}.",
-            "Look for the trace where OTEL_EXPORTER_OTLP_ENDPOINT of the gateway points to, or unset "
-            "AGENT_GATEWAY_EXPORTER there to send mirrors to MLflow.",
+            f"The companion sends its mirrors over OTLP, and they do not arrive at {tracking_uri}.",
+            "Look for the trace at the gateway's OTEL_EXPORTER_OTLP_ENDPOINT, or unset AGENT_GATEWAY_EXPORTER at the "
+            "gateway to send mirrors to MLflow.",
         )
     if workspace is not None:
         raise Broken(
@@ -205,9 +208,9 @@ def check_mirror(
             "the agent.",
         )
     raise Broken(
-        f"No mirror arrived at {tracking_uri}, and the companion knows of no trouble: it writes to another MLflow, or "
-        "to another workspace of it.",
-        "Let MLFLOW_TRACKING_URI of the gateway and of the agent name the same server, and MLFLOW_WORKSPACE the same "
+        f"No mirror arrived at {tracking_uri}, and the companion reports no problem: it writes to another MLflow "
+        "server or to another workspace.",
+        "Set MLFLOW_TRACKING_URI to the same server for the gateway and the agent, and MLFLOW_WORKSPACE to the same "
         "workspace. (An MLflow gateway writes to its own store, in the workspace of the request.)",
     )
 
@@ -222,15 +225,16 @@ def check_parent(trace: Trace | None, probe: Probe) -> str:
     mirrors = mirrors_in(trace)
     if len(mirrors) > 1:
         raise Broken(
-            f"The one call has {len(mirrors)} mirrors, and its tokens count as often.",
-            "Install the companion once: not as two middlewares, and of several gateways in a row, in one.",
+            f"The call has {len(mirrors)} mirrors, so its tokens are counted {len(mirrors)} times.",
+            "Install the companion once: one middleware, and in only one of several gateways in a row.",
         )
     # The gateway's clock may differ from this one.
     fault = fault_of(trace.data.spans, mirrors[0], probe.span_id, is_within=False) if trace else None
     if fault is not None:
         raise Broken(
             f"{fault[0].upper()}{fault[1:]}.",
-            "Something between agent and gateway replaces the traceparent; have it pass that on.",
+            "Something between the agent and the gateway replaces the traceparent; configure it to forward it "
+            "unchanged.",
         )
     return "The mirror is below the span that made the call."
 
@@ -244,13 +248,13 @@ def check_tokens(reported: int | None, counted: int | None) -> str:
     """Check that the trace counts the tokens of the response once."""
     if reported is None:
         raise Broken(
-            "The gateway's response says nothing of tokens, so the trace cannot.",
-            "Have the gateway pass the provider's usage on.",
+            "The gateway's response has no token usage, so the trace has none either.",
+            "Configure the gateway to return the provider's usage.",
         )
     if counted != reported:
         raise Broken(
             f"The response reports {reported} tokens, and the trace counts {counted or 'none'}.",
-            "Let only one place say the tokens of a call: see gateway_attempt() if the gateway sets them itself, and "
+            "Record a call's tokens in one place only: see gateway_attempt() if the gateway records them itself, and "
             "autologging if a client's span has them too.",
         )
     return f"The trace counts the {reported} tokens that the response reports, once."

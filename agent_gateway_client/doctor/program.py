@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from agent_gateway_client.auto import RECORD_VARIABLE
@@ -113,24 +113,25 @@ class Run(NamedTuple):
             )
         if any(request.is_missed for request in self.requests):
             found.append(
-                "The program uses agent-gateway-client, but nothing that it has set up covers a call of a model, which "
-                "carries its span only under agent-gateway run. Is the client wrapped, the handler an instance that is "
-                "open and among the callbacks of the run, and instrument() called before the request?"
+                "The program uses agent-gateway-client, but its set-up does not cover a model call, which carries "
+                "its span only under agent-gateway run. Is the client wrapped, is the handler an open instance "
+                "among the run's callbacks, and was instrument() called before the request?"
             )
         if any(request.mirror is False for request in self.requests):
             found.append(
-                "A mirror has not arrived. Run agent-gateway doctor --gateway URL --model MODEL, which finds the link "
-                "that is broken. --wait gives slow ones more time."
+                "A mirror has not arrived. Run agent-gateway doctor --gateway URL --model MODEL to find the broken "
+                "link. --wait gives slow mirrors more time."
             )
         if not self.requests:
             found.append(
-                "No request was seen. Is the program Python, without -I, -E and -S, in an environment with "
-                "agent-gateway-client? Other HTTP libraries than those of instrument() need trace_headers(url)."
+                "No request was recorded. Is the program written in Python, and run without -I, -E and -S in an "
+                "environment with agent-gateway-client? HTTP libraries that instrument() does not cover need "
+                "trace_headers(url)."
             )
         elif not found and not self.reached:
             found.append(f"Nothing was sent to a gateway ({gateways}). Is the model's base URL one of them?")
         if self.exit_status:
-            found.append(f"The program ended with status {self.exit_status}; see its own messages.")
+            found.append(f"The program exited with status {self.exit_status}; see its output.")
         return list(dict.fromkeys(found))
 
 
@@ -155,7 +156,7 @@ def run_recorded(command: Sequence[str], environment: Mapping[str, str], *, stdo
         )
         status = _wait(process)
         lines = record.read_text().splitlines()
-    return Run(status, [_request(json.loads(line)) for line in lines])
+    return Run(status, [Request(**json.loads(line)) for line in lines])
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
@@ -165,7 +166,3 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         except KeyboardInterrupt:
             # The terminal has sent it to the program too, which decides what to do.
             continue
-
-
-def _request(line: dict[str, Any]) -> Request:
-    return Request(**line)

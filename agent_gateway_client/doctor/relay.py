@@ -23,8 +23,8 @@ _POLL_S = 0.5
 _TO_RELAY = "OTEL_EXPORTER_OTLP_ENDPOINT={url} and OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf"
 _WITH_TOKEN = "OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer%20<token>'"
 _SAME_MLFLOW = (
-    "Let the agents trace into the MLflow that the relay writes to, and let them end: an agent sends its trace some "
-    "5 s after its last span, and a script that is killed never does."
+    "Make the agents trace into the MLflow server that the relay writes to, and exit normally: an agent sends its "
+    "trace some 5 s after its last span, and a script that is killed never does."
 )
 
 
@@ -93,12 +93,12 @@ class Relay:
             held = int(status["spans_held"])
         except (KeyError, TypeError, ValueError):
             raise Broken(
-                f"{self.url} answers, but not as the relay does ({response.status_code} to {HEALTH_PATH}).",
+                f"{self.url} answers, but is not a relay ({response.status_code} to {HEALTH_PATH}).",
                 "Give the URL of `agent-gateway relay`, not that of a collector, of the gateway or of MLflow.",
             ) from None
         if response.status_code == 503:
             raise Broken(
-                f"The relay at {self.url} is stopping.", "Start it again; gateways keep their spans meanwhile."
+                f"The relay at {self.url} is stopping.", "Start it again; gateways keep their spans until then."
             )
         return f"The relay answers at {self.url}, and holds {held} spans."
 
@@ -107,20 +107,20 @@ class Relay:
         response = self._ask("POST", TRACES_PATH, content=b"", headers={"content-type": PROTOBUF})
         if response.status_code == 401:
             raise Broken(
-                f"The relay refuses the token in {TOKEN_VARIABLE}."
+                f"The relay rejects the token in {TOKEN_VARIABLE}."
                 if self._token
-                else f"The relay asks for a token, and {TOKEN_VARIABLE} is not set here.",
-                f"Set {TOKEN_VARIABLE} here to the value that the relay has, and at each gateway {_WITH_TOKEN}.",
+                else f"The relay requires a token, and {TOKEN_VARIABLE} is not set here.",
+                f"Set {TOKEN_VARIABLE} here to the relay's value, and at each gateway {_WITH_TOKEN}.",
             )
         if response.status_code == 429:
             raise Broken(
-                "The relay accepts no more spans now: it holds too many, or too many mirrors wait (429).",
+                "The relay accepts no more spans now: it holds too many, or too many mirrors are waiting (429).",
                 "Check that its MLflow or OTLP endpoint keeps up, add relays, or raise --max-spans.",
             )
         if response.status_code != 200:
             raise Broken(
                 f"The relay answers {response.status_code} to an empty request: {excerpt(response.text)}",
-                f"Check the proxies between here and the relay: they have to pass on POST {TRACES_PATH} unchanged.",
+                f"Check the proxies between here and the relay: they must forward POST {TRACES_PATH} unchanged.",
             )
         return "The relay accepts spans with this token." if self._token else "The relay accepts spans without a token."
 
@@ -167,8 +167,8 @@ def check_received(counts: Counts, url: str) -> str:
         _check_recognised(counts)
         seen = f"{counts.recognised} spans are model calls, {counts.unrecognised} are others of the gateways."
     more = [
-        f"{counts.orphaned} attempts arrived without the span around them: if several relays share an address, let the "
-        "collector route by trace id."
+        f"{counts.orphaned} attempts arrived without the span around them: if several relays share an address, make "
+        "the collector route by trace id."
         if counts.orphaned
         else "",
         f"{counts.given_up} spans were dropped because too many were held: raise --max-spans."
@@ -183,10 +183,11 @@ def check_sending(counts: Counts) -> str:
     """Check that the relay can send mirrors."""
     if counts.problem is not None and counts.waiting:
         raise Broken(
-            f"The relay cannot send its mirrors to {counts.destination}: {counts.problem}. {counts.waiting} wait.",
+            f"The relay cannot send its mirrors to {counts.destination}: {counts.problem}. {counts.waiting} are "
+            "waiting.",
             export_fix(counts.problem, "relay"),
         )
-    return f"The relay sends its mirrors to {counts.destination}, and {counts.waiting} wait."
+    return f"The relay sends its mirrors to {counts.destination}, and {counts.waiting} are waiting."
 
 
 def check_mirrors(counts: Counts) -> str:
@@ -194,13 +195,14 @@ def check_mirrors(counts: Counts) -> str:
     check_sending(counts)
     if counts.waiting and counts.waiting >= counts.sent:
         raise Broken(
-            f"{counts.waiting} calls wait for their agents' traces, which {counts.destination} does not have.",
+            f"{counts.waiting} calls are waiting for their agents' traces, which {counts.destination} does not have.",
             _SAME_MLFLOW,
         )
     lost = sum(counts.dropped.values())
     if lost and lost >= counts.sent:
-        raise Broken(f"Of the relay's calls {counts.sent} are mirrored, and {_dropped(counts)}.", _drop_fix(counts))
-    seen = f"{counts.sent} calls are mirrored to {counts.destination}, {counts.waiting} wait for their agents' traces"
+        raise Broken(f"The relay has mirrored {counts.sent} calls, and {_dropped(counts)}.", _drop_fix(counts))
+    waiting = f"{counts.waiting} are waiting for their agents' traces"
+    seen = f"{counts.sent} calls are mirrored to {counts.destination}, {waiting}"
     return f"{seen}, and {_dropped(counts)}." if lost else f"{seen}, and none was dropped."
 
 
@@ -227,8 +229,8 @@ def check_spans(new: Counts, trace: Trace | None, url: str, tracking_uri: str) -
     if not new.mirrored:
         raise Broken(
             "The gateway's spans reached the relay, but belong to no caller's trace.",
-            "Let the gateway continue the caller's traceparent (OTEL_PROPAGATORS=tracecontext), and export its span of "
-            "the request, not only that of the model call.",
+            "Configure the gateway to continue the caller's traceparent (OTEL_PROPAGATORS=tracecontext) and to export "
+            "its span of the request, not only that of the model call.",
         )
     if new.dropped:
         raise Broken(f"The relay found the call, and {_dropped(new)}.", _drop_fix(new))
@@ -238,8 +240,10 @@ def check_spans(new: Counts, trace: Trace | None, url: str, tracking_uri: str) -
         )
     where = f"The relay writes to {new.destination}, and the agent traces into {tracking_uri}."
     raise Broken(
-        f"The mirror waits for the agent's trace. {where}" if new.waiting else f"The mirror is elsewhere. {where}",
-        "Give the relay the agent's MLflow: --tracking-uri, or MLFLOW_TRACKING_URI.",
+        f"The mirror is waiting for the agent's trace. {where}"
+        if new.waiting
+        else f"The mirror was stored elsewhere. {where}",
+        "Set the relay's --tracking-uri or MLFLOW_TRACKING_URI to the agent's MLflow server.",
     )
 
 
@@ -247,22 +251,22 @@ def _check_recognised(counts: Counts) -> None:
     if not counts.recognised:
         raise Broken(
             f"Spans arrive, but none of {counts.unrecognised} is a model call.",
-            "Let the gateway trace model calls with attributes that the relay reads: OpenTelemetry's gen_ai.*, "
-            "OpenInference's, OpenLLMetry's, MLflow's, or those of LiteLLM's otel callback.",
+            "Configure the gateway to trace model calls with attributes that the relay reads: OpenTelemetry's "
+            "gen_ai.*, OpenInference's, OpenLLMetry's, MLflow's, or those of LiteLLM's otel callback.",
         )
 
 
 def _dropped(counts: Counts) -> str:
-    said = {reason.value: text for reason, text in WHY.items()}
+    texts = {reason.value: text for reason, text in WHY.items()}
     return "; ".join(
-        f"{count} dropped because {said.get(reason, reason)}" for reason, count in sorted(counts.dropped.items())
+        f"{count} dropped because {texts.get(reason, reason)}" for reason, count in sorted(counts.dropped.items())
     )
 
 
 def _drop_fix(counts: Counts) -> str:
     if Reason.UNKNOWN_TRACE.value in counts.dropped:
         return _SAME_MLFLOW
-    return "The relay's log says more; docs/operating.md has what to do for each reason."
+    return "See the relay's log; docs/operating.md says what to do for each reason."
 
 
 def _counts(status: dict[str, Any]) -> Counts:

@@ -51,10 +51,10 @@ class Store:
         except MlflowException as error:
             status = error.get_http_status_code()  # type: ignore[no-untyped-call]
             if status == 401:
-                raise Broken(f"{self._uri} asks for credentials (401).", _LOG_IN) from error
+                raise Broken(f"{self._uri} requires credentials (401).", _LOG_IN) from error
             raise Broken(
                 f"The experiment {name!r} cannot be used: {error.error_code}.",
-                "Name one with --experiment that is there and that you may write to.",
+                "Set --experiment to one that is not deleted and that you may write to.",
             ) from error
         return f"MLflow {version} answers at {self._uri}; the probe is in the experiment {name!r}."
 
@@ -90,21 +90,21 @@ class Store:
         except httpx.HTTPError as error:
             raise Broken(
                 f"{self._uri} cannot be reached ({type(error).__name__}: {excerpt(str(error))}).",
-                "Start `mlflow server`, or give its URL with --tracking-uri or MLFLOW_TRACKING_URI.",
+                "Start `mlflow server`, or set --tracking-uri or MLFLOW_TRACKING_URI to its URL.",
             ) from error
         if response.status_code in (401, 403):
-            raise Broken(f"{self._uri} asks for credentials ({response.status_code}).", _LOG_IN)
+            raise Broken(f"{self._uri} requires credentials ({response.status_code}).", _LOG_IN)
         version = response.text.strip()
         numbers = version.split(".")[:2]
         if not response.is_success or len(numbers) < 2 or not all(number.isdecimal() for number in numbers):
             raise Broken(
-                f"{self._uri} answers, but not as MLflow does ({response.status_code} to /version).",
-                "Give the URL of an MLflow server, with the prefix that it may have, as --tracking-uri.",
+                f"{self._uri} answers, but is not MLflow ({response.status_code} to /version).",
+                "Set --tracking-uri to the URL of an MLflow server, including its prefix, if it has one.",
             )
         if tuple(map(int, numbers)) < LOWEST_VERSION:
             lowest = ".".join(map(str, LOWEST_VERSION))
             raise Broken(
-                f"{self._uri} is MLflow {version}, which is too old to take spans one by one.",
+                f"{self._uri} is MLflow {version}, which is too old to store single spans.",
                 f"Upgrade the server to MLflow {lowest} or newer.",
             )
         return version

@@ -10,7 +10,7 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
 from agent_gateway_client.http._propagate import put_trace_context
-from agent_gateway_client.http._redirects import hops, shares_notes_async
+from agent_gateway_client.http._redirects import hops, shares_hops_async
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of aiohttp; it is sent without it", "aiohttp")
@@ -46,10 +46,10 @@ class AiohttpRequest:
 class _Headers:
     def __init__(self, headers: Any) -> None:
         self._headers = headers
-        self._makes_room = is_by_instrumentation(headers.get(TRACEPARENT))
+        self._replaces = is_by_instrumentation(headers.get(TRACEPARENT))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._headers and not self._makes_room
+        return name in self._headers and not self._replaces
 
     def __delitem__(self, name: str) -> None:
         del self._headers[name]
@@ -66,7 +66,7 @@ class _Headers:
         self._headers.update(headers)
 
     def __setitem__(self, name: str, value: str) -> None:
-        if self._makes_room and name == TRACEPARENT:
+        if self._replaces and name == TRACEPARENT:
             self._headers.popall(TRACESTATE, None)
         self._headers[name] = value
 
@@ -86,5 +86,5 @@ def _propagate(request: Any) -> None:
             put_trace_context(AiohttpRequest(request), KnownGateways(model_call.get()))
 
 
-REPLACEMENTS = {"aiohttp:ClientRequest.send": _send, "aiohttp:ClientSession._request": shares_notes_async}
+REPLACEMENTS = {"aiohttp:ClientRequest.send": _send, "aiohttp:ClientSession._request": shares_hops_async}
 """The functions and their replacements while :func:`agent_gateway_client.instrument` is active."""

@@ -92,10 +92,10 @@ def is_by_instrumentation(header: str | None) -> bool:
     if header is None:
         return False
     scope = getattr(trace.get_current_span(), "instrumentation_scope", None)
-    return _names_current_span(header) and getattr(scope, "name", None) in _SCOPES and not _is_opentelemetrys(header)
+    return _is_current_span(header) and getattr(scope, "name", None) in _SCOPES and not _is_opentelemetrys(header)
 
 
-def _names_current_span(header: str | None) -> bool:
+def _is_current_span(header: str | None) -> bool:
     """Return whether a ``traceparent`` is that of OpenTelemetry's current span."""
     # Formatting the current span's header is faster than parsing the given one.
     current = opentelemetry_trace_context()
@@ -104,7 +104,7 @@ def _names_current_span(header: str | None) -> bool:
 
 def _is_opentelemetrys(header: str | None) -> bool:
     """Return whether a ``traceparent`` is of OpenTelemetry's current span, and no MLflow span takes precedence."""
-    if not _names_current_span(header):
+    if not _is_current_span(header):
         return False
     variables = sys.modules.get("mlflow.environment_variables")
     if variables is None or not variables.MLFLOW_USE_DEFAULT_TRACER_PROVIDER.get():

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from agent_gateway_client._langchain_runs import runs
 from agent_gateway_client._patching import PatchSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import GATEWAY_URLS_VARIABLE, NO_GATEWAYS, Gateways, flatten
 from agent_gateway_client.http import _aiohttp, _httpx, _known, _notes, _urllib3, _websockets
-from agent_gateway_client.http._langchain_runs import runs
 from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
 
 
@@ -33,10 +33,10 @@ _patches = PatchSet(
 )
 
 _lock = threading.Lock()
-_counts: Counter["_Named"] = Counter()
+_counts: Counter["_Counted"] = Counter()
 
 
-class _Named(NamedTuple):
+class _Counted(NamedTuple):
     """The gateways of one or more :func:`instrument` calls. Calls with the same gateways are only counted."""
 
     gateways: tuple[str, ...]
@@ -68,7 +68,7 @@ class Instrumentation:
         self.for_adapter = for_adapter
         self._handle: Any = self
         if is_counted:
-            self._handle = _Named(gateways.urls, 0 if for_adapter else _generation, for_adapter)
+            self._handle = _Counted(gateways.urls, 0 if for_adapter else _generation, for_adapter)
             with _lock:
                 _counts[self._handle] += 1
         self._is_on = True
@@ -79,9 +79,9 @@ class Instrumentation:
     @property
     def is_on(self) -> bool:
         """Whether neither this handle nor :func:`uninstrument` has undone it."""
-        return self._is_on and (self._handle is self or self.is_named())
+        return self._is_on and (self._handle is self or self.is_held())
 
-    def is_named(self) -> bool:
+    def is_held(self) -> bool:
         """Return whether this handle, or another one that is counted with it, is active."""
         return self._handle in _counts
 
@@ -101,7 +101,7 @@ class Instrumentation:
                     return
                 del _counts[self._handle]
         _patches.remove(self._handle, wait=wait)
-        if self.is_named():
+        if self.is_held():
             # Another thread has instrumented the same gateways in the meantime.
             _patches.add(self._handle)
 
@@ -186,11 +186,11 @@ def gateways_for_process(
     Raises:
         ConfigurationError: No gateway is configured, or a value is not a URL.
     """
-    named = Gateways(flatten(urls)) | Gateways(() if gateways is None else gateways)
-    known = named or Gateways.from_environment()
+    given = Gateways(flatten(urls)) | Gateways(() if gateways is None else gateways)
+    known = given or Gateways.from_environment()
     if not known:
         raise ConfigurationError(
-            f"No gateway is named. Give its URL, like {function}('http://localhost:5000/gateway'), or set "
+            f"No gateway is configured. Give its URL, like {function}('http://localhost:5000/gateway'), or set "
             f"{GATEWAY_URLS_VARIABLE}."
         )
     return known

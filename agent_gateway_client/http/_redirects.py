@@ -17,7 +17,7 @@ hops: ContextVar[dict[str, Any] | None] = ContextVar("agent_gateway_client.hops"
 """The current call's state; ``None`` outside of a call. Nested calls are its hops."""
 
 
-def must_come_off(outcome: Outcome, traceparent: str) -> bool:
+def must_remove(outcome: Outcome, traceparent: str) -> bool:
     """Return whether to remove a ``traceparent`` that the caller has set from a hop.
 
     True if it is that of a span of this process, an earlier hop of the same call carried it to a gateway, and this hop
@@ -31,7 +31,7 @@ def must_come_off(outcome: Outcome, traceparent: str) -> bool:
     return outcome == "not a gateway" and shared.get(TRACEPARENT) == traceparent
 
 
-def shares_notes(original: Callable[..., Any], switch: Switch) -> Any:
+def shares_hops(original: Callable[..., Any], switch: Switch) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         if not switch.is_on or hops.get() is not None:
             return original(*args, **kwargs)
@@ -44,7 +44,7 @@ def shares_notes(original: Callable[..., Any], switch: Switch) -> Any:
     return call
 
 
-def shares_notes_async(original: Callable[..., Any], switch: Switch) -> Any:
+def shares_hops_async(original: Callable[..., Any], switch: Switch) -> Any:
     async def call(*args: Any, **kwargs: Any) -> Any:
         if not switch.is_on:
             return await original(*args, **kwargs)

@@ -14,9 +14,9 @@ from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
-from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.http._known import KnownGateways, instrumented_gateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
-from agent_gateway_client.http._redirects import must_come_off, shares_notes
+from agent_gateway_client.http._redirects import hops, must_remove, shares_hops
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of urllib3; it is sent without it", "urllib3")
@@ -32,17 +32,48 @@ def _make_request(original: Callable[..., Any], switch: Switch) -> Any:
 
 
 def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> None:
-    with _guard:
-        given = kwargs.get("headers")
-        present = _value(given, TRACEPARENT)
-        makes_room = is_by_instrumentation(present)
-        scheme, host, port, path = _target(pool, url)
-        seen = {} if present is None or makes_room else {TRACEPARENT: present}
-        outcome, context = decide(method, scheme, host, port, path, seen, KnownGateways(model_call.get()))
+    try:
+        headers, call = _Headers(kwargs.get("headers")), model_call.get()
+        gateways = instrumented_gateways() if call is None else KnownGateways(call)
+        outcome, context = decide(method, *_target(pool, url), headers, gateways)
         if context is not None:
-            kwargs["headers"] = _with(given, context.to_headers(), replaced=present is not None)
-        elif present is not None and must_come_off(outcome, present):
-            kwargs["headers"] = _with(given, {}, replaced=True)
+            kwargs["headers"] = _with(headers.given, context.to_headers(), replaced=headers.traceparent is not None)
+        elif hops.get() is not None and (present := headers.traceparent) is not None and must_remove(outcome, present):
+            kwargs["headers"] = _with(headers.given, {}, replaced=True)
+    except Exception as error:
+        _guard.caught(error)
+
+
+class _Headers:
+    """A request's headers. A ``traceparent`` that OpenTelemetry's instrumentation has set counts as absent.
+
+    Attributes:
+        given: The caller's headers, in any form that urllib3 accepts.
+    """
+
+    __slots__ = ("given",)
+
+    def __init__(self, given: Mapping[Any, Any] | None) -> None:
+        self.given = given
+
+    @property
+    def traceparent(self) -> str | None:
+        """The ``traceparent``, even if OpenTelemetry's instrumentation has set it."""
+        for name in self.given or ():
+            if len(name) == len(TRACEPARENT) and _text(name).lower() == TRACEPARENT:
+                return _text(self.given[name])  # type: ignore[index]
+        return None
+
+    def get(self, name: str, /) -> str | None:
+        """Return the ``traceparent``, the only header that is read."""
+        present = self.traceparent
+        return None if is_by_instrumentation(present) else present
+
+    def __contains__(self, name: str, /) -> bool:
+        return self.get(name) is not None
+
+    def __getitem__(self, name: str, /) -> str:
+        return self.get(name) or ""
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
@@ -52,13 +83,6 @@ def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
         if parts.scheme:
             return parts.scheme, parts.hostname or "", parts.port, parts.path
     return pool.scheme, pool.host.strip("[]"), pool.port, url
-
-
-def _value(headers: Mapping[Any, Any] | None, name: str) -> str | None:
-    for key, value in (headers or {}).items():
-        if len(key) == len(name) and _text(key).lower() == name:
-            return _text(value)
-    return None
 
 
 def _with(given: Any, ours: dict[str, str], replaced: bool) -> Any:
@@ -77,7 +101,7 @@ def _text(value: Any) -> str:
 
 REPLACEMENTS = {
     "urllib3.connectionpool:HTTPConnectionPool._make_request": _make_request,
-    "urllib3.poolmanager:PoolManager.urlopen": shares_notes,
-    "requests:Session.send": shares_notes,
+    "urllib3.poolmanager:PoolManager.urlopen": shares_hops,
+    "requests:Session.send": shares_hops,
 }
 """The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

@@ -12,7 +12,7 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._notes import WEBSOCKET
-from agent_gateway_client.http._redirects import must_come_off, shares_notes_async
+from agent_gateway_client.http._redirects import must_remove, shares_hops_async
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a websocket; it is opened without it", "websockets")
@@ -37,7 +37,7 @@ def _add_headers(protocol: Any, request: Any) -> None:
         scheme = "https" if uri.secure else "http"
         gateways = KnownGateways(model_call.get())
         outcome, context = decide(WEBSOCKET, scheme, uri.host, uri.port, request.path, seen, gateways)
-        if context is not None or (present and must_come_off(outcome, present)):
+        if context is not None or (present and must_remove(outcome, present)):
             for name in (TRACEPARENT, TRACESTATE):
                 if name in headers:
                     del headers[name]
@@ -47,6 +47,6 @@ def _add_headers(protocol: Any, request: Any) -> None:
 
 REPLACEMENTS = {
     "websockets.client:ClientProtocol.send_request": _send_request,
-    "websockets.asyncio.client:connect.__await_impl__": shares_notes_async,
+    "websockets.asyncio.client:connect.__await_impl__": shares_hops_async,
 }
 """The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from types import TracebackType
 from weakref import finalize
 
+from agent_gateway_client._langchain_runs._calls import GatewaysHandler
+from agent_gateway_client._langchain_runs._methods import patches
 from agent_gateway_client.gateways import NO_GATEWAYS
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
-from agent_gateway_client.langchain._calls import GatewaysHandler
-from agent_gateway_client.langchain._methods import patches
 
 
 class _LangChainInstrumentation(Instrumentation):

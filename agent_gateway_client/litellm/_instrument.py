@@ -28,7 +28,7 @@ class LiteLLMInstrumentation(Instrumentation):
         if not self.is_on:
             return
         super().uninstrument(wait=wait)
-        if self.is_named():
+        if self.is_held():
             return
         # Autolog would create a second span for a call that LiteLLM has not logged yet.
         for call in list(followed_calls):
@@ -36,7 +36,7 @@ class LiteLLMInstrumentation(Instrumentation):
             if call.is_forgotten:
                 _patches.remove(call)
         _patches.remove(self._handle, wait=wait)
-        if self.is_named():
+        if self.is_held():
             # Another thread has instrumented the same gateways in the meantime.
             _patches.add(self._handle)
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from agent_gateway_client.relay.asgi_types import Send
+from agent_gateway_client.server.asgi.exchange import Send
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
@@ -27,8 +27,8 @@ class Answer:
 
     async def send(self, send: Send) -> None:
         """Send it."""
-        named = {"content-type": self.content_type, "content-length": str(len(self.body)), **self.headers}
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
+        fields = {"content-type": self.content_type, "content-length": str(len(self.body)), **self.headers}
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -52,10 +52,10 @@ def refused(status: int, why: str, content_type: str, **headers: str) -> Answer:
         content_type: The request's; OTLP requires the same for the answer.
         headers: Additional headers; underscores stand for hyphens.
     """
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
     if content_type == PROTOBUF:
-        return Answer(status, _text_field(2, why), PROTOBUF, named)
-    return Answer(status, json.dumps({"message": why}).encode(), JSON, named)
+        return Answer(status, _text_field(2, why), PROTOBUF, fields)
+    return Answer(status, json.dumps({"message": why}).encode(), JSON, fields)
 
 
 def _text_field(number: int, text: str) -> bytes:

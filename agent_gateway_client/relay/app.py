@@ -13,12 +13,12 @@ from typing import Protocol
 from agent_gateway_client._log import logger
 from agent_gateway_client.relay import otlp_json, protobuf
 from agent_gateway_client.relay.answers import JSON, PROTOBUF, Answer, refused, taken
-from agent_gateway_client.relay.asgi_types import Receive, Scope, Send
 from agent_gateway_client.relay.body import ClientGone, TooLarge, decompress, receive_body
 from agent_gateway_client.relay.collect import Collection
 from agent_gateway_client.relay.dialects import ALL_KEYS, NAMES
 from agent_gateway_client.relay.limits import Limits
 from agent_gateway_client.relay.spans import Batch, MalformedBody
+from agent_gateway_client.server.asgi.exchange import Receive, Scope, Send
 from agent_gateway_client.server.bearer import is_opened_by
 from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.observed.companion import Companion
@@ -118,7 +118,7 @@ class Relay:
         self._wake.set()
         self._submit_due(all_of_them=True)
         if not self._exporter.flush(timeout):
-            logger.warning("The relay stops before all mirrors were sent.")
+            logger.warning("The relay is stopping before all mirrors were sent.")
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -3,8 +3,8 @@
 import zlib
 from collections.abc import Callable
 
-from agent_gateway_client.relay.asgi_types import Receive
 from agent_gateway_client.relay.spans import MalformedBody
+from agent_gateway_client.server.asgi.exchange import Receive
 
 _GZIP = 16 + zlib.MAX_WBITS
 _CHUNK = 1024 * 1024

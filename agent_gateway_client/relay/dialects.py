@@ -82,10 +82,10 @@ _OPERATIONS = {"chat", "text_completion", "embeddings", "generate_content"}
 
 
 def _is_gen_ai(span: IncomingSpan) -> bool:
-    told = span.attributes
-    operation = told.get("gen_ai.operation.name")
-    names_a_model = bool(told.get("gen_ai.request.model") or told.get("gen_ai.response.model"))
-    names_a_provider = bool(told.get("gen_ai.provider.name") or told.get("gen_ai.system"))
+    attributes = span.attributes
+    operation = attributes.get("gen_ai.operation.name")
+    names_a_model = bool(attributes.get("gen_ai.request.model") or attributes.get("gen_ai.response.model"))
+    names_a_provider = bool(attributes.get("gen_ai.provider.name") or attributes.get("gen_ai.system"))
     return operation in _OPERATIONS if operation is not None else names_a_model and names_a_provider
 
 
@@ -124,13 +124,15 @@ _LITELLM_REFUSALS = ("ProxyException", "BudgetExceededError", "HTTPException")
 
 
 def _is_litellm_v1(span: IncomingSpan) -> bool:
-    """Tell LiteLLM's span of a model call from its routing spans. Without a provider, none was asked."""
-    told = span.attributes
-    is_call = "litellm.call_id" in told and "llm.request.type" in told
-    return is_call and bool(_gateway_named(span) or told.get("gen_ai.system") or told.get("gen_ai.provider.name"))
+    """Tell LiteLLM's span of a model call from its routing spans. Without a provider, none was called."""
+    attributes = span.attributes
+    is_call = "litellm.call_id" in attributes and "llm.request.type" in attributes
+    return is_call and bool(
+        _names_deployment(span) or attributes.get("gen_ai.system") or attributes.get("gen_ai.provider.name")
+    )
 
 
-def _gateway_named(span: IncomingSpan) -> bool:
+def _names_deployment(span: IncomingSpan) -> bool:
     """Tell whether LiteLLM names the chosen deployment, whose name is prefixed with the provider."""
     return "/" in str(span.attributes.get("litellm.provider.model", ""))
 
@@ -178,8 +180,8 @@ _MLFLOW_TYPES = {'"LLM"', '"CHAT_MODEL"', '"EMBEDDING"', "LLM", "CHAT_MODEL", "E
 
 
 def _is_mlflow(span: IncomingSpan) -> bool:
-    told = span.attributes
-    return told.get("mlflow.spanType") in _MLFLOW_TYPES or "mlflow.chat.tokenUsage" in told
+    attributes = span.attributes
+    return attributes.get("mlflow.spanType") in _MLFLOW_TYPES or "mlflow.chat.tokenUsage" in attributes
 
 
 _OWN: Keys = {

@@ -63,9 +63,9 @@ class Facts:
 
     def value(self, fact: str) -> Any:
         """Return a fact as it was sent, from the first attribute that is present."""
-        told = self._span.attributes
+        attributes = self._span.attributes
         for key in self._dialect.keys.get(fact, ()):
-            if (value := told.get(key)) is not None and value != "":
+            if (value := attributes.get(key)) is not None and value != "":
                 return value
         return None
 
@@ -135,8 +135,8 @@ class Facts:
         """The tokens; ``None`` if no count is known, or the call failed and reports zero or an estimate."""
         if self._span.failed and self._dialect.estimates_failures:
             return None
-        told = self.object("usage")
-        counts = {name: _first(_count(told.get(name)), self.count(name)) for name in TokenUsage.__slots__}
+        usage = self.object("usage")
+        counts = {name: _first(_count(usage.get(name)), self.count(name)) for name in TokenUsage.__slots__}
         if self._span.failed and not any(counts.values()):
             return None
         return TokenUsage(**counts) if any(count is not None for count in counts.values()) else None

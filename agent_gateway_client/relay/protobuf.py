@@ -115,8 +115,11 @@ class _Reader:
                 looked_at += 1
                 if looked_at <= self._max_attributes:
                     self._attribute(first, last, span.attributes, self._keys)
-            elif (decode := _SPAN_FIELDS.get((number, wire))) is not None:
-                decode(self, span, first, last)
+            elif number == 13 and wire == _LENGTH:
+                span.link = span.link or self.link_at(first, last)
+            elif (field := _SPAN_FIELDS.get((number, wire))) is not None:
+                name, decode = field
+                setattr(span, name, decode(self, first, last))
         return span if span.trace_id and span.span_id else None
 
     def _attribute(self, begin: int, end: int, attributes: dict[str, Value], keys: dict[bytes, str]) -> None:
@@ -248,55 +251,15 @@ class _Reader:
         return (trace_id, span_id) if trace_id and span_id else None
 
 
-def _set_trace_id(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
-    span.trace_id = reader.id_at(begin, end, 16)
-
-
-def _set_span_id(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
-    span.span_id = reader.id_at(begin, end, 8)
-
-
-def _set_parent_id(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
-    span.parent_id = reader.id_at(begin, end, 8)
-
-
-def _set_name(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
-    span.name = reader.name_at(begin, end)
-
-
-def _set_kind(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
-    span.kind = value
-
-
-def _set_start(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
-    span.start_ns = value
-
-
-def _set_end(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
-    span.end_ns = value
-
-
-def _set_link(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
-    span.link = span.link or reader.link_at(begin, end)
-
-
-def _set_status(reader: _Reader, span: IncomingSpan, begin: int, end: int) -> None:
-    span.failed = reader.status_at(begin, end)
-
-
-def _set_flags(reader: _Reader, span: IncomingSpan, value: int, _: int) -> None:
-    span.flags = value
-
-
-_SPAN_FIELDS: dict[tuple[int, int], Callable[[_Reader, IncomingSpan, int, int], None]] = {
-    (1, _LENGTH): _set_trace_id,
-    (2, _LENGTH): _set_span_id,
-    (4, _LENGTH): _set_parent_id,
-    (5, _LENGTH): _set_name,
-    (6, _VARINT): _set_kind,
-    (7, _FIXED64): _set_start,
-    (8, _FIXED64): _set_end,
-    (13, _LENGTH): _set_link,
-    (15, _LENGTH): _set_status,
-    (16, _FIXED32): _set_flags,
+_SPAN_FIELDS: dict[tuple[int, int], tuple[str, Callable[[_Reader, int, int], object]]] = {
+    (1, _LENGTH): ("trace_id", lambda reader, begin, end: reader.id_at(begin, end, 16)),
+    (2, _LENGTH): ("span_id", lambda reader, begin, end: reader.id_at(begin, end, 8)),
+    (4, _LENGTH): ("parent_id", lambda reader, begin, end: reader.id_at(begin, end, 8)),
+    (5, _LENGTH): ("name", _Reader.name_at),
+    (6, _VARINT): ("kind", lambda reader, value, _: value),
+    (7, _FIXED64): ("start_ns", lambda reader, value, _: value),
+    (8, _FIXED64): ("end_ns", lambda reader, value, _: value),
+    (15, _LENGTH): ("failed", _Reader.status_at),
+    (16, _FIXED32): ("flags", lambda reader, value, _: value),
 }
+"""The attributes of :class:`IncomingSpan`, by field number and wire type, and how they are decoded."""

@@ -44,7 +44,7 @@ class gateway_call(AbstractContextManager[GatewayCall], AbstractAsyncContextMana
             line; or a framework's headers object (Flask, Django, ``http.server``). Headers that cannot be read cause
             one warning, and the call is not mirrored.
         endpoint: The endpoint's name in the gateway's configuration. Do not pass a name from the caller unchecked.
-        operation: What is asked of the model.
+        operation: What the model is called for.
         request_type: The gateway's own name for the route.
         server_address: ``host:port`` at which the gateway was reached.
         may_join: Whether the caller may join the trace of its ``traceparent``. If not, the call is not mirrored.

@@ -28,7 +28,7 @@ CLIENT_DISCONNECT = "client_disconnect"
 """The ``error_type`` of a call whose client disconnected before the response was complete."""
 
 Operation = Literal["chat", "text_completion", "embeddings", "generate_content", "other"]
-"""What was asked of the model: values of OpenTelemetry's ``gen_ai.operation.name``, and ``other``."""
+"""What the model was called for: values of OpenTelemetry's ``gen_ai.operation.name``, and ``other``."""
 
 NO_PARENT = TraceContext(0, 0, 0)
 """The parent of a call whose caller is not tracing."""
@@ -159,7 +159,7 @@ class GatewayCall:
         parent: The caller's span.
         endpoint: The endpoint's name in the gateway's configuration.
         endpoint_id: The endpoint's id there, where it has one.
-        operation: What was asked of the model.
+        operation: What the model was called for.
         request_type: The gateway's own name for the route, from a closed set.
         server_address: ``host:port`` at which the gateway was reached.
         streaming: Whether the response was a stream; ``None`` if that is not known.
@@ -233,7 +233,7 @@ class GatewayCall:
     def attempt_under_way(self) -> Attempt | None:
         """Return the open attempt of the running code: the last one started in this context, else in any.
 
-        Concurrent attempts in separate tasks are told apart.
+        Concurrent attempts in separate tasks are kept apart.
         """
         begun = [attempt for attempt in self.attempts if attempt.end_time_ns is None]
         latest = _latest_attempt.get()

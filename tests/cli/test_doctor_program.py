@@ -51,7 +51,7 @@ def test_a_healthy_program(server: HttpServer, write: Any):  # noqa: F811
         (CALL, "host", "use one spelling for both"),
         (CALL, "path", "does not begin with it"),
         (CALL, "port", "Is the model's base URL one of them?"),
-        ("", "", "No request was seen"),
+        ("", "", "No request was recorded"),
         ("import urllib.request\nurllib.request.urlopen(url)\n", "", "need trace_headers(url)"),
     ],
     ids=["no span", "only a list", "other spelling", "wrong path", "other port", "no request", "unknown library"],
@@ -99,8 +99,10 @@ def test_whether_mirrors_have_arrived(mirrors: int, server: HttpServer, tmp_path
     assert [request["mirror"] for request in seen["requests"]] == [None] + [True] * mirrors + [False] * (2 - mirrors)
     assert (seen["ok"], ended.returncode) == ((True, 0) if mirrors == 2 else (False, 1)), ended.stderr
     assert ["A mirror has not arrived" in advice for advice in seen["advice"]] == [True] * (mirrors < 2)
-    shown = agent_gateway(*given, *command, MLFLOW_TRACKING_URI=uri).stdout
-    assert (shown.count(", mirror arrived"), shown.count(", no mirror")) == (mirrors, 2 - mirrors)
+    if mirrors == 1:
+        # One of each is enough to see both shown; every run imports MLflow twice.
+        shown = agent_gateway(*given, *command, MLFLOW_TRACKING_URI=uri).stdout
+        assert (shown.count(", mirror arrived"), shown.count(", no mirror")) == (1, 1)
 
 
 def test_what_is_not_a_call_of_a_model_is_no_fault(server: HttpServer, write: Any):  # noqa: F811
@@ -112,7 +114,7 @@ def test_what_is_not_a_call_of_a_model_is_no_fault(server: HttpServer, write: An
     )
     ended = doctor(program, server.gateway, server.gateway)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert [", not a call of a model" in line for line in ended.stdout.splitlines()] == [False, True, True, True, False]
+    assert [", not a model call" in line for line in ended.stdout.splitlines()] == [False, True, True, True, False]
     assert "no span was active" not in ended.stderr
 
 
@@ -133,7 +135,7 @@ def test_a_program_that_uses_the_client_itself(name: str, body: str, status: int
     assert ended.returncode == status, ended.stdout + ended.stderr
     assert ("BROKEN" in ended.stdout) == bool(status)
     if "v2" not in body:
-        assert ("nothing that it has set up covers" in ended.stdout) == bool(status)
+        assert ("its set-up does not cover" in ended.stdout) == bool(status)
 
 
 CALLS = [
@@ -161,7 +163,7 @@ def test_a_program_that_fails(server: HttpServer, write: Any):  # noqa: F811
     ended = doctor(write(CALL + "sys.exit(7)\n"), server.gateway, server.gateway)
     assert ended.returncode == 7
     assert f"sent  {server.gateway}: it goes to a gateway, and a span is active [span" in ended.stdout
-    assert "The program ended with status 7" in ended.stdout
+    assert "The program exited with status 7" in ended.stdout
     assert doctor("no-such-program.py", server.gateway, "").returncode == 2
 
 

@@ -7,11 +7,12 @@ import openai
 import pytest
 
 from agent_gateway_client.demo.provider import Provider
+from tests.support.model_provider import EveryApi
 
 
 @pytest.fixture(scope="module")
 def shared_provider() -> Iterator[Provider]:
-    with Provider() as provider:
+    with EveryApi() as provider:
         yield provider
 
 

@@ -14,6 +14,7 @@ from mlflow.utils.rest_utils import MlflowHostCreds
 
 from agent_gateway_client.demo.gateway import ENDPOINTS, DemoGateway
 from agent_gateway_client.errors import StartError
+from tests.support.workers import gateway_with_workers
 
 pytestmark = pytest.mark.e2e
 
@@ -145,7 +146,7 @@ def test_the_server_can_be_away_and_come_back(gateway: DemoGateway, http: httpx.
     assert gateway.pid is None
     with pytest.raises(httpx.ConnectError):
         http.get("/mlflow/v1/models")
-    assert httpx.get(f"{gateway.provider.url}/v1/models").status_code == 200
+    assert httpx.get(f"{gateway.provider.url}/_requests").status_code == 200
     gateway.start_server()
     assert gateway.tracking_uri == address
     assert http.post("/openai/v1/chat/completions", json={"model": "chat", **CHAT}).status_code == 200
@@ -190,7 +191,7 @@ def test_a_directory_can_be_used_again_and_nothing_stays_running(gateway: DemoGa
         with pytest.raises(httpx.ConnectError):
             httpx.get(address)
 
-    with DemoGateway(None, workers=2, directory=directory) as second:
+    with gateway_with_workers(2, None, directory=directory) as second:
         pid = second.pid
         assert pid
         second.provider.clear()

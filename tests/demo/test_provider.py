@@ -19,7 +19,7 @@ CHAT: Any = [{"role": "user", "content": PROMPT}]
 def test_providers_do_not_meet_on_a_port():
     with Provider() as one, Provider() as two:
         assert one.url != two.url
-        assert [httpx.get(f"{each.url}/v1/models").status_code for each in (one, two)] == [200, 200]
+        assert [httpx.get(f"{each.url}/_requests").status_code for each in (one, two)] == [200, 200]
 
 
 def test_a_port_that_is_taken_is_refused_by_name():
@@ -38,7 +38,7 @@ def test_a_stopped_provider_leaves_its_port():
     with pytest.raises(StartError, match="not running"):
         _ = provider.url
     with Provider(port) as again:
-        assert httpx.get(f"{again.url}/v1/models").status_code == 200
+        assert httpx.get(f"{again.url}/_requests").status_code == 200
 
 
 def test_requests_are_recorded_as_they_came(provider: Provider, http: httpx.Client):
@@ -62,7 +62,7 @@ def test_only_the_last_requests_are_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(provider_module, "MAX_RECORDED", 2)
     with Provider() as provider:
         for number in range(3):
-            httpx.get(f"{provider.url}/v1/models?{number}")
+            httpx.get(f"{provider.url}/v1/nowhere?{number}")
         assert [request.query for request in provider.requests] == ["1", "2"]
 
 

@@ -27,10 +27,14 @@ FOUND = {**CAME, "mirrored": 1}
         ({"without_token": 2}, "without its token", "OTEL_EXPORTER_OTLP_HEADERS"),
         ({"requests": 1, "unrecognised": 3}, "none of 3 is a model call", "gen_ai.*"),
         (CAME, "belong to no caller's trace", "OTEL_PROPAGATORS=tracecontext"),
-        ({**FOUND, "dropped": {"unknown_trace": 1}}, "the store never received", "the MLflow that the relay writes to"),
+        (
+            {**FOUND, "dropped": {"unknown_trace": 1}},
+            "the store never received",
+            "the MLflow server that the relay writes to",
+        ),
         ({**FOUND, "dropped": {"refused": 1}}, "the store refused them", "docs/operating.md"),
-        ({**FOUND, "waiting": 1, "problem": "HTTP 403"}, "HTTP 403", "Let the relay's user write"),
-        ({**FOUND, "waiting": 1}, "waits for the agent's trace. The relay writes to MLflow", "--tracking-uri"),
+        ({**FOUND, "waiting": 1, "problem": "HTTP 403"}, "HTTP 403", "Give the relay's user write"),
+        ({**FOUND, "waiting": 1}, "is waiting for the agent's trace. The relay writes to MLflow", "--tracking-uri"),
         ({**FOUND, "sent": 1}, "elsewhere. The relay writes to MLflow at http://mlflow:5000", "--tracking-uri"),
     ],
 )

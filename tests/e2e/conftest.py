@@ -17,6 +17,7 @@ from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import USER, Database, httpx_client, tracing_into
 from tests.support.fastapi_gateway import fastapi_gateway
 from tests.support.litellm_proxy import LiteLLMProxy, configuration
+from tests.support.model_provider import EveryApi
 from tests.support.relay import OtelProxy, otel_proxy
 
 
@@ -40,7 +41,15 @@ def engine_port() -> Iterator[int]:
 def gateway(tmp_path_factory: pytest.TempPathFactory, upstream_port: int, engine_port: int) -> Iterator[DemoGateway]:
     """A gateway with the companion and MLflow's default configuration. Two of its upstreams continue traces."""
     environment = {"AGENT_GATEWAY_URLS": f"http://127.0.0.1:{upstream_port},http://127.0.0.1:{engine_port}"}
-    with DemoGateway(directory=tmp_path_factory.mktemp("gateway"), env=environment) as gateway:
+    directory = tmp_path_factory.mktemp("gateway")
+    with DemoGateway(directory=directory, env=environment, provider=EveryApi()) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
+    """The same gateway without the companion."""
+    with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as gateway:
         yield gateway
 
 

@@ -33,7 +33,7 @@ def test_all_is_well(gateway: DemoGateway):
     ]
     details = {check["name"]: check["detail"] for check in report["checks"]}
     assert f"agent-gateway-client {__version__}" in details["companion"]
-    assert "s after the call" in details["mirror"]
+    assert "s of the call" in details["mirror"]
     assert "mlflow.flush_trace_async_logging()" in details["trace"]
 
 
@@ -46,7 +46,7 @@ def test_what_a_person_is_told(gateway: DemoGateway):
     told = CliRunner().invoke(app, [*command, "nobody"])
     assert told.exit_code == 1
     assert "BROKEN  endpoint: The gateway answers" in told.output
-    assert "What to do: Give --model" in told.output.splitlines()[-1]
+    assert "What to do: Set --model" in told.output.splitlines()[-1]
     told = CliRunner().invoke(app, [*command[:3], "--model", "chat"], env={"MLFLOW_TRACKING_URI": None})
     assert (told.exit_code, "Give --tracking-uri" in told.output) == (2, True)
 
@@ -112,11 +112,11 @@ def test_a_store_that_is_not_there(gateway: DemoGateway):
     ("answers", "said", "fix"),
     [
         ({"/version": (200, "2.22.1")}, "MLflow 2.22.1, which is too old", "Upgrade the server to MLflow 3.15"),
-        ({"/version": (200, "<html>")}, "not as MLflow does", "--tracking-uri"),
-        ({"/version": (401, "")}, "asks for credentials", "MLFLOW_TRACKING_USERNAME"),
+        ({"/version": (200, "<html>")}, "is not MLflow", "--tracking-uri"),
+        ({"/version": (401, "")}, "requires credentials", "MLFLOW_TRACKING_USERNAME"),
         (
             {"/experiments/get-by-name": (401, "You are not authenticated.")},
-            "asks for credentials",
+            "requires credentials",
             "MLFLOW_TRACKING_USERNAME",
         ),
         (
@@ -164,7 +164,7 @@ def test_tracing_that_is_switched_off(gateway: DemoGateway):
 
 
 @pytest.mark.parametrize(
-    ("model", "status", "fix"), [("nobody", "4", "--model"), ("failing", "5", "Mend the endpoint")]
+    ("model", "status", "fix"), [("nobody", "4", "--model"), ("failing", "5", "provider, key and quota")]
 )
 def test_an_endpoint_that_does_not_answer(model: str, status: str, fix: str, gateway: DemoGateway):
     check = broken(examined(gateway, model=model))
@@ -187,8 +187,8 @@ OTHER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 @pytest.mark.parametrize(
     ("change", "said", "fix"),
     [
-        (without("traceparent"), "reached the companion with no traceparent", "pass traceparent"),
-        (replacing("traceparent", "none"), "1 traceparent headers, which together are invalid", "pass traceparent"),
+        (without("traceparent"), "reached the companion with no traceparent", "forward traceparent"),
+        (replacing("traceparent", "none"), "1 traceparent headers, which together are invalid", "forward traceparent"),
         (replacing("traceparent", OTHER), f"reached the companion with {OTHER}", "replaces the header"),
     ],
     ids=["stripped", "broken", "replaced"],

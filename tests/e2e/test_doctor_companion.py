@@ -1,6 +1,5 @@
 """`agent-gateway doctor`: a companion that is missing, cannot write, or writes too much, each provoked."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,13 +22,6 @@ def test_a_gateway_without_the_companion(gateway: DemoGateway):
     assert "add_middleware(GatewayTracingMiddleware)" in check.fix
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """MLflow without the companion."""
-    with DemoGateway(None, directory=tmp_path_factory.mktemp("plain")) as gateway:
-        yield gateway
-
-
 def test_mlflow_without_the_companion(plain: DemoGateway):
     """MLflow's own mirror is lost in its default configuration, and the doctor reports it."""
     *_, companion, own = checks = examined(plain, patience_s=IMPATIENCE_S)
@@ -41,8 +33,8 @@ def test_mlflow_without_the_companion(plain: DemoGateway):
 
 @pytest.mark.parametrize(
     ("status", "fix"),
-    [(401, "MLFLOW_TRACKING_USERNAME"), (403, "write to the experiment"), (404, "MLFLOW_TRACKING_URI"),
-     (501, "a database as its backend store")],
+    [(401, "MLFLOW_TRACKING_USERNAME"), (403, "write access to the experiment"), (404, "MLFLOW_TRACKING_URI"),
+     (501, "a database as the backend store")],
 )  # fmt: skip
 def test_a_store_that_refuses_the_mirrors(status: int, fix: str, gateway: DemoGateway):
     """Authentication, permission, a missing experiment or path, and a file store."""
@@ -83,7 +75,7 @@ def test_a_gateway_that_writes_to_another_mlflow(gateway: DemoGateway, plain: De
     with asgi_gateway(gateway, exporter_to(plain.tracking_uri)) as url:
         check = broken(examined(gateway, url, IMPATIENCE_S))
     assert check.name == "mirror"
-    assert "writes to another MLflow" in check.detail
+    assert "writes to another MLflow server" in check.detail
 
 
 def test_a_gateway_that_writes_to_a_collector(gateway: DemoGateway, monkeypatch: pytest.MonkeyPatch):
@@ -95,7 +87,7 @@ def test_a_gateway_that_writes_to_a_collector(gateway: DemoGateway, monkeypatch:
         with asgi_gateway(gateway, exporter) as url:
             check = broken(examined(gateway, url, IMPATIENCE_S))
     assert check.name == "mirror"
-    assert "by OTLP" in check.detail
+    assert "over OTLP" in check.detail
     assert "AGENT_GATEWAY_EXPORTER" in check.fix
 
 
@@ -111,7 +103,7 @@ def test_a_gateway_that_hides_the_tokens(gateway: DemoGateway):
         gateway, exporter_to(gateway.tracking_uri), change_answer=lambda answer: answer.pop("usage")
     ) as url:
         check = broken(examined(gateway, url))
-    assert (check.name, "says nothing of tokens" in check.detail) == ("tokens", True)
+    assert (check.name, "has no token usage" in check.detail) == ("tokens", True)
 
 
 def test_a_gateway_that_counts_tokens_of_its_own(gateway: DemoGateway):

@@ -73,7 +73,7 @@ def test_no_relay():
 def test_something_else(gateway: DemoGateway):
     """MLflow has a page with that name."""
     check = broken(alone(gateway.tracking_uri))
-    assert (check.name, "not as the relay does" in check.detail) == ("relay", True)
+    assert (check.name, "is not a relay" in check.detail) == ("relay", True)
 
 
 def test_a_token(monkeypatch: pytest.MonkeyPatch):
@@ -85,8 +85,8 @@ def test_a_token(monkeypatch: pytest.MonkeyPatch):
         wrong = broken(alone(running.url))
         monkeypatch.setenv("AGENT_GATEWAY_RELAY_TOKEN", TOKEN)
         right = alone(running.url)
-    assert (missing.name, "asks for a token" in missing.detail) == ("relay_token", True)
-    assert (wrong.name, "refuses the token" in wrong.detail) == ("relay_token", True)
+    assert (missing.name, "requires a token" in missing.detail) == ("relay_token", True)
+    assert (wrong.name, "rejects the token" in wrong.detail) == ("relay_token", True)
     assert "OTEL_EXPORTER_OTLP_HEADERS" in missing.fix
     assert [check.name for check in right if check.ok] == ALONE
     assert "2 requests had no token, or a wrong one." in right[2].detail
@@ -104,8 +104,8 @@ def test_spans_that_are_no_calls():
 @pytest.mark.parametrize(
     ("writes_to", "said", "fix"),
     [
-        ("MLflow", "1 calls wait for their agents' traces", "the MLflow that the relay writes to"),
-        ("MLflow, impatient", "1 dropped because the store never received", "the MLflow that the relay"),
+        ("MLflow", "1 calls are waiting for their agents' traces", "the MLflow server that the relay writes to"),
+        ("MLflow, impatient", "1 dropped because the store never received", "the MLflow server that the relay"),
         ("nowhere", "cannot send its mirrors to MLflow at http://127.0.0.1:9", "MLFLOW_TRACKING_URI"),
     ],
 )

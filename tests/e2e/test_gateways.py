@@ -215,10 +215,11 @@ def test_client_that_hangs_up(run: Run):
         assert assert_linked(mirror).info.state == "ERROR"
 
 
-async def _ask(client: Any, number: int) -> Span:
-    """Make a call; every fifth call falls back, and every second one is a stream."""
+async def _ask(column: Column, client: Any, number: int) -> Span:
+    """Make a call; every fifth call falls back, and every second one is a stream, if streams fall back."""
     with mlflow.start_span(f"call {number}") as span:
-        model, options = ("chat" if number % 5 else "fallback"), ({} if number % 2 else STREAM)
+        model, is_stream = ("chat" if number % 5 else "fallback"), number % 2 == 0
+        options = STREAM if is_stream and (model == "chat" or column.streams_fall_back) else {}
         answer = await client.chat.completions.create(model=model, messages=[USER], **options)
         if options:
             async for _ in answer:
@@ -230,7 +231,7 @@ def _ask_at_once(run: Run, count: int, *, in_one_trace: bool) -> list[Span]:
     async def ask() -> list[Span]:
         async with run.column.async_openai_client() as client:
             with mlflow.start_span("fan out") if in_one_trace else contextlib.nullcontext():
-                return await asyncio.gather(*(_ask(client, number) for number in range(count)))
+                return await asyncio.gather(*(_ask(run.column, client, number) for number in range(count)))
 
     return asyncio.run(ask())
 

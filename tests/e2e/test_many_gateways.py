@@ -110,9 +110,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """2,000 calls through two gateway processes, after everything has been sent to MLflow."""
     with ExitStack() as running:
         postgres = running.enter_context(Postgres())
-        server = MlflowServer(
-            tmp_path_factory.mktemp("mlflow"), postgres.url, app_name=None, workers=1, port=None, env={}
-        )
+        server = MlflowServer(tmp_path_factory.mktemp("mlflow"), postgres.url, app_name=None, port=None, env={})
         running.callback(server.close)
         server.start()
         mlflow.set_tracking_uri(server.url)

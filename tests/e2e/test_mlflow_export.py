@@ -59,7 +59,7 @@ def server(directory: Path) -> Iterator[MlflowServer]:
         "PYTHONPATH": os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")]),
     }
     store = f"sqlite:///{directory / 'mlflow.db'}"
-    server = MlflowServer(directory, store, app_name="basic-auth", workers=1, port=None, env=environment)
+    server = MlflowServer(directory, store, app_name="basic-auth", port=None, env=environment)
     try:
         server.start()
         yield server

@@ -19,6 +19,7 @@ from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import CHAT, tracing_into
 from tests.support.server import DEADLINE_S
+from tests.support.workers import gateway_with_workers
 
 EXPORTED = 'agent_gateway_exporter_call_exported_total{error_type=""}'
 
@@ -35,7 +36,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
     directory = tmp_path_factory.mktemp("watched")
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(directory / "metrics"), "AGENT_GATEWAY_WARM_UP": "1"}
     with (
-        DemoGateway(workers=WORKERS, directory=directory, env=environment) as gateway,
+        gateway_with_workers(WORKERS, directory=directory, env=environment) as gateway,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.delenv("AGENT_GATEWAY_URLS", raising=False)

@@ -29,6 +29,7 @@ from tests.support.e2e import (
     tracing_into,
     wait_for,
 )
+from tests.support.workers import gateway_with_workers
 
 MESSAGES: Any = [USER]
 MINI = [("openai/gpt-4o-mini", "OK")]
@@ -141,7 +142,7 @@ def test_who_may_join(guarded: DemoGateway):
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
     """Two workers, in a configuration in which MLflow's own mirror would work."""
     environment = {"MLFLOW_USE_BATCH_SPAN_PROCESSOR": "false"}
-    with DemoGateway(workers=2, env=environment, directory=tmp_path_factory.mktemp("workers")) as gateway:
+    with gateway_with_workers(2, env=environment, directory=tmp_path_factory.mktemp("workers")) as gateway:
         yield gateway
 
 

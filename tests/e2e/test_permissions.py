@@ -5,7 +5,16 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from mlflow.entities.gateway_budget_policy import (
+    BudgetAction,
+    BudgetDuration,
+    BudgetDurationUnit,
+    BudgetTargetScope,
+    BudgetUnit,
+)
+from mlflow.store.tracking.rest_store import RestStore
 from mlflow.tracing.client import TracingClient
+from mlflow.utils.rest_utils import MlflowHostCreds
 
 from agent_gateway_client.demo.gateway import DemoGateway
 from agent_gateway_client.w3c import TraceContext
@@ -105,3 +114,38 @@ def test_a_made_up_traceparent_reads_nothing(guarded: DemoGateway, experiment: s
         )
         answers.append((answer.status_code, sorted(answer.headers)))
     assert answers[0] == answers[1]
+
+
+@pytest.fixture
+def without_money(guarded: DemoGateway) -> Iterator[None]:
+    """An exhausted budget for all calls of the gateway."""
+    host = MlflowHostCreds(guarded.tracking_uri, *CREDENTIALS)  # type: ignore[no-untyped-call]
+    store = RestStore(lambda: host)  # type: ignore[no-untyped-call]
+    policy = store.create_budget_policy(
+        BudgetUnit.USD,
+        1e-9,
+        BudgetDuration(BudgetDurationUnit.DAYS, 1),
+        BudgetTargetScope.GLOBAL,
+        BudgetAction.REJECT,
+    )
+    # The first call may be served; it costs more than that.
+    wait_for("a refusal", lambda: post_chat(guarded, secrets.token_hex(16), basic(*CREDENTIALS)) == 429)
+    yield
+    store.delete_budget_policy(policy.budget_policy_id)
+
+
+def test_an_exhausted_budget(guarded: DemoGateway, experiment: str, without_money: None):
+    """The refusal is mirrored for a caller who may write, and not for a wrong password or another user."""
+    database = Database(guarded.log_path.parent / "mlflow.db")
+    callers = {"mallory": ("mallory", PASSWORD), "wrong": ("alice", "wrong"), "alice": ("alice", PASSWORD)}
+    traces = {name: begin(guarded, experiment) for name in callers}
+    statuses = {name: post_chat(guarded, traces[name], basic(*callers[name])) for name in callers}
+    assert statuses == {"mallory": 429, "wrong": 401, "alice": 429}
+    # The exporter sends in order: the mirror of the last call comes after those of the others.
+    wait_for("the mirror", lambda: database.spans(f"tr-{traces['alice']}"))
+    found = {name: database.spans(f"tr-{trace_id}") for name, trace_id in traces.items()}
+    assert {name: len(spans) for name, spans in found.items()} == {"mallory": 0, "wrong": 0, "alice": 1}
+    (mirror,) = found["alice"]
+    assert (mirror["name"], mirror["status"]) == ("gateway/chat", "ERROR")
+    assert (mirror["content"]["attributes"]["error.type"], mirror["content"]["status"]["message"]) == ('"429"', "")
+    assert "udget" not in "".join(map(str, database.rows_of(f"tr-{traces['alice']}")))

@@ -1,7 +1,6 @@
 """The companion does not change a byte of an answer."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -35,13 +34,6 @@ REQUESTS: dict[str, tuple[str, Any]] = {
 TIMES = (b"date", b"x-mlflow-gateway-duration-ms", b"x-mlflow-gateway-overhead-duration-ms")
 
 TRACEPARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
-    """The same gateway without the companion."""
-    with DemoGateway(app_name=None, directory=tmp_path_factory.mktemp("plain")) as gateway:
-        yield gateway
 
 
 def answer_of(gateway: DemoGateway, path: str, body: Any, headers: dict[str, str]) -> tuple[int, list[Any], bytes]:

@@ -141,7 +141,7 @@ def test_what_to_show_has_to_be_said(trace_id: str):
     for arguments in ([], [trace_id, "--last"]):
         told = run(*arguments)
         assert told.exit_code == 2
-        assert "Name either a TRACE_ID or --last." in told.output
+        assert "Give either a TRACE_ID or --last." in told.output
 
 
 def test_a_process_without_a_trace(monkeypatch: pytest.MonkeyPatch):

@@ -150,7 +150,7 @@ async def test_a_wrapped_client_keeps_its_own_gateways(stack: Any, kind: str, ur
     ("gateways", "environment", "message"),
     [
         ([], None, r"Give its URL, like instrument\('http://localhost:5000/gateway'\), or set AGENT_GATEWAY_URLS"),
-        ([], " , ", "No gateway is named"),
+        ([], " , ", "No gateway is configured"),
         ([], "localhost:5000", "In the environment variable AGENT_GATEWAY_URLS: .*no scheme"),
         (["localhost:5000"], GATEWAY, "no scheme"),
         ([GATEWAY, 5], None, "5 is not a gateway URL"),

@@ -132,7 +132,7 @@ async def test_runs_without_a_handler_are_not_followed(
     call: str, autolog: str, handler: GatewayCallbackHandler, monkeypatch: pytest.MonkeyPatch
 ):
     """For such a run nothing is read or made, and no span is active in its model's code."""
-    monkeypatch.setattr("agent_gateway_client.langchain._methods.LangChainCall", pytest.fail)
+    monkeypatch.setattr("agent_gateway_client._langchain_runs._methods.LangChainCall", pytest.fail)
     seen: list[Any] = []
     words, run = CALLS[call]
     with mlflow.start_span("agent"):

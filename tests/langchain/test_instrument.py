@@ -12,7 +12,7 @@ from tests.support.client import GATEWAY, Wire, isolated, named_by, value_of  # 
 pytest.importorskip("langchain_core")
 
 from agent_gateway_client import GatewayCallbackHandler, instrument, uninstrument
-from agent_gateway_client.langchain._methods import patches
+from agent_gateway_client._langchain_runs._methods import patches
 from tests.langchain.test_patches import changed, functions
 from tests.support.langchain import each_autolog, http_model, messages, own_parents, parents  # noqa: F401
 

@@ -17,8 +17,8 @@ from tests.support.client import (
 pytest.importorskip("langchain_core")
 
 from agent_gateway_client import instrument, uninstrument
+from agent_gateway_client._langchain_runs._methods import patches
 from agent_gateway_client.langchain import GatewayCallbackHandler
-from agent_gateway_client.langchain._methods import patches
 from tests.support.langchain import http_model, parents
 
 VERSION = f"langchain-core {metadata.version('langchain-core')}"
@@ -45,9 +45,9 @@ async def test_a_method_that_has_moved(path: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("guards_hold", "isolated")
-def test_instrument_without_the_adapter(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """If the adapter cannot be imported, instrument() works, and one warning says what is lost."""
-    monkeypatch.setitem(sys.modules, "agent_gateway_client.langchain._methods", None)
+def test_instrument_without_the_methods(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """If the patches cannot be imported, instrument() works, and one warning says what is lost."""
+    monkeypatch.setitem(sys.modules, "agent_gateway_client._langchain_runs._methods", None)
     wire = Wire()
     try:
         with mlflow.start_span("agent") as span:

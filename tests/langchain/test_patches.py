@@ -29,10 +29,10 @@ from langchain_core.language_models import BaseChatModel, BaseLLM
 
 from agent_gateway_client import instrument, uninstrument
 from agent_gateway_client._install import install_command
+from agent_gateway_client._langchain_runs import _mlflow as _langchain_mlflow
+from agent_gateway_client._langchain_runs._methods import patches, prompts
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.langchain import GatewayCallbackHandler
-from agent_gateway_client.langchain import _mlflow as _langchain_mlflow
-from agent_gateway_client.langchain._methods import patches, prompts
 from tests.support.langchain import (
     each_autolog,  # noqa: F401
     http_model,

@@ -18,6 +18,7 @@ import mlflow
 import mlflow.openai
 import pytest
 from mlflow.entities.trace_location import MlflowExperimentLocation
+from mlflow.utils.autologging_utils import get_autologging_config
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -81,7 +82,8 @@ def isolated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         mlflow.start_span_no_context("first").end()
     MemoryExporter.spans.clear()
     yield
-    mlflow.openai.autolog(disable=True)
+    if not get_autologging_config("openai", "disable", True):
+        mlflow.openai.autolog(disable=True)
     mlflow.tracing.reset()
 
 

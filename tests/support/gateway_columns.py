@@ -8,7 +8,7 @@ import pytest
 
 from agent_gateway_client.demo.gateway import ENDPOINTS, DemoGateway
 from tests.support.flask_gateway import flask_server, wsgi_server
-from tests.support.gateways import MODELS, Column, exporter_to, serving
+from tests.support.gateways import MLFLOW, MODELS, Column, exporter_to, serving
 from tests.support.made_up_gateway import MadeUpGateway
 
 
@@ -17,7 +17,8 @@ def mlflow_ai_gateway(request: pytest.FixtureRequest) -> Iterator[Column]:
     gateway: DemoGateway = request.getfixturevalue("gateway")
     for name in MODELS.keys() - ENDPOINTS.keys():
         gateway.create_endpoint(name, MODELS[name])
-    yield Column(gateway.openai_base_url, has_own_traces=True)
+    # MLflow 3.15 reports a failure in the stream, and asks no other model.
+    yield Column(gateway.openai_base_url, has_own_traces=True, streams_fall_back=MLFLOW > (3, 15))
 
 
 @contextmanager

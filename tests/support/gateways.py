@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import httpx
 import openai
 from mlflow.tracing.client import TracingClient
+from mlflow.version import VERSION
 
 from agent_gateway_client import wrap_httpx, wrap_openai
 from agent_gateway_client.server.export import Exporter
@@ -27,6 +28,9 @@ MODELS = {
 }
 """The models of every gateway, and the local provider's models behind each, in the order of the attempts."""
 
+MLFLOW = tuple(map(int, VERSION.split(".")[:2]))
+"""The installed version of MLflow, major and minor."""
+
 
 class Column(NamedTuple):
     """A running gateway of the table.
@@ -36,6 +40,7 @@ class Column(NamedTuple):
         key: The key that callers must send.
         has_own_traces: Whether it keeps its own traces, to which its mirrors link.
         reads_one_line: Whether it sees only one line of each header, and thus no second ``traceparent``.
+        streams_fall_back: Whether a stream is asked of the next model if one fails before its first chunk.
         untold: Facts that its mirrors lack, and why; docs/relay.md has each sentence.
     """
 
@@ -43,7 +48,12 @@ class Column(NamedTuple):
     key: str = "none"
     has_own_traces: bool = False
     reads_one_line: bool = False
+    streams_fall_back: bool = True
     untold: Mapping[str, str] = MappingProxyType({})
+
+    def tried(self, model: str, *, streamed: bool) -> list[str]:
+        """Return the provider's models that a call has to try, in order."""
+        return MODELS[model][:1] if streamed and not self.streams_fall_back else MODELS[model]
 
     def openai_client(self) -> openai.OpenAI:
         """Return a wrapped OpenAI client for the gateway."""

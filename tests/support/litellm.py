@@ -35,6 +35,7 @@ from agent_gateway_client.demo.provider import Provider
 from agent_gateway_client.http import _process_wide
 from agent_gateway_client.litellm import _instrument
 from agent_gateway_client.litellm._calls import LiteLLMCall
+from tests.support.model_provider import EveryApi
 
 each_way = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
@@ -150,7 +151,7 @@ async def make_call(name: str, provider: Provider, *, is_async: bool, **more: An
 
 @pytest.fixture(scope="module")
 def shared_provider() -> Iterator[Provider]:
-    with Provider() as provider:
+    with EveryApi() as provider:
         yield provider
     # LiteLLM does not close its clients, which must not affect the next test.
     with warnings.catch_warnings():

@@ -53,7 +53,7 @@ class Session:
         send: ASGI's.
     """
 
-    __slots__ = ("_asked", "_call", "_is_set_up", "_model", "_receive", "_send", "_usage")
+    __slots__ = ("_call", "_is_set_up", "_model", "_receive", "_requested", "_send", "_usage")
 
     def __init__(self, call: GatewayCall, receive: Receive, send: Send) -> None:
         self._call = call
@@ -62,16 +62,16 @@ class Session:
         self._usage: TokenUsage | None = None
         self._model: str | None = None
         # The model in Gemini's first message. OpenAI's is in the query.
-        self._asked: str | None = None
+        self._requested: str | None = None
         # Whether the provider has accepted the session, and with it the model.
         self._is_set_up = False
 
     async def receive(self) -> Message:
         """ASGI's ``receive`` for the application."""
         message = await self._receive()
-        if message["type"] == "websocket.receive" and not self._is_set_up and self._asked is None:
+        if message["type"] == "websocket.receive" and not self._is_set_up and self._requested is None:
             with _guard:
-                self._asked = _model_of_setup(_content(message))
+                self._requested = _model_of_setup(_content(message))
         if message["type"] == "websocket.disconnect":
             self._call.end(None if message.get("code", 1005) in _NORMAL else CLIENT_DISCONNECT)
         return message
@@ -106,10 +106,10 @@ class Session:
         """
         facts = ResponseFacts(self._model, self._usage)
         query = parse_qs(bytes(scope.get("query_string", b"")).decode("latin-1"))
-        asked = (self._asked or query.get("model", [None])[0]) if self._is_set_up else None
+        requested = (self._requested or query.get("model", [None])[0]) if self._is_set_up else None
 
         def finish(call: GatewayCall) -> None:
-            call.endpoint = call.endpoint or model_name(asked) or REALTIME
+            call.endpoint = call.endpoint or model_name(requested) or REALTIME
             add_facts(call, facts, provider)
 
         return finish

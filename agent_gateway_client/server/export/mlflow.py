@@ -190,16 +190,16 @@ class MlflowDestination(Destination):
             with self._store.in_workspace(workspace):
                 experiments = self._store.experiments_of(list(by_id)) if by_id else {}
         except Exception as error:
-            raise as_export_error(error, asked=True) from error
+            raise as_export_error(error, is_look_up=True) from error
         return {by_id[trace_id]: str(experiment_id) for trace_id, experiment_id in experiments.items()}
 
 
-def as_export_error(error: Exception, *, asked: bool = False) -> Exception:
+def as_export_error(error: Exception, *, is_look_up: bool = False) -> Exception:
     """Return the exporter's error for an exception of MLflow, or the exception itself if its meaning is unknown.
 
     Args:
         error: The exception.
-        asked: Whether traces were looked up, as opposed to spans written.
+        is_look_up: Whether traces were looked up, as opposed to spans written.
     """
     if isinstance(error, Unavailable | Refused):
         return error
@@ -208,14 +208,16 @@ def as_export_error(error: Exception, *, asked: bool = False) -> Exception:
         answered = f"HTTP {status}: " if status else ""
         return Unavailable(f"{answered}this MLflow store keeps no spans; use a database as MLflow's backend store")
     if status in _NOT_LET_IN:
-        what = "does not let traces be read" if asked else "does not let spans be written to the trace's experiment"
-        return Unavailable(f"HTTP {status}: MLflow {what}", retry_after=retry_after, one_place=not asked)
+        what = (
+            "does not let traces be read" if is_look_up else "does not let spans be written to the trace's experiment"
+        )
+        return Unavailable(f"HTTP {status}: MLflow {what}", retry_after=retry_after, one_place=not is_look_up)
     if status in _UNAVAILABLE:
         return Unavailable(f"HTTP {status}", retry_after=retry_after)
     if status is None and _is_out_of_reach(error):
         return Unavailable(type(error if isinstance(error, OSError) else _cause_of(error)).__name__)
     code = getattr(error, "error_code", None)
-    if code in ("INVALID_STATE", "RESOURCE_DOES_NOT_EXIST") and not asked:
+    if code in ("INVALID_STATE", "RESOURCE_DOES_NOT_EXIST") and not is_look_up:
         return TraceGone(f"MLflow answered {code}")
     if status is not None and 400 <= status < 500 and status != 404:
         return Refused(f"MLflow answered {code or status}")

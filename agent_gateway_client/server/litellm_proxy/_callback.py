@@ -17,7 +17,8 @@ from agent_gateway_client.server.authorization import MAX_SECONDS, MayJoin, auth
 from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.litellm_proxy._calls import LATE_EVENT_SECONDS, NO_HOOK_SECONDS, OpenCall, OpenCalls
-from agent_gateway_client.server.litellm_proxy._facts import Event, ends_stream
+from agent_gateway_client.server.litellm_proxy._facts import Event, ends_stream, http_status, is_from_proxy
+from agent_gateway_client.server.litellm_proxy._requests import current_request
 from agent_gateway_client.server.observed.companion import Companion
 from agent_gateway_client.server.probe import answer, scan_headers
 from agent_gateway_client.server.upstreams import UpstreamRequests, instrument_upstreams, span_id_of_attempt_under_way
@@ -111,9 +112,13 @@ class LiteLLMProxyMirror(CustomLogger):
     ) -> None:
         """The client gets an error."""
         with _guard:
-            if open_call := self._calls.find(request_data):
+            refused = _refused_by_key_checks(request_data, original_exception, user_api_key_dict)
+            event = refused or request_data
+            if open_call := self._calls.find(event):
                 open_call.user = user_api_key_dict
-                open_call.failed(request_data, original_exception)
+                if refused:
+                    open_call.read_route()
+                open_call.failed(event, original_exception)
                 self._calls.close(open_call)
 
     async def async_post_call_streaming_iterator_hook(
@@ -228,6 +233,18 @@ class LiteLLMProxyMirror(CustomLogger):
             self._calls.close(open_call)
         else:
             self._calls.close_after(NO_HOOK_SECONDS if open_call.is_suspect else LATE_EVENT_SECONDS, open_call)
+
+
+def _refused_by_key_checks(event: Event, error: BaseException, user: Any) -> Event | None:
+    """Return the event of a model call that LiteLLM refused, for a limit of its key's owner, before it wrote into it.
+
+    LiteLLM's event is then the caller's body, of which only the model is used, if it is one of the proxy's. The user
+    has a token only if the key is valid.
+    """
+    if getattr(user, "token", None) is None or http_status(error) in (401, 403) or is_from_proxy(event):
+        return None
+    request = current_request()
+    return {"proxy_server_request": request, "model": event.get("model")} if request else None
 
 
 def _attempt_span_id(open_call: OpenCall, call: GatewayCall) -> int:

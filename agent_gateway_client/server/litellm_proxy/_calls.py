@@ -11,6 +11,7 @@ from agent_gateway_client.server.call import CLIENT_DISCONNECT, MAX_ATTEMPTS, At
 from agent_gateway_client.server.litellm_proxy import _facts as read
 from agent_gateway_client.server.litellm_proxy._facts import Event
 from agent_gateway_client.server.reading.responses import model_name
+from agent_gateway_client.server.routes import route_of
 from agent_gateway_client.w3c import TRACEPARENT, extract
 
 MAX_OPEN_CALLS = 10_000
@@ -80,6 +81,7 @@ class OpenCall:
         self._error: str | None = None
         self._failure: str | None = None
         self._suspected_failure: str | None = None
+        self._route_name: str | None = None
 
     def read_event(self, event: Event) -> None:
         """Set the call's type and endpoint if the event has them."""
@@ -87,6 +89,11 @@ class OpenCall:
         if call.request_type is None and (call_type := read.call_type(event)):
             call.request_type, call.operation = call_type, read.operation(call_type)
         call.endpoint = call.endpoint or read.endpoint(event)
+
+    def read_route(self) -> None:
+        """Set the call's operation and name by the route, for an event without LiteLLM's type of the call."""
+        if route := route_of(self.scope()["path"]):
+            self._route_name, self.call.operation = route
 
     def begin_attempt(self, event: Event) -> None:
         """Start an attempt: a provider is about to be called."""
@@ -130,10 +137,10 @@ class OpenCall:
         attempt = found.attempt
         attempt.end_time_ns = attempt.end_time_ns or end_ns
         attempt.provider = attempt.provider or read.provider(payload.get("custom_llm_provider"))
-        asked = model_name(found.model)
-        if attempt.provider is not None or "/" not in (asked or ""):
+        requested = model_name(found.model)
+        if attempt.provider is not None or "/" not in (requested or ""):
             # Without a provider, the first part of a name with a slash would be taken for one.
-            attempt.model = attempt.model or asked
+            attempt.model = attempt.model or requested
             attempt.response_model = model_name(getattr(response, "model", None))
         attempt.usage = read.token_usage(payload)
         attempt.cost = read.cost(payload)
@@ -204,7 +211,7 @@ class OpenCall:
         if self._error is None and call.http_status is None:
             call.http_status = 200
         # Not a model group of the configuration: an unknown name from the caller, or a pass-through route.
-        call.endpoint = call.endpoint or call.request_type
+        call.endpoint = call.endpoint or call.request_type or self._route_name
         call.end(self._error, self.end_time_ns)
         return call
 

@@ -15,6 +15,7 @@ from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.export.environment import EXPORTER_VARIABLE
 from agent_gateway_client.server.litellm_proxy._callback import LiteLLMProxyMirror
 from agent_gateway_client.server.litellm_proxy._pages import add_pages
+from agent_gateway_client.server.litellm_proxy._requests import observe_requests
 from agent_gateway_client.server.observed.pages import token_from_environment
 from agent_gateway_client.server.shared import shared_exporter
 
@@ -29,6 +30,7 @@ def mirror_from_environment() -> LiteLLMProxyMirror:
     made = LiteLLMProxyMirror(_exporter(), may_join_from_environment())
     _call_when_the_proxy_stops(made.shutdown)
     add_pages(made.companion, token)
+    observe_requests()
     made.companion.start()
     return made
 

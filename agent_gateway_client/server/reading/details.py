@@ -67,8 +67,8 @@ class Details:
         if self._request is not None and call.endpoint is None:
             # The caller chose this name. If the call succeeded, the endpoint exists; otherwise the name could be any
             # text, so the call is named after its route.
-            asked = self._requested_model(self._request) if is_success(call) else None
-            call.endpoint = asked or call.request_type or (self._route.strip("/") if self._route else None)
+            requested = self._requested_model(self._request) if is_success(call) else None
+            call.endpoint = requested or call.request_type or (self._route.strip("/") if self._route else None)
 
     def _requested_model(self, request: KeptBody) -> str | None:
         return read_requested_model(request) or model_name(model_in_path(self._path))

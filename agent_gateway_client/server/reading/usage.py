@@ -92,9 +92,15 @@ def _openai_or_anthropic(usage: Usage) -> TokenUsage:
     written = _object(usage, "completion_tokens_details", "output_tokens_details", "output_token_details")
     thoughts = _count(written, "reasoning_tokens", "thinking_tokens")
     thoughts = _count(usage, "reasoning_tokens") if thoughts is None else thoughts
-    if thoughts and output_tokens is not None and _sum(input_tokens, output_tokens, thoughts) == total:
-        # xAI's completion_tokens excludes reasoning, OpenAI's includes it; the total tells which.
-        output_tokens += thoughts
+    if thoughts and output_tokens is not None:
+        if _sum(input_tokens, output_tokens, thoughts) == total:
+            # xAI's completion_tokens excludes reasoning, OpenAI's includes it; the total tells which.
+            output_tokens += thoughts
+        elif thoughts > output_tokens:
+            # DeepInfra's Gemini models exclude it from both.
+            if total is not None and total == _sum(input_tokens, output_tokens):
+                total += thoughts
+            output_tokens += thoughts
     return TokenUsage(input_tokens, output_tokens, total, read, created, thoughts, _count(by_lifetime, _ONE_HOUR))
 
 

@@ -56,7 +56,7 @@ class ReceivingStore(Receiver):
 class MlflowStore(MlflowServer):
     def __init__(self, directory: Path) -> None:
         uri = f"sqlite:///{directory / 'mlflow.db'}"
-        super().__init__(directory, uri, app_name=None, workers=1, port=None, env={})
+        super().__init__(directory, uri, app_name=None, port=None, env={})
         self._database = directory / "mlflow.db"
 
     def parents(self) -> Counter[str]:

@@ -43,6 +43,13 @@ def test_a_row_in_small_pieces(row: Row):
     assert read(row.body, row.streaming, 7) == read(row.body, row.streaming)
 
 
+@pytest.mark.parametrize("total", [{}, {"total_tokens": 15}], ids=["no total", "with a total"])
+def test_more_reasoning_than_output(total: dict[str, int]):
+    """DeepInfra's Gemini models count reasoning neither in the output nor in the total."""
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 20}}
+    assert read(chat({**usage, **total})).usage == TokenUsage(10, 25, 35, reasoning_output_tokens=20)
+
+
 def test_a_long_event_stream():
     """If a stream is cut between its ends, the first whole message of its end is found."""
     delta = message("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": "x" * 300}})

@@ -1,21 +1,23 @@
 """The matrix column of frameworks that create their own HTTP clients: instrument(); see tests/support/matrix.py."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-import dspy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
 import mlflow
-from anthropic import Anthropic, AsyncAnthropic
-from google import genai
-from llama_index.core.llms import ChatMessage
-from llama_index.llms.openai_like import OpenAILike
-from openai import AsyncOpenAI
-from pydantic_ai import Agent
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.openai import OpenAIProvider
 
 from agent_gateway_client import instrument
 from tests.support.matrix import Cell, run_column
+
+# The frameworks are imported where the cells run, and not in the processes that only list them.
+if TYPE_CHECKING:
+    import dspy
+    from anthropic import Anthropic, AsyncAnthropic
+    from google import genai
+    from llama_index.core.llms import ChatMessage
+    from llama_index.llms.openai_like import OpenAILike
+    from pydantic_ai import Agent
 
 AUTOLOG = ("off", "on")
 
@@ -37,6 +39,15 @@ class Frameworks(NamedTuple):
 
 
 def set_up(gateway_url: str, autolog: str) -> Frameworks:
+    import dspy
+    from anthropic import Anthropic, AsyncAnthropic
+    from google import genai
+    from llama_index.llms.openai_like import OpenAILike
+    from openai import AsyncOpenAI
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
     if autolog == "on":
         for flavor in (mlflow.anthropic, mlflow.gemini, mlflow.llama_index, mlflow.pydantic_ai, mlflow.dspy):
             flavor.autolog(silent=True)
@@ -78,11 +89,14 @@ async def async_gemini_stream(given: Frameworks) -> None:
     await aread(await given.gemini.aio.models.generate_content_stream(**ASK_GEMINI))
 
 
-CHAT = [ChatMessage(content=PROMPT)]
+def chat() -> list[ChatMessage]:
+    from llama_index.core.llms import ChatMessage
+
+    return [ChatMessage(content=PROMPT)]
 
 
 async def llama_index_astream(given: Frameworks) -> None:
-    await aread(await given.llama_index.astream_chat(CHAT))
+    await aread(await given.llama_index.astream_chat(chat()))
 
 
 def traveller(given: Frameworks) -> Agent:
@@ -123,9 +137,9 @@ CELLS = [
     gemini("stream async", async_gemini_stream, callers=()),
     gemini("chats", lambda g: g.gemini.chats.create(model="gemini").send_message(PROMPT)),
     llama_index("complete", lambda g: g.llama_index.complete(PROMPT)),
-    llama_index("chat", lambda g: g.llama_index.chat(CHAT)),
-    llama_index("achat", lambda g: g.llama_index.achat(CHAT)),
-    llama_index("stream_chat", lambda g: read(g.llama_index.stream_chat(CHAT)), callers=(), beside=True),
+    llama_index("chat", lambda g: g.llama_index.chat(chat())),
+    llama_index("achat", lambda g: g.llama_index.achat(chat())),
+    llama_index("stream_chat", lambda g: read(g.llama_index.stream_chat(chat())), callers=(), beside=True),
     llama_index("astream_chat", llama_index_astream, callers=()),
     Cell("PydanticAI", "run_sync", lambda g: g.pydantic_ai().run_sync(PROMPT)),
     Cell("PydanticAI", "run", lambda g: g.pydantic_ai().run(PROMPT)),

@@ -9,9 +9,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from agent_gateway_client.demo._openai_chat import CREATED, error_body
-from agent_gateway_client.demo._respond import begin, body_of
-from agent_gateway_client.demo.behaviour import Behaviour, text_of
+from agent_gateway_client.demo._openai_chat import CREATED, answer_text, error_body, model_of, usage
+from agent_gateway_client.demo._respond import Event, begin, body_of, stream
+from agent_gateway_client.demo.behaviour import Behaviour, count_tokens, text_of
 
 MODELS = ("gpt-4o-mini", "text-embedding-3-small", "claude-3-5-haiku-latest", "gemini-2.0-flash")
 
@@ -25,6 +25,31 @@ async def models(request: Request) -> Response:
     """``GET /v1/models``."""
     data = [{"id": name, "object": "model", "created": CREATED, "owned_by": "local"} for name in MODELS]
     return JSONResponse({"object": "list", "data": data})
+
+
+async def completions(request: Request) -> Response:
+    """``POST /v1/completions``."""
+    body = await body_of(request)
+    model = model_of(request, body)
+    behaviour = Behaviour.of(model)
+    prompt = text_of(body.get("prompt", ""))
+    if failed := await begin(behaviour, prompt, error_body):
+        return failed
+    text = answer_text(prompt)
+    pieces = behaviour.split(text)
+    head = {"id": "cmpl-local", "object": "text_completion", "created": CREATED, "model": model}
+
+    def choice(part: str, finish: str | None) -> dict[str, Any]:
+        return {"index": 0, "text": part, "finish_reason": finish, "logprobs": None}
+
+    used = usage(behaviour, count_tokens(prompt), len(pieces) if body.get("stream") else count_tokens(text))
+    if not body.get("stream"):
+        return JSONResponse({**head, "choices": [choice(text, "stop")], "usage": used})
+    parts: list[Event] = [{**head, "choices": [choice(piece, None)]} for piece in pieces]
+    after: list[Event] = [{**head, "choices": [choice("", "stop")]}]
+    if (body.get("stream_options") or {}).get("include_usage"):
+        after.append({**head, "choices": [], "usage": used})
+    return stream(behaviour, [], parts, [*after, "[DONE]"])
 
 
 async def moderations(request: Request) -> Response:

@@ -14,11 +14,10 @@ from functools import partial
 from typing import Any
 
 from agent_gateway_client._guard import Guard
+from agent_gateway_client._langchain_runs._calls import GatewaysHandler, LangChainCall
 from agent_gateway_client._patching import Finder, PatchSet, Replace, Switch, find_argument
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.gateways import NO_GATEWAYS
-from agent_gateway_client.http._process_wide import Instrumentation
-from agent_gateway_client.langchain._calls import GatewaysHandler, LangChainCall
 
 Method = Callable[..., Any]
 
@@ -35,6 +34,10 @@ A list, because creating an instance of a class takes longer, and every run of t
 """
 
 _run: ContextVar[_Run | None] = ContextVar("agent_gateway_client.langchain_run", default=None)
+
+
+ALL_RUNS = "all runs"
+"""The handle in :data:`patches` that makes runs without our handler be followed too."""
 
 _follows_all = False
 """Whether to follow runs without our handler too, because :func:`agent_gateway_client.instrument` is active."""
@@ -343,7 +346,7 @@ _LESS_SPECIFIC = "requests of some LangChain calls carry a less specific parent 
 
 def _changed(handles: tuple[Any, ...]) -> None:
     global _follows_all
-    _follows_all = any(not isinstance(handle, Instrumentation) for handle in handles)
+    _follows_all = ALL_RUNS in handles
     if not handles:
         prompts.remove(patches, wait=False)
 

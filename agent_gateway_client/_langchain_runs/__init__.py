@@ -1,7 +1,7 @@
-"""Follows LangChain's runs while :func:`instrument` is active, if the program uses langchain-core.
+"""Follows LangChain's runs, so that their requests carry the run's own span as parent.
 
-In async code, the span that MLflow's autolog keeps for a run is not the active one. LangChain is not imported here
-before the program has imported its models.
+In async code, the span that MLflow's autolog keeps for a run is not the active one. Runs are followed for the callback
+handler and while :func:`agent_gateway_client.instrument` is active. Importing this module does not import LangChain.
 """
 
 import sys
@@ -12,13 +12,13 @@ from agent_gateway_client._guard import Guard
 
 _MODELS = ("langchain_core.language_models.chat_models", "langchain_core.language_models.llms")
 
-_ADAPTER = "agent_gateway_client.langchain._methods"
+_METHODS = "agent_gateway_client._langchain_runs._methods"
 
 _guard = Guard("Could not follow LangChain's runs; their requests carry a less specific parent span", "langchain-core")
 
 
 class _Runs:
-    """Holds LangChain's patches, at most once."""
+    """Follows all runs once the program has imported LangChain's models."""
 
     def __init__(self) -> None:
         self._is_on = False
@@ -41,17 +41,17 @@ class _Runs:
 
     def _hold(self) -> None:
         with _guard:
-            # Imported late: the adapter imports this package.
-            patches = import_module(_ADAPTER).patches
-            patches.add(self)
+            # Imported late, because it imports LangChain.
+            methods = import_module(_METHODS)
+            methods.patches.add(methods.ALL_RUNS)
             if not self._is_on:
                 # Another thread has stopped it in the meantime.
-                patches.remove(self)
+                methods.patches.remove(methods.ALL_RUNS)
 
     def _release(self) -> None:
-        methods = sys.modules.get(_ADAPTER)
+        methods = sys.modules.get(_METHODS)
         if methods is not None:
-            methods.patches.remove(self)
+            methods.patches.remove(methods.ALL_RUNS)
 
 
 def _is_loaded(name: str) -> bool:

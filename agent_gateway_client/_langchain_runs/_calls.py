@@ -10,9 +10,9 @@ from typing import Any
 
 from langchain_core.callbacks import BaseCallbackHandler
 
+from agent_gateway_client._langchain_runs._mlflow import guard, may_have_spans, mlflow_contexts, span_of_run
 from agent_gateway_client.active_span import ModelCall, active_trace_context, model_call
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
-from agent_gateway_client.langchain._mlflow import guard, may_have_spans, mlflow_contexts, span_of_run
 from agent_gateway_client.w3c import TraceContext
 
 
