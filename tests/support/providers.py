@@ -1,8 +1,7 @@
 """Real providers' answers, written by us after their API references, and the facts that are read from them.
 
 docs/providers.md shows the same table; a test compares the two. The date is the day on which the source was read: the
-provider's reference, its SDK's, or a copy of its schema. ``KNOWN`` means that the row was written from what was known
-by then, and the source is where to look.
+provider's reference, its SDK's, or a copy of its schema.
 """
 
 import base64
@@ -16,7 +15,6 @@ from agent_gateway_client.server.call import Cost, TokenUsage
 
 READ = "2026-11-28"
 READ_LATER = "2026-11-29"
-KNOWN = "not re-read"
 
 
 class Row(NamedTuple):
@@ -192,8 +190,8 @@ ROWS = [
         _REASONED,
         None,
         _OPENAI,
-        "https://learn.microsoft.com/azure/ai-foundry/openai/reference",
-        KNOWN,
+        "https://learn.microsoft.com/en-us/azure/ai-services/openai/how-to/prompt-caching",
+        READ_LATER,
         streaming=True,
     ),
     Row(
@@ -552,7 +550,7 @@ ROWS = [
             "",
         ),
         "https://www.alibabacloud.com/help/en/model-studio/context-cache",
-        KNOWN,
+        READ_LATER,
     ),
     Row(
         "Z.ai (GLM)",
