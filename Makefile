@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo quick check test test-all test-main w3c bench docs lint types format environments environments-list build update clean \
-    test-openai3 test-lowest test-lowest-server test-newest test-py312 test-py313 test-py314 test-nightly \
+    test-openai3 test-lowest test-lowest-server test-lowest-proxy test-newest test-py312 test-py313 test-py314 test-nightly \
     venv venv-agents venv-autogen venv-backends
 
 help: ## Show this list
@@ -40,6 +40,9 @@ test-lowest: ## The client's and LangChain's tests with the lowest supported ver
 
 test-lowest-server: ## LiteLLM and MLflow's gateway in their lowest supported versions
 	$(ENVIRONMENTS) test lowest-server
+
+test-lowest-proxy: ## LiteLLM Proxy in its lowest supported version, on Python 3.11
+	$(ENVIRONMENTS) test lowest-proxy
 
 test-newest: ## The client's tests and the gateways' with the newest releases that the index has
 	$(ENVIRONMENTS) test newest

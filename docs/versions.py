@@ -10,6 +10,7 @@ TESTED = {
     "openai3": "the client, without httpx",
     "lowest": "the client and LangChain",
     "lowest-server": "LiteLLM and MLflow's gateway",
+    "lowest-proxy": "LiteLLM Proxy",
     "autogen": "AutoGen's guide",
     "agents": "guides of frameworks with the client alone",
 }

@@ -166,6 +166,7 @@ def test_a_python_is_looked_for_in_pyenv(tmp_path, monkeypatch):
     [
         ("lowest.txt", [*CLIENT_REQUIREMENTS, "langchain-core"]),
         ("lowest-server.txt", ["litellm", "mlflow"]),
+        ("lowest-proxy.txt", ["litellm[proxy]", "mlflow"]),
     ],
 )
 def test_the_lowest_versions_that_are_promised_are_those_that_are_tested(file, names):
@@ -176,11 +177,11 @@ def test_the_lowest_versions_that_are_promised_are_those_that_are_tested(file, n
         bounds = [
             Version(item.version)
             for requirement in required
-            if requirement.name == name
+            if requirement.name + "".join(f"[{extra}]" for extra in requirement.extras) == name
             for item in requirement.specifier
             if item.operator == ">="
         ]
-        assert Version(lowest[name]) == min(bounds), name
+        assert Version(lowest[name.partition("[")[0]]) == min(bounds), name
 
 
 def test_the_openai_3_environment_has_no_httpx():
