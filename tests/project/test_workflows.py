@@ -62,7 +62,7 @@ def test_ci_run_runs_the_same_targets():
     script = (ROOT / ".ci" / "run").read_text()
     loops = " ".join(re.findall(r"for name in ([^;]+); do target(?:_if_there_is)? ", script)).split()
     run = {*loops, *re.findall(r"^target ([\w-]+)$", script, re.MULTILINE)}
-    run |= {f"test-{name}" for name in run if name.startswith("py3")}
+    run |= {f"test-{name}" for name in run}
     assert {entry["target"] for entry in matrix()} - {"check"} <= run
     assert {"lint", "types"} <= run
     subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=True)
