@@ -155,8 +155,8 @@ def check_status(status: Status) -> str:
     if status.problem is None or not status.waiting:
         return "The companion reports no problem with sending mirrors."
     raise Broken(
-        f"The companion cannot send its mirrors to {status.destination}: {status.problem}. {status.waiting} are "
-        "waiting. No probe call was sent.",
+        f"The companion cannot send its mirrors to {status.destination}: {status.problem}. Calls that wait: "
+        f"{status.waiting}. No probe call was sent.",
         export_fix(status.problem),
     )
 

@@ -67,7 +67,7 @@ def test_trouble_is_found_without_a_call_of_the_model(gateway: DemoGateway, monk
         exporter.shutdown(0)
     assert [check.name for check in checks] == [*ALL[: ALL.index("span")], "exporter"]
     assert "MLflow at http://127.0.0.1:9" in checks[1].detail
-    assert "1 wait. No probe call was sent." in checks[-1].detail
+    assert "Calls that wait: 1. No probe call was sent." in checks[-1].detail
     assert "MLFLOW_TRACKING_URI" in checks[-1].fix
 
 

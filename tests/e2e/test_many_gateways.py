@@ -78,7 +78,9 @@ async def run_agents(urls: list[str], tracer: Any) -> list[tuple[str, str]]:
                     context = span.get_span_context()
                     callers.append((f"tr-{context.trace_id:032x}", f"{context.span_id:016x}"))
 
-    async with wrap_httpx(httpx.AsyncClient(timeout=DEADLINE_S, trust_env=False), urls) as client:
+    # uvicorn closes a connection after 5 s without a request, when httpx may be about to use it again.
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=1)
+    async with wrap_httpx(httpx.AsyncClient(timeout=DEADLINE_S, limits=limits, trust_env=False), urls) as client:
         await asyncio.gather(*(agent(client) for _ in range(AGENTS)))
     return callers
 
