@@ -21,7 +21,7 @@ help: ## Show this list
 demo: ## Set up, then run the whole thing on this machine and show the joined trace
 	$(ENVIRONMENTS) run demo agent-gateway demo
 
-quick: ## Set up a small environment, then run the unit tests that need no server (a minute)
+quick: ## Set up a small environment, then run the unit tests that need no server (half a minute)
 	$(ENVIRONMENTS) test quick
 
 check: lint types ## Style, types and all unit tests (3 minutes)
