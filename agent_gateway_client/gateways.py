@@ -130,6 +130,13 @@ class Gateways:
             self._seen[scheme, host, port] = prefixes
         return prefixes
 
+    def is_near(self, scheme: str, host: str, port: int | None) -> bool:
+        """Return whether a request to this origin may go to one of the gateways, or miss it by little.
+
+        Fast, so that neither path nor headers are read of the requests that have nothing to do with a gateway.
+        """
+        return self._seen.get((scheme, host, port)) != () or host in self._near_hosts
+
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
         """Return why a request misses a gateway by little; ``None`` for most requests."""
         if host not in self._near_hosts:

@@ -4,6 +4,8 @@ from typing import Any
 
 import mlflow
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_gateway_client.errors import AgentGatewayError, ConfigurationError
 from agent_gateway_client.gateways import Gateways, gateways_for_client
@@ -397,3 +399,34 @@ def test_what_is_remembered_of_other_origins_is_bounded():
     for _ in range(2):
         assert gateways.covers("http", "GW.test.", 5000, "/gateway/v1")
         assert not gateways.covers("http", "gw.test", 5001, "/gateway/v1")
+
+
+HOSTS = st.sampled_from(["gateway.test", "Gateway.test.", "other.test", "localhost", "127.0.0.1", "::1"])
+PATHS = st.sampled_from(["/", "/gateway", "/gateway/v1/chat", "/gateway2", "/v1/chat?a=b", "/gateway/../v1"])
+
+
+@given(
+    st.lists(st.sampled_from(["http://gateway.test:5000/gateway", "https://localhost", "http://other.test"])),
+    st.lists(
+        st.tuples(st.sampled_from(["http", "https", "ws"]), HOSTS, st.sampled_from([None, 80, 443, 5000]), PATHS),
+        min_size=1,
+        max_size=8,
+    ),
+)
+def test_a_request_that_is_not_near_is_neither_to_a_gateway_nor_a_near_miss(
+    urls: list[str], requests: list[tuple[str, str, int | None, str]]
+):
+    """The first answer for an origin is remembered, and must not hide a request with another path."""
+    gateways = Gateways(urls)
+    for request in requests:
+        is_near = gateways.is_near(*request[:3])
+        assert is_near or not (gateways.covers(*request) or gateways.near_miss(*request))
+
+
+def test_other_origins_are_not_near_from_the_second_request_on():
+    gateways = Gateways(["http://gateway.test:5000/gateway"])
+    assert not gateways.covers("https", "other.test", None, "/v1")
+    assert not gateways.is_near("https", "other.test", None)
+    assert gateways.is_near("http", "gateway.test", 5000)
+    # With another port, the path decides whether it is a near miss.
+    assert gateways.is_near("http", "gateway.test", 80)

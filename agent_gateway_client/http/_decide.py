@@ -17,6 +17,9 @@ class KnowsGateways(Protocol):
     def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
         """Return the same as :meth:`Gateways.covers`."""
 
+    def is_near(self, scheme: str, host: str, port: int | None) -> bool:
+        """Return the same as :meth:`Gateways.is_near`."""
+
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
         """Return the same as :meth:`Gateways.near_miss`."""
 
@@ -37,6 +40,11 @@ _REASONS: dict[Outcome, str] = {
     "no span": "it goes to a gateway, but no span is active",
     "not a gateway": "it does not go to a gateway",
 }
+
+
+def concerns(scheme: str, host: str, port: int | None, gateways: KnowsGateways) -> bool:
+    """Return whether to call :func:`decide` for a request to this origin, if no earlier hop of it went to a gateway."""
+    return gateways.is_near(scheme, host, port) or _notes.assumed is not None or _notes.is_wanted()
 
 
 def decide(

@@ -58,6 +58,16 @@ class KnownGateways:
         hook = hook_of(self._client) if self._client is not None else None
         return hook is not None and hook.gateways.covers(scheme, host, port, path)
 
+    def is_near(self, scheme: str, host: str, port: int | None) -> bool:
+        """Return the same as :meth:`Gateways.is_near`."""
+        # Most requests of a model call go to its gateways.
+        if self._call is not None and self._call.gateways is not NO_GATEWAYS:
+            return True
+        if _gateways is not NO_GATEWAYS and _gateways.is_near(scheme, host, port):
+            return True
+        hook = hook_of(self._client) if self._client is not None else None
+        return hook is not None and hook.gateways.is_near(scheme, host, port)
+
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
         """Return the same as :meth:`Gateways.near_miss`: the first reason found."""
         hook = hook_of(self._client) if self._client is not None else None

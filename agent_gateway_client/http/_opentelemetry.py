@@ -50,12 +50,15 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
     """
     utils = sys.modules.get(_UTILS)
     if utils is None:
-        return nullcontext()
+        return _NOTHING
     with _guard:
         header = headers.get(TRACEPARENT)
         if header is not None and not _is_opentelemetrys(header):
             return _Suppressed(_switch(utils.suppress_http_instrumentation))
-    return nullcontext()
+    return _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 class _Suppressed(AbstractContextManager[None]):

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import is_local_span
-from agent_gateway_client.http._decide import KnowsGateways, decide
+from agent_gateway_client.http._decide import KnowsGateways, concerns, decide
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
@@ -41,15 +41,19 @@ def propagate(request: Any, gateways: KnowsGateways) -> None:
 
 def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
     """Do the same as :func:`propagate`, but may raise."""
-    url, headers, extensions = request.url, request.headers, request.extensions
+    url, extensions = request.url, request.extensions
+    scheme, host, port = url.scheme, url.raw_host.decode("ascii"), url.port
+    if not is_marked(request) and not concerns(scheme, host, port, gateways):
+        return
+    headers = request.headers
     if _SENT_BY_US in extensions:
         # From an earlier hop, or from sending the same request before; out of date for this one.
         _take_off(headers, extensions.pop(_SENT_BY_US))
     if _LOCAL in extensions and TRACEPARENT not in headers:
         # For a redirect that returns to the gateway; removed again below if this hop does not.
         headers.update(extensions[_LOCAL])
-    host, path = url.raw_host.decode("ascii"), url.raw_path.decode("ascii")
-    outcome, context = decide(request.method, url.scheme, host, url.port, path, headers, gateways)
+    path = url.raw_path.decode("ascii")
+    outcome, context = decide(request.method, scheme, host, port, path, headers, gateways)
     if context is not None:
         sent = context.to_headers()
         # httpx's update() takes four times as long.

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
-from agent_gateway_client.http._decide import decide
+from agent_gateway_client.http._decide import concerns, decide
 from agent_gateway_client.http._known import KnownGateways, instrumented_gateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
 from agent_gateway_client.http._redirects import hops, must_remove, shares_hops
@@ -33,12 +33,16 @@ def _make_request(original: Callable[..., Any], switch: Switch) -> Any:
 
 def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> None:
     try:
-        headers, call = _Headers(kwargs.get("headers")), model_call.get()
+        call = model_call.get()
         gateways = instrumented_gateways() if call is None else KnownGateways(call)
-        outcome, context = decide(method, *_target(pool, url), headers, gateways)
+        scheme, host, port, path = _target(pool, url)
+        if not hops.get() and not concerns(scheme, host, port, gateways):
+            return
+        headers = _Headers(kwargs.get("headers"))
+        outcome, context = decide(method, scheme, host, port, path, headers, gateways)
         if context is not None:
             kwargs["headers"] = _with(headers.given, context.to_headers(), replaced=headers.traceparent is not None)
-        elif hops.get() is not None and (present := headers.traceparent) is not None and must_remove(outcome, present):
+        elif headers.traceparent is not None and must_remove(outcome, headers.traceparent):
             kwargs["headers"] = _with(headers.given, {}, replaced=True)
     except Exception as error:
         _guard.caught(error)
@@ -49,20 +53,19 @@ class _Headers:
 
     Attributes:
         given: The caller's headers, in any form that urllib3 accepts.
+        traceparent: The ``traceparent``, even if OpenTelemetry's instrumentation has set it.
     """
 
-    __slots__ = ("given",)
+    __slots__ = ("given", "traceparent")
 
     def __init__(self, given: Mapping[Any, Any] | None) -> None:
         self.given = given
-
-    @property
-    def traceparent(self) -> str | None:
-        """The ``traceparent``, even if OpenTelemetry's instrumentation has set it."""
-        for name in self.given or ():
-            if len(name) == len(TRACEPARENT) and _text(name).lower() == TRACEPARENT:
-                return _text(self.given[name])  # type: ignore[index]
-        return None
+        self.traceparent: str | None = None
+        if given is not None:
+            for name in given:
+                if len(name) == len(TRACEPARENT) and _text(name).lower() == TRACEPARENT:
+                    self.traceparent = _text(given[name])
+                    break
 
     def get(self, name: str, /) -> str | None:
         """Return the ``traceparent``, the only header that is read."""
@@ -86,7 +89,8 @@ def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
 
 
 def _with(given: Any, ours: dict[str, str], replaced: bool) -> Any:
-    headers = {} if given is None else given.copy() if hasattr(given, "copy") else dict(given)
+    # Only urllib3's own class has several values of a name. Copying the others' classes takes longer.
+    headers = given.copy() if hasattr(given, "getlist") else {} if given is None else dict(given.items())
     if replaced:
         for key in [key for key in headers if _text(key).lower() in (TRACEPARENT, TRACESTATE)]:
             del headers[key]

@@ -135,3 +135,13 @@ def test_trace_headers_say_it_too(caplog: pytest.LogCaptureFixture):
     assert "use one spelling for both" in near
     assert "no span was active" in without
     assert "secret" not in without
+
+
+@each_stack
+def test_of_requests_that_go_elsewhere_neither_path_nor_headers_are_read(stack: Any, monkeypatch: pytest.MonkeyPatch):
+    """From the second one to a host on, if no log wants a line."""
+    client = Wire().client(stack)
+    with instrument(GATEWAY), mlflow.start_span("agent"):
+        client.get(f"{OTHER}/v1")
+        monkeypatch.setattr("agent_gateway_client.http._propagate.decide", pytest.fail)
+        client.get(f"{OTHER}/v2")
