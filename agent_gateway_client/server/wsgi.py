@@ -141,6 +141,7 @@ class _Exchange:
         self._call = call
         self._environ = environ
         self._probe = probe
+        self._upstream = middleware.upstream_gateways or None
         self._last_chunk_ns: int | None = None
         self._response: KeptBody | CompressedBody | None = None
         self._is_submitted = False
@@ -170,16 +171,18 @@ class _Exchange:
 
     def inside(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of the application with this call as the current one."""
-        token, outer = current_call.set(self._call), model_call.get()
-        upstream = self._middleware.upstream_gateways
-        if upstream:
-            model_call.set(UpstreamRequests(self._call, upstream))
+        token = current_call.set(self._call)
         try:
-            return function(*arguments)
+            if self._upstream is None:
+                return function(*arguments)
+            outer = model_call.get()
+            model_call.set(UpstreamRequests(self._call, self._upstream))
+            try:
+                return function(*arguments)
+            finally:
+                model_call.set(outer)
         finally:
             current_call.reset(token)
-            if upstream:
-                model_call.set(outer)
 
     def add(self, chunk: bytes) -> None:
         """Record a chunk of the response before the server gets it."""
@@ -245,6 +248,8 @@ class _Response:
     def __init__(self, result: Iterable[bytes], exchange: _Exchange) -> None:
         self._result = result
         self._exchange = exchange
+        # Iterating over a list runs none of the application's code.
+        self._inside: Callable[..., Any] = _apply if type(result) is list else exchange.inside
         self._chunks: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -253,8 +258,8 @@ class _Response:
     def __next__(self) -> bytes:
         try:
             if self._chunks is None:
-                self._chunks = self._exchange.inside(iter, self._result)
-            chunk: bytes = self._exchange.inside(next, self._chunks)
+                self._chunks = self._inside(iter, self._result)
+            chunk: bytes = self._inside(next, self._chunks)
         except StopIteration:
             self._exchange.finish()
             raise
@@ -270,6 +275,10 @@ class _Response:
         close = getattr(self._result, "close", None)
         if close is not None:
             self._exchange.inside(close)
+
+
+def _apply(function: Callable[..., T], *arguments: Any) -> T:
+    return function(*arguments)
 
 
 class _SizedResponse(_Response):
