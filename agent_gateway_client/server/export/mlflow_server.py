@@ -70,7 +70,7 @@ class HttpStore:
     """
 
     known_seconds = 5.0
-    batches_per_look_up = 4
+    batches_per_look_up = 10
     """A look-up costs the server a tenth of a write, hardly more if it is for many traces."""
 
     def __init__(self, store: RestStore) -> None:
