@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -12,23 +13,25 @@ from benchmarks.report import Report, machine
 
 NEWEST = Path(__file__).parents[1] / ".venv-newest" / "bin" / "python"
 
-PARTS = (
-    "client",
-    "process_wide",
-    "frameworks",
-    "peers",
-    "importing",
-    "asgi",
-    "wsgi",
-    "first_byte",
-    "flat",
-    "exporter",
-    "placement",
-    "relay",
-    "litellm_proxy",
-    "mlflow_gateway",
+GROUPS = (
+    ("client",),
+    ("process_wide",),
+    ("frameworks",),
+    ("peers",),
+    ("importing",),
+    ("asgi",),
+    ("wsgi",),
+    ("first_byte",),
+    # Each is compared with itself, needs one processor at most, and waits a lot.
+    ("flat", "placement"),
+    ("exporter",),
+    ("relay",),
+    ("litellm_proxy",),
+    ("mlflow_gateway",),
 )
+"""The parts. Those of a group run at the same time, the groups one after the other."""
 
+PARTS = [part for group in GROUPS for part in group]
 
 ON_NEWEST = "mlflow_gateway"
 """The part that also runs in the environment with the newest MLflow, if that is made, at the same time: each takes a
@@ -50,23 +53,28 @@ def main() -> int:
 
     reports: dict[str, Report] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for part in options.parts or PARTS:
+        for group in GROUPS:
+            parts = [part for part in group if part in (options.parts or PARTS)]
+            if not parts:
+                continue
             began = time.monotonic()
-            print(f"==> {part}", flush=True)
-            reports |= _run(part, Path(directory))
+            print(f"==> {', '.join(parts)}", flush=True)
+            reports |= _run(parts, Path(directory))
             print(f"    {time.monotonic() - began:.0f} s", flush=True)
     missed = show(reports, machine(), options.output)
     return 1 if missed or not all(report.rows for report in reports.values()) else 0
 
 
-def _run(part: str, directory: Path) -> dict[str, Report]:
-    """Run a part in each environment that it is for, and return its reports by name."""
-    pythons = {part: sys.executable}
-    if part == ON_NEWEST and NEWEST.exists():
-        pythons[f"{part}, newest MLflow"] = str(NEWEST)
+def _run(parts: Sequence[str], directory: Path) -> dict[str, Report]:
+    """Run parts at the same time, each in every environment that it is for, and return their reports by name."""
+    pythons = {part: (part, sys.executable) for part in parts}
+    if ON_NEWEST in parts and NEWEST.exists():
+        pythons[f"{ON_NEWEST}, newest MLflow"] = ON_NEWEST, str(NEWEST)
     paths = {name: directory / f"{name}.json" for name in pythons}
-    commands = [[python, "-m", "benchmarks", part, "--write", str(paths[name])] for name, python in pythons.items()]
-    processes = [subprocess.Popen(command) for command in commands]
+    processes = [
+        subprocess.Popen([python, "-m", "benchmarks", part, "--write", str(paths[name])])
+        for name, (part, python) in pythons.items()
+    ]
     # The other parts are still worth running if one fails.
     return {
         name: Report(notes=[f"The part {name} failed; its output is above."]) if process.wait() else Report.read(path)

@@ -17,11 +17,12 @@ from agent_gateway_client.http._clients import hook_of
 from benchmarks.measure import Samples, added, estimate, interleave, loop, median, ratio
 from benchmarks.report import Report
 from benchmarks.samples import BASE_URL, MESSAGES, Nowhere
-from benchmarks.tracing import active_span, answering_transport, floor_hook, http_client
+from benchmarks.tracing import active_span, answering_transport, as_if_alone, floor_hook, http_client
 
 OTHER = "http://other.test:5000"
 OURS = "ours"
 ELSEWHERE = "ours, to another host"
+BESIDE_OTEL = "ours, beside OpenTelemetry's instrumentation"
 OTEL = "OpenTelemetry httpx instrumentation"
 EXTRA_HEADERS = "MLflow's extra_headers"
 GATEWAY_SHARE = 0.5
@@ -128,6 +129,9 @@ def openai_calls(report: Report) -> None:
 
 def _calls(report: Report, group: str, call: Callable[[httpx.Client, dict[str, str] | None], Any]) -> None:
     cases = {name: loop(partial(call, client, None), 20) for name, client in _clients()}
+    cases[BESIDE_OTEL] = cases[OURS]
+    for name in (OURS, ELSEWHERE):
+        cases[name] = as_if_alone(cases[name])
     bare = http_client()
     get_headers = mlflow.tracing.get_tracing_context_headers_for_http_request
     cases[EXTRA_HEADERS] = loop(lambda: call(bare, get_headers()), 20)

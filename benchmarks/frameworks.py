@@ -3,18 +3,17 @@
 import warnings
 from collections.abc import Callable
 from datetime import datetime
-from statistics import median
 from typing import Any
 
 import httpx
 import mlflow
 
 from agent_gateway_client import GatewayCallbackHandler, instrument_litellm
-from benchmarks.client import EXTRA_HEADERS, OTEL, instrumented_client
+from benchmarks.client import BESIDE_OTEL, EXTRA_HEADERS, OTEL, instrumented_client
 from benchmarks.measure import Samples, interleave, loop, paired
 from benchmarks.report import Report
 from benchmarks.samples import GATEWAY, MESSAGES
-from benchmarks.tracing import active_span, floor_hook, http_client
+from benchmarks.tracing import active_span, as_if_alone, floor_hook, http_client
 
 CALLS = 40
 SECONDS = 8
@@ -79,7 +78,8 @@ def langchain() -> Samples:
     cases = {
         "bare": settled(call(http_client())),
         "floor": settled(call(http_client(floor_hook))),
-        "ours": ours,
+        "ours": as_if_alone(ours),
+        BESIDE_OTEL: ours,
         OTEL: settled(call(instrumented_client())),
         EXTRA_HEADERS: settled(lambda: plain.invoke("one two three", extra_headers=_mlflows_headers())),
     }
@@ -101,9 +101,7 @@ def idle(call: Callable[[Any], Any]) -> Samples:
 
 
 def settled(function: Callable[[], Any]) -> Callable[[], float]:
-    """Return a function that returns the median seconds of this thread's processor time per call.
-
-    The median of single calls, because the mean contains the calls that the machine's other work has slowed down.
+    """Return a function that returns the least seconds of this thread's processor time of a call.
 
     The first :data:`SETTLING_CALLS` do not count. A handler is opened and closed around each measurement, because while
     it is open every model's methods are replaced. Python then specializes the calls again, which happens once in a
@@ -113,9 +111,9 @@ def settled(function: Callable[[], Any]) -> Callable[[], float]:
     def timed() -> float:
         for _ in range(SETTLING_CALLS):
             function()
-        return median([once() for _ in range(CALLS)])
+        return least()
 
-    once = loop(function, 1)
+    least = loop(function, CALLS, batches=CALLS)
     return timed
 
 
@@ -148,7 +146,7 @@ def litellm() -> Samples:
     cases = {
         "bare": lambda: call(plain),
         "floor": lambda: call(hooked),
-        "ours": ours,
+        "ours": as_if_alone(ours),
         OTEL: lambda: call(instrumented),
         EXTRA_HEADERS: lambda: call(plain, _mlflows_headers),
     }

@@ -1,5 +1,6 @@
 """Cases side by side: each round runs all of them in random order, so that a disturbance affects all alike."""
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +15,27 @@ Samples = dict[str, "np.ndarray[Any, Any]"]
 """Seconds per call of each case, one number per round."""
 
 
-def loop(function: Callable[[], Any], calls: int) -> Callable[[], float]:
-    """Return a function that runs another many times and returns its seconds of this thread's processor time per call.
+def loop(function: Callable[[], Any], calls: int, batches: int = 10) -> Callable[[], float]:
+    """Return a function that runs another many times and returns the least seconds of processor time per call.
 
-    Processor time, because the machine's other work is not part of the call.
+    This thread's processor time, because the machine's other work is not part of the call; and the least of some
+    batches, because that work also slows the call down: it empties the processor's caches.
+
+    Args:
+        function: The call.
+        calls: How often it runs.
+        batches: In how many batches.
     """
+    batch = calls // batches
 
     def timed() -> float:
-        begin = time.thread_time()
-        for _ in range(calls):
-            function()
-        return (time.thread_time() - begin) / calls
+        least = math.inf
+        for _ in range(batches):
+            begin = time.thread_time()
+            for _ in range(batch):
+                function()
+            least = min(least, (time.thread_time() - begin) / batch)
+        return least
 
     return timed
 

@@ -119,7 +119,7 @@ def over_http(report: Report, server: MlflowServer) -> None:
     client = TracingClient(server.url).store
     store = HttpStore(client)
     destination = MlflowDestination(store)
-    traces = [start_trace(client) for _ in range(TRACES)]
+    traces = [start_trace(client) for _ in range(destination.max_located)]
     ids = [mlflow_trace_id(trace_id) for trace_id in traces]
     calls = [call_in(trace_id) for trace_id in traces[: destination.max_batch]]
     spans = [Span(span) for call in calls for span in mirror(call, Convention.MLFLOW)]
@@ -146,7 +146,7 @@ def waiting(report: Report, name: str, store: Store) -> None:
     exporter = Exporter(MlflowDestination(metered))
     for _ in range(WAITING):
         exporter.submit(call_in(new_trace_id()))
-    # All are looked up at once at first, and then ever less often.
+    # All are looked up as soon as they are queued, and then ever less often.
     time.sleep(WAITING_SECONDS)
     found = 1e3 * metered.look_ups / WAITING_SECONDS
     assert exporter.counts().waiting == WAITING
