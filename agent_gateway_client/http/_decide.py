@@ -42,11 +42,6 @@ _REASONS: dict[Outcome, str] = {
 }
 
 
-def concerns(scheme: str, host: str, port: int | None, gateways: KnowsGateways) -> bool:
-    """Return whether to call :func:`decide` for a request to this origin, if no earlier hop of it went to a gateway."""
-    return gateways.is_near(scheme, host, port) or _notes.assumed is not None or _notes.is_wanted()
-
-
 def decide(
     method: str, scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways
 ) -> tuple[Outcome, TraceContext | None]:

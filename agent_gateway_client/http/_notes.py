@@ -52,6 +52,11 @@ def is_wanted() -> bool:
     return recorder is not None or logger.isEnabledFor(logging.DEBUG)
 
 
+def is_wanted_of_all() -> bool:
+    """Return whether :func:`~agent_gateway_client.http._decide.decide` is to see all requests, wherever they go."""
+    return assumed is not None or is_wanted()
+
+
 def make_note(note: Note) -> None:
     """Log a note and pass it to the recorder."""
     if note.context is not None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client.active_span import is_local_span
-from agent_gateway_client.http._decide import KnowsGateways, concerns, decide
+from agent_gateway_client.http import _notes
+from agent_gateway_client.http._decide import KnowsGateways, decide
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
@@ -43,7 +44,7 @@ def put_trace_context(request: Any, gateways: KnowsGateways) -> None:
     """Do the same as :func:`propagate`, but may raise."""
     url, extensions = request.url, request.extensions
     scheme, host, port = url.scheme, url.raw_host.decode("ascii"), url.port
-    if not is_marked(request) and not concerns(scheme, host, port, gateways):
+    if not gateways.is_near(scheme, host, port) and not is_marked(request) and not _notes.is_wanted_of_all():
         return
     headers = request.headers
     if _SENT_BY_US in extensions:

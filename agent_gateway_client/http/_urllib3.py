@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
-from agent_gateway_client.http._decide import concerns, decide
+from agent_gateway_client.http import _notes
+from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways, instrumented_gateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
 from agent_gateway_client.http._redirects import hops, must_remove, shares_hops
@@ -36,7 +37,7 @@ def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> No
         call = model_call.get()
         gateways = instrumented_gateways() if call is None else KnownGateways(call)
         scheme, host, port, path = _target(pool, url)
-        if not hops.get() and not concerns(scheme, host, port, gateways):
+        if not gateways.is_near(scheme, host, port) and not hops.get() and not _notes.is_wanted_of_all():
             return
         headers = _Headers(kwargs.get("headers"))
         outcome, context = decide(method, scheme, host, port, path, headers, gateways)
