@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ENVIRONMENTS := @$(PYTHON) constraints/environments.py
 IN_MAIN := $(ENVIRONMENTS) run main
-ALL := main quick openai3 lowest lowest-server newest agents autogen backends
+ALL := main quick openai3 lowest lowest-server newest agents autogen crewai backends
 
 # Every server imports thousands of modules; with cached bytecode, that takes a third of the time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo quick check test test-all test-main w3c bench docs lint types format environments environments-list build update clean \
     test-openai3 test-lowest test-lowest-server test-lowest-proxy test-newest test-py312 test-py313 test-py314 test-nightly \
-    venv venv-agents venv-autogen venv-backends
+    venv venv-agents venv-autogen venv-crewai venv-backends
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ venv-agents: ## Only set up .venv-agents: frameworks with the client alone, whic
 
 venv-autogen: ## Only set up .venv-autogen: a framework that conflicts with MLflow's server
 	$(ENVIRONMENTS) make autogen
+
+venv-crewai: ## Only set up .venv-crewai: a framework that conflicts with LiteLLM Proxy
+	$(ENVIRONMENTS) make crewai
 
 environments: ## Only set up all environments, in parallel
 	$(ENVIRONMENTS) make $(ALL)

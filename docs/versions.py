@@ -12,6 +12,7 @@ TESTED = {
     "lowest-server": "LiteLLM and MLflow's gateway",
     "lowest-proxy": "LiteLLM Proxy",
     "autogen": "AutoGen's guide",
+    "crewai": "CrewAI's guide",
     "agents": "guides of frameworks with the client alone",
 }
 """What is tested with the versions of each constraints file, by its name."""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,15 +89,17 @@ def run(name: str, gateway: DemoGateway, proxy: HttpServer) -> str:
     env |= {"MLFLOW_TRACKING_URI": gateway.tracking_uri, "GATEWAY_URL": gateway.gateway_url}
     # LiteLLM and DSPy download a price list when they are imported.
     env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    ended = subprocess.run(
-        [python_of(FOLDERS[name]), "agent.py"],
-        cwd=FOLDERS[name],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=AGENT_DEADLINE_S,
-        check=False,
-    )
+    # CrewAI stores a key and its last run there.
+    with tempfile.TemporaryDirectory() as home:
+        ended = subprocess.run(
+            [python_of(FOLDERS[name]), "agent.py"],
+            cwd=FOLDERS[name],
+            env={**env, "HOME": home},
+            capture_output=True,
+            text=True,
+            timeout=AGENT_DEADLINE_S,
+            check=False,
+        )
     assert ended.returncode == 0, ended.stderr
     told = json.loads(ended.stdout.splitlines()[-1])
     return str(told["trace_id"])
