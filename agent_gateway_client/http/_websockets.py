@@ -12,15 +12,14 @@ from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import KnownGateways
 from agent_gateway_client.http._notes import WEBSOCKET
-from agent_gateway_client.http._redirects import must_remove, shares_hops_async
+from agent_gateway_client.http._redirects import must_remove, shares_hops, shares_hops_async
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a websocket; it is opened without it", "websockets")
 
 
 def _send_request(original: Callable[..., Any], switch: Switch) -> Any:
-    # Each hop of a redirect has a new protocol and a new request with the caller's headers. Only the async client
-    # follows redirects.
+    # Each hop of a redirect has a new protocol and a new request with the caller's headers.
     def send_request(protocol: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if switch.is_on:
             _add_headers(protocol, request)
@@ -47,6 +46,8 @@ def _add_headers(protocol: Any, request: Any) -> None:
 
 REPLACEMENTS = {
     "websockets.client:ClientProtocol.send_request": _send_request,
-    "websockets.asyncio.client:connect.__await_impl__": shares_hops_async,
+    # The first is that of websockets before 17, whose sync client does not follow redirects.
+    "websockets.asyncio.client:connect.__await_impl__|websockets.asyncio.client:connect.connect": shares_hops_async,
+    "websockets.sync.client:reconnect.connect?": shares_hops,
 }
 """The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

@@ -112,7 +112,9 @@ CLIENTS |= {
     }.items()
     if find_spec(name.partition(".")[0])
 }
-NO_REDIRECTS = ("botocore", "websockets.sync")
+# The sync client of websockets follows them from version 17 on.
+FOLLOWS = find_spec("websockets") and hasattr(import_module("websockets.sync.client"), "reconnect")
+NO_REDIRECTS = ("botocore",) if FOLLOWS else ("botocore", "websockets.sync")
 """Stacks that do not follow redirects, as a test checks."""
 
 each_client = pytest.mark.parametrize("client", CLIENTS)
