@@ -12,7 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo quick check test test-all test-main w3c bench docs lint types format environments environments-list build update clean \
-    test-openai3 test-lowest test-lowest-server test-lowest-proxy test-newest test-py312 test-py313 test-py314 test-nightly \
+    test-openai3 test-lowest test-lowest-server test-lowest-proxy test-newest test-newest-http test-py312 test-py313 test-py314 \
+    test-nightly \
     venv venv-agents venv-autogen venv-crewai venv-backends
 
 help: ## Show this list
@@ -46,6 +47,9 @@ test-lowest-proxy: ## LiteLLM Proxy in its lowest supported version, on Python 3
 
 test-newest: ## The client's tests and the gateways' with the newest releases that the index has
 	$(ENVIRONMENTS) test newest
+
+test-newest-http: ## The client's tests with the newest HTTP libraries
+	$(ENVIRONMENTS) test newest-http
 
 test-py312: ## The client's tests on Python 3.12
 	$(ENVIRONMENTS) test py312
