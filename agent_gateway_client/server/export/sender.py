@@ -14,7 +14,6 @@ from agent_gateway_client.server.export.delivery import Outcome, deliver
 from agent_gateway_client.server.export.destination import Destination
 from agent_gateway_client.server.export.waiting import (
     FIRST_PAUSE_SECONDS,
-    LAST_PAUSE_SECONDS,
     QueuedCall,
     WaitingCalls,
     pause_after,
@@ -33,6 +32,9 @@ LAST_RETRY_SECONDS = 15.0
 
 _LOOKUP_SHARE = 0.02
 """Maximum share of the time for look-ups of unknown traces; the work around them takes as much again."""
+
+_FULL_QUEUE_PAUSE_SECONDS = 120.0
+"""Maximum pause between two look-ups of a trace if many calls are queued."""
 
 _OTHER_WORKSPACES_SECONDS = 30.0
 """How long a trace is unknown before it is looked up in other workspaces."""
@@ -197,7 +199,7 @@ class Sender:
         """Return the pause that limits look-ups to their share of the time when many calls are queued."""
         batch = self._destination.max_located
         seconds = outcome.looked_up_in * max(0, len(self._waiting) - batch) / batch
-        return min(seconds / _LOOKUP_SHARE, LAST_PAUSE_SECONDS)
+        return min(seconds / _LOOKUP_SHARE, _FULL_QUEUE_PAUSE_SECONDS)
 
     def _pause_of_a_place(self, outcome: Outcome) -> float:
         return FIRST_PAUSE_SECONDS if self._flushing else outcome.retry_after or LAST_RETRY_SECONDS

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_TRACES = 10_000
 """Maximum number of traces to check; the oldest are dropped."""
 
-FIRST_LOOK_SECONDS = 1.0
+FIRST_LOOK_SECONDS = 2.0
 SECOND_LOOK_SECONDS = 8.0
 """MLflow's client sends its last spans some 5 s after they end."""
 
@@ -36,7 +36,7 @@ OPEN_SECONDS = 3_600.0
 
 _LAST_PAUSE_SECONDS = 30.0
 _PAUSE_SHARE = 0.2
-_TOGETHER_SECONDS = 0.5
+_TOGETHER_SECONDS = 1.5
 """Traces that are due this soon are checked with those that are due now: a query costs as much as ten traces."""
 MAX_READ_TOGETHER = 20
 """Traces whose spans are in memory at once; they contain the caller's payload."""

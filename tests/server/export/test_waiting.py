@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent_gateway_client.server.call import GatewayCall
 from agent_gateway_client.server.export import Exporter, delivery, sender
 from agent_gateway_client.server.export.destination import Destination, Place, TraceKey
-from agent_gateway_client.server.export.waiting import LAST_PAUSE_SECONDS, WaitingCalls, pause_after, size_of
+from agent_gateway_client.server.export.waiting import WaitingCalls, pause_after, size_of
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import DEADLINE_S, MemoryDestination, full_call
 
@@ -268,5 +268,5 @@ def test_the_more_calls_wait_the_longer_are_the_pauses():
         exporter._waiting.add(call_in(number), now=0.0)
     assert exporter._sender._least_pause(outcome) == pytest.approx(0.01 / sender._LOOKUP_SHARE)
     outcome.looked_up_in = 100.0
-    assert exporter._sender._least_pause(outcome) == LAST_PAUSE_SECONDS
+    assert exporter._sender._least_pause(outcome) == sender._FULL_QUEUE_PAUSE_SECONDS
     exporter._waiting.clear()
