@@ -17,7 +17,6 @@ GROUPS = (
     ("client",),
     ("process_wide",),
     ("frameworks",),
-    ("peers",),
     ("importing",),
     ("asgi",),
     ("wsgi",),
@@ -25,7 +24,8 @@ GROUPS = (
     # Each is compared with itself, needs one processor at most, and waits a lot.
     ("flat", "placement"),
     ("exporter",),
-    ("relay",),
+    # Each counts the processor time of processes, which are compared with one another.
+    ("relay", "peers"),
     ("litellm_proxy",),
     ("mlflow_gateway",),
 )

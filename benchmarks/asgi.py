@@ -71,7 +71,7 @@ def requests(report: Report) -> None:
             "ours, traced": flushed(exporter, _batch(ours, TRACED)),
             "ours, not traced": _batch(ours, HEADERS),
         },
-        seconds=8,
+        seconds=6,
     )
     rows = report.added(group, samples, [name for name in samples if name != "bare"], FLOOR)
     report.mark("ASGI request, traced, in terms of two inline spans", rows["ours, traced"].ratio or 0, TRACED_SHARE)
@@ -91,7 +91,7 @@ def streams(report: Report, floor: float) -> None:
         "ours, no chunk": flushed(exporter, few(ours, TRACED)),
         "ours": flushed(exporter, many(ours, TRACED)),
     }
-    samples = interleave(cases, seconds=6)
+    samples = interleave(cases, seconds=4)
 
     def per_chunk(found: Any) -> float:
         return (added("ours", "ours, no chunk")(found) - added("bare", "bare, no chunk")(found)) / CHUNKS

@@ -63,7 +63,7 @@ def requests_in_a_loop(report: Report) -> None:
             ELSEWHERE: loop(partial(send, elsewhere, bare), 200),
             OTEL: loop(partial(send, None, instrumented._transport), 200),
         },
-        seconds=6,
+        seconds=4,
     )
     rows = report.added("one request in a loop", samples, [name for name in samples if name != "bare"])
     report.mark("Client, request to a gateway in a loop, in terms of the floor", rows[OURS].ratio or 0, GATEWAY_SHARE)
@@ -86,7 +86,7 @@ def hooks(report: Report) -> None:
             OURS: _timed_hook(_hook()),
             ELSEWHERE: _timed_hook(_hook([OTHER])),
         },
-        seconds=5,
+        seconds=4,
     )
     rows = report.added("hook in one call", samples, [name for name in samples if name != "bare"])
     report.mark("Client, request to a gateway in a call, in terms of the floor", rows[OURS].ratio or 0, GATEWAY_SHARE)
@@ -135,7 +135,7 @@ def _calls(report: Report, group: str, call: Callable[[httpx.Client, dict[str, s
     bare = http_client()
     get_headers = mlflow.tracing.get_tracing_context_headers_for_http_request
     cases[EXTRA_HEADERS] = loop(lambda: call(bare, get_headers()), 20)
-    samples = interleave(cases, seconds=6)
+    samples = interleave(cases, seconds=4)
     report.added(group, samples, [name for name in samples if name != "bare"])
     if "httpx" in group:
         _mark_against_otel(report, "as a whole", samples)

@@ -30,7 +30,7 @@ from benchmarks.stores import no_postgres, otlp_sink, postgres
 EXPORTER = "through the exporter"
 ALONE = "the destination alone"
 CALLS = 500
-ROUNDS = 4
+ROUNDS = 3
 
 
 def run(report: Report) -> None:

@@ -40,7 +40,7 @@ def in_process(report: Report) -> None:
         FLOOR: partial(_seconds, inline_spans(stream)),
         "ours": flushed(exporter, partial(_seconds, ours)),
     }
-    rows = report.added("time to the first byte", interleave(cases, seconds=4), [FLOOR, "ours"], FLOOR)
+    rows = report.added("time to the first byte", interleave(cases, seconds=3), [FLOOR, "ours"], FLOOR)
     report.mark("Time to the first byte, in terms of two inline spans", rows["ours"].ratio or 0, 0.25)
 
 
@@ -51,7 +51,7 @@ def over_a_socket(report: Report) -> None:
         for name in (BARE, OURS):
             connection = stack.enter_context(_connected(stack.enter_context(_server(name))))
             cases[name] = partial(_seconds_over, connection)
-        samples = interleave(cases, seconds=6)
+        samples = interleave(cases, seconds=4)
     group = "time to the first byte, uvicorn"
     in_microseconds = {name: 1e6 * values for name, values in samples.items()}
     report.compared(group, in_microseconds, BARE, "µs")

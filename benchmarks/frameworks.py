@@ -16,7 +16,7 @@ from benchmarks.samples import GATEWAY, MESSAGES
 from benchmarks.tracing import active_span, as_if_alone, floor_hook, http_client
 
 CALLS = 40
-SECONDS = 8
+SECONDS = 5
 
 SETTLING_CALLS = 60
 """More than CPython runs an instruction in the general form before it specializes it again."""

@@ -34,7 +34,7 @@ def run(report: Report) -> None:
             list(pool.map(stack.enter_context, proxies))
         urls = [f"{proxy.url}/v1" for proxy in proxies]
         cases = {name: partial(_segment, url) for name, url in zip(configured, urls, strict=True)}
-        samples = interleave(cases, seconds=8, warm_up=1, least=4)
+        samples = interleave(cases, seconds=8, warm_up=1, least=3)
     report.compared(f"LiteLLM Proxy, {CLIENTS} clients", samples, BARE, "calls/s")
 
 

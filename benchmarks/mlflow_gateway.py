@@ -41,14 +41,15 @@ COMPANION = "with the companion"
 PLAIN = "plain MLflow, stores no mirrors"
 OWN = "MLflow with its own mirror"
 POSTGRES = "with the companion, PostgreSQL"
+STORES = {COMPANION: "SQLite", POSTGRES: "PostgreSQL"}
 CLIENTS = (1, 8, 32)
 SECONDS = 1.0
-ROUNDS = 3
+ROUNDS = 2
 BUSY_SHARE = 0.1
 QUIET_SECONDS = 5.5
 """Longer than the 5 s after which MLflow sends a batch."""
 LATENCY_CALLS = 20
-TRACES = 200
+TRACES = 50
 """Callers' traces at each gateway, used in turns."""
 
 
@@ -75,9 +76,10 @@ def run(report: Report) -> None:
             report.mark(
                 f"{GATEWAY}, stored per mirrored call, {text} of payload, in terms of its own mirror", ours / own, 1
             )
-        for name, store in ((COMPANION, "SQLite"), (POSTGRES, "PostgreSQL")):
-            if name in gateways:
-                readable(report, gateways[name], store)
+        stores = {store: gateways[name] for name, store in STORES.items() if name in gateways}
+        with ThreadPoolExecutor() as pool:
+            for store, found in zip(stores, pool.map(readable, stores.values()), strict=True):
+                _report_readable(report, store, found)
 
 
 def throughput(report: Report, gateways: dict[str, DemoGateway]) -> None:
@@ -184,8 +186,8 @@ def _rows(database: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def readable(report: Report, gateway: DemoGateway, store: str) -> None:
-    """Seconds from the end of a call until MLflow's API returns its mirror in the caller's trace."""
+def readable(gateway: DemoGateway) -> list[float]:
+    """Return the seconds from the end of each call until MLflow's API returns its mirror in the caller's trace."""
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     client = MlflowClient(gateway.tracking_uri)
     found = []
@@ -197,6 +199,10 @@ def readable(report: Report, gateway: DemoGateway, store: str) -> None:
             http.post("/chat/completions", json=request, headers=headers).raise_for_status()
             seconds = waited(30, partial(_has_mirror, client, f"tr-{trace_id}"))
             found.append(30.0 if seconds is None else seconds)
+    return found
+
+
+def _report_readable(report: Report, store: str, found: list[float]) -> None:
     group = f"mirror readable after the call's end, MLflow {mlflow.__version__}, {store}"
     report.add(group, "median", percentile(found, 50), "s")
     report.add(group, "95th percentile", percentile(found, 95), "s")

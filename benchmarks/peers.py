@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,15 +33,13 @@ def run(report: Report) -> None:
         report.note(f"{name} was left out: the module {module} is not installed.")
     names = [name for name in PEERS if name not in missing]
     floors, found = [], {}
-    # Two at once: most of the time they import, and processor time is measured.
-    with ThreadPoolExecutor(2) as pool:
-        for name, done in zip(names, pool.map(_process, names), strict=True):
-            if done.returncode:
-                report.note(f"{name} was left out: {done.stderr.strip().splitlines()[-1]}")
-                continue
-            bare, floor, wrapped = json.loads(done.stdout.splitlines()[-1])
-            floors.append(1e6 * (floor - bare))
-            found[name] = 1e6 * (wrapped - bare)
+    for name, done in zip(names, map(_process, names), strict=True):
+        if done.returncode:
+            report.note(f"{name} was left out: {done.stderr.strip().splitlines()[-1]}")
+            continue
+        bare, floor, wrapped = json.loads(done.stdout.splitlines()[-1])
+        floors.append(1e6 * (floor - bare))
+        found[name] = 1e6 * (wrapped - bare)
     if found:
         floor = statistics.median(floors)
         for name, value in {"floor": floor, **found}.items():

@@ -35,7 +35,7 @@ from benchmarks.load import processor_seconds
 from benchmarks.report import Report
 from benchmarks.stores import otlp_sink
 
-ROUNDS = 3
+ROUNDS = 2
 BODIES = {"collector": 100, "relay": 100, "MLflow": 4}
 TIMES = {"collector": 4}
 """Requests per round, and how often each is sent. Linux counts processor time in hundredths of a second."""
