@@ -7,6 +7,7 @@ import pytest
 
 from agent_gateway_client import _log
 from agent_gateway_client.server.export import sender, waiting
+from tests.support.asgi import Mirrors
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +26,9 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
     """The companion's log messages at level warning or above."""
     with caplog.at_level(logging.WARNING, logger="agent_gateway_client"):
         yield caplog
+
+
+@pytest.fixture
+def mirrors() -> Mirrors:
+    """An exporter, and the mirrors that it sent."""
+    return Mirrors()

@@ -20,11 +20,6 @@ from tests.support.server import TRACEPARENT
 from tests.support.wire_samples import CHAT, SAMPLES
 
 
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 def by_header(scope: Any) -> bool:
     return dict(scope["headers"]).get(b"x-tenant") == b"ours"
 

@@ -25,11 +25,6 @@ from tests.support.wire_samples import CANARY, CHAT_FACTS, SAMPLES
 TRACED = {"traceparent": TRACEPARENT}
 
 
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 def spans_of(mirrors: Mirrors) -> list[tuple[str, dict[str, Any]]]:
     assert not any(CANARY in span.to_json() for span in mirrors.spans)
     return [(span.name, facts_of(span)) for span in mirrors.spans]

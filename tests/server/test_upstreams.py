@@ -44,11 +44,6 @@ def upstream() -> Iterator[HttpServer]:
         yield server
 
 
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 def gateway(mirrors: Mirrors, upstream: HttpServer, serve: Serve, **options: Any) -> Any:
     """Return a gateway that does ``serve()`` for each call and answers with a chat completion."""
 

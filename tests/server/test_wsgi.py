@@ -20,11 +20,6 @@ from tests.support.wire_samples import CHAT, SAMPLES, Sample
 TRACED = {"traceparent": TRACEPARENT}
 
 
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 def flask_app(sample: Sample, status: int = 200) -> Flask:
     """Return a gateway that answers with a sample, a stream event by event."""
     app = Flask("gateway")

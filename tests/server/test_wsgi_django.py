@@ -73,11 +73,6 @@ urlpatterns = [
 
 
 @pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
-@pytest.fixture
 def client(mirrors: Mirrors) -> Client:
     """A client of Django's own WSGI handler inside the middleware."""
     _exporters[:] = [mirrors.exporter]

@@ -21,12 +21,6 @@ from agent_gateway_client.w3c import TraceContext
 from tests.support.asgi import EVENTS, JSON, TRACED, Client, Mirrors, answering, body, http_scope, start
 from tests.support.server import DEADLINE_S, SPAN_ID, TRACE_ID, TRACEPARENT
 
-
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 ANSWERS = {
     "json": [start(), body(b'{"a": 1}')],
     "empty": [start(204, []), body(b"")],

@@ -14,11 +14,6 @@ from tests.support.asgi import Client, Mirrors, answering, body, http_scope, sta
 from tests.support.server import DEADLINE_S, MemoryDestination, Store
 
 
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 def lifespan(*types: str, at_stop: Callable[[], object] = lambda: None) -> tuple[Any, Any, list[str]]:
     """Return receive, send and the sent messages of a server that starts and stops."""
     waiting = [{"type": f"lifespan.{name}"} for name in types]

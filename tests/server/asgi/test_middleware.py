@@ -22,11 +22,6 @@ from tests.support.server import PARENT, SPAN_ID, assert_told, facts_of
 from tests.support.wire_samples import CANARY, CHAT, CHAT_FACTS, MODEL, SAMPLES, TEXT
 
 
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 @pytest.mark.parametrize("encoding", [None, *ENCODINGS])
 @pytest.mark.parametrize("framework", APPS)
 @pytest.mark.parametrize("name", SAMPLES)

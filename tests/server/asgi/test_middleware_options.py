@@ -15,12 +15,6 @@ from tests.support.middleware import TRACED, answer, fastapi_app, post, spans_of
 from tests.support.server import SPAN_ID
 from tests.support.wire_samples import CANARY, CHAT, MODEL, SAMPLES, TEXT
 
-
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 ENDPOINTS: dict[str, tuple[Any, str]] = {
     "a name": ("billing", "gateway/billing"),
     "a function": (lambda scope: scope["path_params"]["team"] + "-team", "gateway/red-team"),

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -72,18 +72,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     )
     monkeypatch.setitem(sys.modules, SERVER, server)
     return server
-
-
-@pytest.fixture
-def destination() -> MemoryDestination:
-    return MemoryDestination()
-
-
-@pytest.fixture
-def mirror(destination: MemoryDestination) -> Iterator[LiteLLMProxyMirror]:
-    mirror = LiteLLMProxyMirror(Exporter(destination))
-    yield mirror
-    mirror.shutdown()
 
 
 @pytest.fixture

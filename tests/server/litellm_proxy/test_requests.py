@@ -2,7 +2,7 @@
 
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -11,7 +11,6 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request
 from litellm.proxy._types import UserAPIKeyAuth
 
-from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.litellm_proxy import LiteLLMProxyMirror
 from agent_gateway_client.server.litellm_proxy._requests import current_request, observe_requests
 from tests.support.server import PARENT, TRACEPARENT, MemoryDestination, facts_of, ids_of
@@ -22,18 +21,6 @@ EXHAUSTED = litellm.BudgetExceededError(2.0, 1.0)
 TRACED = {"traceparent": TRACEPARENT}
 
 Refusing = Callable[..., FastAPI]
-
-
-@pytest.fixture
-def destination() -> MemoryDestination:
-    return MemoryDestination()
-
-
-@pytest.fixture
-def mirror(destination: MemoryDestination) -> Iterator[LiteLLMProxyMirror]:
-    mirror = LiteLLMProxyMirror(Exporter(destination))
-    yield mirror
-    mirror.shutdown()
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ class Application:
         await answering(start(), body())(scope, receive, send)
 
 
-@pytest.fixture
-def mirrors() -> Mirrors:
-    return Mirrors()
-
-
 async def serve(mirrors: Mirrors, scope: dict[str, Any]) -> Any:
     """Serve one request; returns the scope for MLflow."""
     application, client = Application(), Client()
