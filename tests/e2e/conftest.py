@@ -116,6 +116,8 @@ def quick_and_quiet_client() -> Iterator[None]:
         mlflow.tracing.reset()
         yield
     mlflow.set_tracking_uri(None)
+    # mlflow.set_experiment() sets it, for the programs that later tests start.
+    os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
     mlflow.tracing.reset()
     logger.setLevel(level)
 
