@@ -89,6 +89,8 @@ def _nothing_goes_on() -> Iterator[None]:
         sys.modules[EXPORTER]._exporters.discard(exporter)
     deadline = time.monotonic() + 10
     while left := handles() - handles_before:
+        # First: a round that takes long, for its garbage collection, may have been the last one.
+        assert time.monotonic() < deadline, f"a framework's adapter is still on: {left}"
         for handle in left:
             if not handle.for_adapter:
                 # instrument(), or trace_headers() beside OpenTelemetry's instrumentations: active until uninstrument().
@@ -96,7 +98,6 @@ def _nothing_goes_on() -> Iterator[None]:
                 sys.modules[PROCESS_WIDE]._patches.remove(handle)
         # A model call that has begun is followed to its end, which may be its garbage collection.
         gc.collect()
-        assert time.monotonic() < deadline, f"a framework's adapter is still on: {left}"
 
 
 @pytest.hookimpl(tryfirst=True)
