@@ -13,8 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo quick check test test-all test-main w3c bench docs lint types format environments environments-list build update clean \
     test-openai3 test-lowest test-lowest-server test-lowest-proxy test-newest test-newest-http test-py312 test-py313 test-py314 \
-    test-nightly \
-    venv venv-agents venv-autogen venv-crewai venv-backends
+    test-nightly venv venv-agents venv-autogen venv-crewai venv-backends
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

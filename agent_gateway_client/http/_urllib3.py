@@ -90,14 +90,21 @@ def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
 
 
 def _with(given: Any, ours: dict[str, str], replaced: bool) -> Any:
-    # Only urllib3's own class has several values of a name. Copying the others' classes takes longer.
-    headers = given.copy() if hasattr(given, "getlist") else {} if given is None else dict(given.items())
+    headers = {} if given is None else _copy_of(given)
     if replaced:
         for key in [key for key in headers if _text(key).lower() in (TRACEPARENT, TRACESTATE)]:
             del headers[key]
     for name, value in ours.items():
         headers[name] = value
     return headers
+
+
+def _copy_of(given: Any) -> Any:
+    """Return a copy that keeps several values of a name; a dict if there are none, as other classes copy slowly."""
+    headers = dict(given.items())
+    # urllib3's own class counts names, others count values.
+    has_several = hasattr(given, "getlist") or len(headers) != len(given)
+    return given.copy() if has_several and hasattr(given, "copy") else headers
 
 
 def _text(value: Any) -> str:

@@ -46,8 +46,8 @@ def _add_headers(protocol: Any, request: Any) -> None:
 
 REPLACEMENTS = {
     "websockets.client:ClientProtocol.send_request": _send_request,
-    # The first is that of websockets before 17, whose sync client does not follow redirects.
+    # websockets 17 has renamed the first, and made the second, without which connect() follows no redirects.
     "websockets.asyncio.client:connect.__await_impl__|websockets.asyncio.client:connect.connect": shares_hops_async,
-    "websockets.sync.client:reconnect.connect?": shares_hops,
+    "websockets.sync.client:reconnect.connect|websockets.sync.client:connect": shares_hops,
 }
 """The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

@@ -23,14 +23,11 @@ ONLY_NOTES = (
     "urllib3.poolmanager:PoolManager.urlopen",
     "requests:Session.send",
     "websockets.asyncio.client:connect.__await_impl__|websockets.asyncio.client:connect.connect",
+    "websockets.sync.client:reconnect.connect|websockets.sync.client:connect",
 )
 """Functions that only merge the hops of a request into one log line; the header does not depend on them."""
 
-PATHS = [
-    path
-    for path in instrumentation._patches._replacements
-    if find_spec(path.partition(":")[0].split(".")[0]) and not path.endswith("?")
-]
+PATHS = [path for path in instrumentation._patches._replacements if find_spec(path.partition(":")[0].split(".")[0])]
 
 
 def client_of(path: str) -> str:

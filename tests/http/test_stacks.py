@@ -155,6 +155,27 @@ async def test_an_existing_header_stays(client: str, name: str, server: HttpServ
     assert server.sent() == [[TRACEPARENT]] * 2
 
 
+def multi_valued() -> Iterator[Any]:
+    """Headers of classes that keep several values of a name."""
+    for module, name in (("urllib3", "HTTPHeaderDict"), ("multidict", "CIMultiDict")):
+        if find_spec(module):
+            headers = getattr(import_module(module), name)()
+            headers.add("x-list", "a")
+            headers.add("x-list", "b")
+            yield pytest.param(headers, id=name)
+
+
+@pytest.mark.parametrize("headers", list(multi_valued()))
+def test_several_values_of_a_header_stay(headers: Any, server: HttpServer):
+    """urllib3 accepts any mapping, and sends all of its items."""
+    import urllib3
+
+    with instrument(server.gateway), mlflow.start_span("agent") as agent, urllib3.PoolManager() as pool:
+        pool.request("GET", server.gateway, headers=headers)
+    assert server.sent() == [[named_by(agent)]]
+    assert ", ".join(server.sent("x-list")[0]) == "a, b"
+
+
 @each_client
 async def test_each_attempt_is_named_once(client: str, server: HttpServer):
     """Each retry has the header once."""

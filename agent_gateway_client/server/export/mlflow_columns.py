@@ -66,6 +66,7 @@ def _counts(session: Any, trace_ids: Collection[str]) -> dict[str, int]:
         return {}
     table: Any = models.SqlSpan
     query = session.query(table.trace_id, func.count()).filter(table.trace_id.in_(list(trace_ids)))
+    # An iterator: dict() takes a result, which has keys(), for a mapping.
     return dict(iter(_rows(session, query.group_by(table.trace_id))))
 
 
