@@ -2,6 +2,7 @@
 
 import sys
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
@@ -86,7 +87,7 @@ def current_trace_context() -> TraceContext | None:
     """
     active = active_trace_context()
     call = model_call.get()
-    return call.trace_context(active) if call else active
+    return active if call is None else call.trace_context(active)
 
 
 def as_span(span: Any) -> trace.Span:
@@ -105,8 +106,14 @@ def as_span(span: Any) -> trace.Span:
 def active_trace_context() -> TraceContext | None:
     """Return the same as :func:`current_trace_context`, without :data:`model_call`."""
     context = _mlflow_context()
-    found = _in_mlflow.read(context) if context is not None else None
-    return found or opentelemetry_trace_context()
+    if context is not None:
+        reference, found = _in_mlflow.last
+        # Most requests have the same span as the one before. The rest of read() is inlined, for speed.
+        if reference() is not context:
+            found = _in_mlflow.read(context)
+        if found is not None:
+            return found
+    return opentelemetry_trace_context()
 
 
 def opentelemetry_trace_context() -> TraceContext | None:
@@ -124,20 +131,24 @@ def as_trace_context(context: SpanContext | None) -> TraceContext | None:
 
 
 class _Reader:
-    """Reads the current span from OpenTelemetry contexts, and remembers the last result."""
+    """Reads the current span from OpenTelemetry contexts, and remembers the last result.
 
-    __slots__ = ("_last",)
+    Attributes:
+        last: The last context and its span. A context is immutable, so its identity is enough. The reference is weak
+            because a context keeps its span.
+    """
+
+    __slots__ = ("last",)
 
     def __init__(self) -> None:
-        self._last: tuple[weakref.ref[Context] | None, TraceContext | None] = (None, None)
+        self.last: tuple[Callable[[], Context | None], TraceContext | None] = (lambda: None, None)
 
     def read(self, context: Context) -> TraceContext | None:
-        reference, found = self._last
-        # A context is immutable, so its identity is enough. The reference is weak because a context keeps its span.
-        if reference is None or reference() is not context:
+        reference, found = self.last
+        if reference() is not context:
             found = as_trace_context(trace.get_current_span(context).get_span_context())
             # Replaced atomically, so there is no lock.
-            self._last = weakref.ref(context), found
+            self.last = weakref.ref(context), found
         return found
 
 

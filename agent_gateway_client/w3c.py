@@ -5,7 +5,7 @@ Specification: https://www.w3.org/TR/trace-context-2/.
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 TRACEPARENT = "traceparent"
@@ -27,7 +27,14 @@ _TRACESTATE_VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3
 _TRACESTATE_MEMBER = re.compile(rf"({_TRACESTATE_KEY})={_TRACESTATE_VALUE}\Z")
 
 
-class TraceContext(NamedTuple):
+class _Fields(NamedTuple):
+    trace_id: int
+    span_id: int
+    flags: int
+    tracestate: str = ""
+
+
+class TraceContext(_Fields):
     """A span as another process sees it.
 
     Attributes:
@@ -37,33 +44,23 @@ class TraceContext(NamedTuple):
         tracestate: The vendors' members as a header value, or ``""``.
     """
 
-    trace_id: int
-    span_id: int
-    flags: int
-    tracestate: str = ""
-
     @property
     def sampled(self) -> bool:
         """Whether the caller records this trace. Other flags (random) are ignored."""
         return bool(self.flags & _SAMPLED)
 
-    @property
+    @cached_property
     def traceparent(self) -> str:
-        """The value of the ``traceparent`` header, version 00."""
-        return _traceparent(self.trace_id, self.span_id, self.flags)
+        """The value of the ``traceparent`` header, version 00. Kept, because a span often sends several requests."""
+        # Three times faster than string formatting.
+        trace_id, span_id = self.trace_id.to_bytes(16, "big").hex(), self.span_id.to_bytes(8, "big").hex()
+        return f"00-{trace_id}-{span_id}-{_FLAGS[self.flags]}"
 
     def to_headers(self) -> dict[str, str]:
         """Return ``traceparent``, and ``tracestate`` if it is not empty, with lower-case names."""
         if self.tracestate:
             return {TRACEPARENT: self.traceparent, TRACESTATE: self.tracestate}
         return {TRACEPARENT: self.traceparent}
-
-
-# Cached: a span often sends several requests, and a request needs the value several times.
-@lru_cache(maxsize=64)
-def _traceparent(trace_id: int, span_id: int, flags: int) -> str:
-    # Three times faster than string formatting.
-    return f"00-{trace_id.to_bytes(16, 'big').hex()}-{span_id.to_bytes(8, 'big').hex()}-{_FLAGS[flags]}"
 
 
 def extract(headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]) -> TraceContext | None:
