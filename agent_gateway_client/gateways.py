@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -47,7 +48,7 @@ _VENDORS = (
 """Hosts of model vendors' public APIs; ``*`` stands for any characters."""
 
 _MAX_SEEN = 1_000
-"""Origins whose look-up is remembered. A program that sends requests to more of them looks up the others each time."""
+"""Origins, and paths of an origin, that are remembered. If there are more, the others are looked up each time."""
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\Z")
 
@@ -85,8 +86,8 @@ class Gateways:
                 prefixes = (*prefixes, prefix)
             self._prefixes[origin] = prefixes
             kept[url] = None
-        self._seen: dict[tuple[str, str, int | None], tuple[str, ...]] = {}
-        """The prefixes by origins as requests spell them; at most :data:`_MAX_SEEN`."""
+        self._seen: dict[tuple[str, str, int | None], set[str] | None] = {}
+        """The results of :meth:`near` by origins as requests spell them; at most :data:`_MAX_SEEN`."""
         self.urls: tuple[str, ...] = tuple(kept)
         hosts = frozenset(host for _, host, _ in self._prefixes)
         self._near_hosts = hosts | LOOPBACK if hosts & LOOPBACK else hosts
@@ -113,29 +114,37 @@ class Gateways:
             port: ``None`` for the scheme's default.
             path: As it is sent, with or without the query.
         """
-        prefixes = self._seen.get((scheme, host, port))
-        if prefixes is None:
-            prefixes = self._prefixes_at(scheme, host, port)
-        # Not any(), which would create a generator for every request.
-        for prefix in prefixes:  # noqa: SIM110
-            if _is_below(path, prefix):
-                return True
-        return False
+        known = self.near(scheme, host, port)
+        if known is None:
+            return False
+        if path in known:
+            return True
+        is_covered = any(_is_below(path, prefix) for prefix in self._prefixes_at(scheme, host, port))
+        if is_covered and len(known) < _MAX_SEEN and "?" not in path:
+            known.add(path)
+        return is_covered
+
+    def near(self, scheme: str, host: str, port: int | None) -> set[str] | None:
+        """Return whether a request to this origin may go to one of the gateways, or miss it by little.
+
+        Fast, so that neither path nor headers are read of the requests that have nothing to do with a gateway.
+
+        Returns:
+            ``None`` if no request to this origin does, else some of the paths that are covered.
+        """
+        try:
+            return self._seen[scheme, host, port]
+        except KeyError:
+            is_near = host in self._near_hosts or self._prefixes_at(scheme, host, port)
+        known: set[str] | None = set() if is_near else None
+        if len(self._seen) < _MAX_SEEN:
+            self._seen[scheme, host, port] = known
+        return known
 
     def _prefixes_at(self, scheme: str, host: str, port: int | None) -> tuple[str, ...]:
         plain_scheme = _WEBSOCKET_SCHEMES.get(scheme, scheme)
         origin = (plain_scheme, _plain_host(host), port or _DEFAULT_PORTS.get(plain_scheme, 0))
-        prefixes = self._prefixes.get(origin, ())
-        if len(self._seen) < _MAX_SEEN:
-            self._seen[scheme, host, port] = prefixes
-        return prefixes
-
-    def is_near(self, scheme: str, host: str, port: int | None) -> bool:
-        """Return whether a request to this origin may go to one of the gateways, or miss it by little.
-
-        Fast, so that neither path nor headers are read of the requests that have nothing to do with a gateway.
-        """
-        return self._seen.get((scheme, host, port)) != () or host in self._near_hosts
+        return self._prefixes.get(origin, ())
 
     def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
         """Return why a request misses a gateway by little; ``None`` for most requests."""
@@ -162,7 +171,7 @@ class Gateways:
             return False
 
     def __or__(self, other: "Gateways") -> "Gateways":
-        return Gateways((*self.urls, *other.urls))
+        return _union(self, other)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.urls)
@@ -172,6 +181,12 @@ class Gateways:
 
     def __repr__(self) -> str:
         return f"Gateways([{', '.join(map(_without_credentials, self.urls))}])"
+
+
+# Cached, because a request may need the union of several sets.
+@lru_cache(maxsize=32)
+def _union(one: Gateways, other: Gateways) -> Gateways:
+    return Gateways((*one.urls, *other.urls))
 
 
 NO_GATEWAYS = Gateways(())

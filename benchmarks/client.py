@@ -59,8 +59,8 @@ def requests_in_a_loop(report: Report) -> None:
         {
             "bare": loop(partial(send, None, bare), 200),
             "floor": loop(partial(send, floor_hook, bare), 200),
-            OURS: loop(partial(send, ours, bare), 200),
-            ELSEWHERE: loop(partial(send, elsewhere, bare), 200),
+            OURS: as_if_alone(loop(partial(send, ours, bare), 200)),
+            ELSEWHERE: as_if_alone(loop(partial(send, elsewhere, bare), 200)),
             OTEL: loop(partial(send, None, instrumented._transport), 200),
         },
         seconds=4,
@@ -83,8 +83,8 @@ def hooks(report: Report) -> None:
         {
             "bare": _timed_hook(lambda request: None),
             "floor": _timed_hook(floor_hook),
-            OURS: _timed_hook(_hook()),
-            ELSEWHERE: _timed_hook(_hook([OTHER])),
+            OURS: as_if_alone(_timed_hook(_hook())),
+            ELSEWHERE: as_if_alone(_timed_hook(_hook([OTHER]))),
         },
         seconds=4,
     )
@@ -129,7 +129,6 @@ def openai_calls(report: Report) -> None:
 
 def _calls(report: Report, group: str, call: Callable[[httpx.Client, dict[str, str] | None], Any]) -> None:
     cases = {name: loop(partial(call, client, None), 20) for name, client in _clients()}
-    cases[BESIDE_OTEL] = cases[OURS]
     for name in (OURS, ELSEWHERE):
         cases[name] = as_if_alone(cases[name])
     bare = http_client()
@@ -156,6 +155,8 @@ def _clients() -> Iterator[tuple[str, httpx.Client]]:
     yield OURS, wrap_httpx(http_client())
     yield ELSEWHERE, wrap_httpx(http_client(), [OTHER])
     yield OTEL, instrumented_client()
+    # Another client than the one above, whose send method is replaced only beside the instrumentation.
+    yield BESIDE_OTEL, wrap_httpx(http_client())
 
 
 def instrumented_client() -> httpx.Client:

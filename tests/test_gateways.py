@@ -401,6 +401,18 @@ def test_what_is_remembered_of_other_origins_is_bounded():
         assert not gateways.covers("http", "gw.test", 5001, "/gateway/v1")
 
 
+def test_what_is_remembered_of_paths_is_bounded():
+    """It has no queries, which may contain keys."""
+    gateways = Gateways(["http://gw.test:5000/gateway"])
+    for _ in range(2):
+        for number in range(1_500):
+            assert gateways.covers("http", "gw.test", 5000, f"/gateway/{number}")
+            assert gateways.covers("http", "gw.test", 5000, f"/gateway/v1?key={number}")
+            assert not gateways.covers("http", "gw.test", 5000, f"/gateway{number}")
+    known = gateways.near("http", "gw.test", 5000)
+    assert known == {f"/gateway/{number}" for number in range(1_000)}
+
+
 HOSTS = st.sampled_from(["gateway.test", "Gateway.test.", "other.test", "localhost", "127.0.0.1", "::1"])
 PATHS = st.sampled_from(["/", "/gateway", "/gateway/v1/chat", "/gateway2", "/v1/chat?a=b", "/gateway/../v1"])
 
@@ -419,14 +431,14 @@ def test_a_request_that_is_not_near_is_neither_to_a_gateway_nor_a_near_miss(
     """The first answer for an origin is remembered, and must not hide a request with another path."""
     gateways = Gateways(urls)
     for request in requests:
-        is_near = gateways.is_near(*request[:3])
+        is_near = gateways.near(*request[:3]) is not None
         assert is_near or not (gateways.covers(*request) or gateways.near_miss(*request))
 
 
 def test_other_origins_are_not_near_from_the_second_request_on():
     gateways = Gateways(["http://gateway.test:5000/gateway"])
     assert not gateways.covers("https", "other.test", None, "/v1")
-    assert not gateways.is_near("https", "other.test", None)
-    assert gateways.is_near("http", "gateway.test", 5000)
+    assert gateways.near("https", "other.test", None) is None
+    assert gateways.near("http", "gateway.test", 5000) is not None
     # With another port, the path decides whether it is a near miss.
-    assert gateways.is_near("http", "gateway.test", 80)
+    assert gateways.near("http", "gateway.test", 80) is not None

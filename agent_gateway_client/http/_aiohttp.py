@@ -7,9 +7,9 @@ from typing import Any
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
-from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.http._known import known_gateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
-from agent_gateway_client.http._propagate import put_trace_context
+from agent_gateway_client.http._propagate import propagate
 from agent_gateway_client.http._redirects import hops, shares_hops_async
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
@@ -19,7 +19,7 @@ _EXTENSIONS = "_agent_gateway_client_extensions"
 
 
 class AiohttpRequest:
-    """Adapts a request of aiohttp for :func:`put_trace_context`.
+    """Adapts a request of aiohttp for :func:`propagate`.
 
     aiohttp creates a new request for each hop of a redirect from the user's headers, so a header that is set here is
     never forwarded to another host. :mod:`._redirects` has the state that the hops share.
@@ -83,7 +83,7 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
 def _propagate(request: Any) -> None:
     with _guard:
         if request.method != "CONNECT":  # it is sent to a proxy
-            put_trace_context(AiohttpRequest(request), KnownGateways(model_call.get()))
+            propagate(AiohttpRequest(request), known_gateways(model_call.get()), _guard)
 
 
 REPLACEMENTS = {"aiohttp:ClientRequest.send": _send, "aiohttp:ClientSession._request": shares_hops_async}

@@ -9,7 +9,7 @@ from weakref import WeakSet
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways, gateways_for_client
 from agent_gateway_client.http import _notes
-from agent_gateway_client.http._opentelemetry import suppress_otel_overwrite
+from agent_gateway_client.http._opentelemetry import guard, instrumentation_is_loaded, suppress_otel_overwrite
 from agent_gateway_client.http._propagate import propagate
 
 ClientT = TypeVar("ClientT")
@@ -128,13 +128,17 @@ def wrap(client: Any, http_client: Any, gateways: Gateways) -> Wrap:
 
 def hook_of(client: Any) -> "_RequestHook | None":
     """Return our hook of a client that has event hooks; ``None`` if the client is not wrapped."""
-    return next((hook for hook in client.event_hooks["request"] if isinstance(hook, _RequestHook)), None)
+    for hook in client.event_hooks["request"]:
+        if isinstance(hook, _RequestHook):
+            return hook
+    return None
 
 
 class _RequestHook:
     def __init__(self, client: Any) -> None:
         self.client = weakref.ref(client)
         self.gateways = NO_GATEWAYS
+        self._keeps_header = False
         # A wrap lives as long as one of its clients. After that, its gateways are kept until the next unwrap(), because
         # the HTTP client may still be in use.
         self.wraps: WeakSet[Wrap] = WeakSet()
@@ -143,6 +147,21 @@ class _RequestHook:
         # If the doctor runs the program, its own patches cover all clients.
         if _notes.recorder is None:
             propagate(request, self.gateways)
+        if not self._keeps_header and instrumentation_is_loaded():
+            self._keep_header()
+
+    def _keep_header(self) -> None:
+        """Prevent OpenTelemetry's instrumentation from overwriting the header, by replacing the client's send method.
+
+        Not before the instrumentation is loaded, because it makes the client slower. httpx looks up the method after it
+        has called the hooks.
+        """
+        self._keeps_header = True
+        with guard, _lock:
+            client: Any = self.client()
+            if hasattr(type(client), _SEND) and _SEND not in vars(client) and hook_of(client) is self:
+                make = _async_send if isinstance(self, _AsyncRequestHook) else _send
+                setattr(client, _SEND, make(self.client))
 
 
 class _AsyncRequestHook(_RequestHook):
@@ -156,8 +175,6 @@ def _add_hook(client: Any) -> _RequestHook:
     hook = (_AsyncRequestHook if is_async else _RequestHook)(client)
     # After the user's own hooks, so that a traceparent from one of them is kept.
     client.event_hooks = {**hooks, "request": [*hooks["request"], hook]}
-    if hasattr(type(client), _SEND) and _SEND not in vars(client):
-        setattr(client, _SEND, (_async_send if is_async else _send)(hook.client))
     return hook
 
 

@@ -3,25 +3,13 @@
 from typing import Literal, Protocol
 
 from agent_gateway_client.active_span import current_trace_context, is_received
+from agent_gateway_client.gateways import Gateways
 from agent_gateway_client.http import _notes
 from agent_gateway_client.w3c import TRACEPARENT, TraceContext
 
 Outcome = Literal["sent", "kept", "no span", "not a gateway"]
 """The decision for one request: it gets the context, its own ``traceparent`` is kept, it goes to a gateway but no span
 is active, or it goes elsewhere."""
-
-
-class KnowsGateways(Protocol):
-    """One or more sets of gateways."""
-
-    def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
-        """Return the same as :meth:`Gateways.covers`."""
-
-    def is_near(self, scheme: str, host: str, port: int | None) -> bool:
-        """Return the same as :meth:`Gateways.is_near`."""
-
-    def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
-        """Return the same as :meth:`Gateways.near_miss`."""
 
 
 class Headers(Protocol):
@@ -43,7 +31,14 @@ _REASONS: dict[Outcome, str] = {
 
 
 def decide(
-    method: str, scheme: str, host: str, port: int | None, path: str, headers: Headers, gateways: KnowsGateways
+    method: str,
+    scheme: str,
+    host: str,
+    port: int | None,
+    path: str,
+    headers: Headers,
+    gateways: Gateways,
+    is_covered: bool,
 ) -> tuple[Outcome, TraceContext | None]:
     """Decide whether a request gets the current trace context.
 
@@ -55,13 +50,13 @@ def decide(
         path: As for :meth:`Gateways.covers`.
         headers: The request's headers; read only if it goes to a gateway.
         gateways: The gateways that may get the trace context.
+        is_covered: What :meth:`Gateways.covers` returns for them.
 
     Returns:
         The outcome, and the trace context to add, if any.
     """
     outcome: Outcome
-    context = None
-    why, is_covered, is_assumed = None, gateways.covers(scheme, host, port, path), False
+    context, why, is_assumed = None, None, False
     if not is_covered:
         why = gateways.near_miss(scheme, host, port, path)
         if why is None and _notes.assumed is not None:

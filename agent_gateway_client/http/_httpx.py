@@ -5,7 +5,7 @@ from typing import Any
 
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
-from agent_gateway_client.http._known import KnownGateways, may_carry
+from agent_gateway_client.http._known import known_gateways, may_carry
 from agent_gateway_client.http._opentelemetry import suppress_otel_overwrite
 from agent_gateway_client.http._propagate import propagate, sent_headers
 
@@ -17,7 +17,7 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
         call = model_call.get()
         try:
             if may_carry(request, call):
-                propagate(request, KnownGateways(call, client))
+                propagate(request, known_gateways(call, client))
                 with suppress_otel_overwrite(sent_headers(request)):
                     response = original(client, request, *args, **kwargs)
             else:
@@ -40,7 +40,7 @@ def _async_send(original: Callable[..., Any], switch: Switch) -> Any:
         call = model_call.get()
         try:
             if may_carry(request, call):
-                propagate(request, KnownGateways(call, client))
+                propagate(request, known_gateways(call, client))
                 with suppress_otel_overwrite(sent_headers(request)):
                     response = await original(client, request, *args, **kwargs)
             else:

@@ -39,39 +39,10 @@ def may_carry(request: Any, call: ModelCall | None) -> bool:
     )
 
 
-class KnownGateways:
-    """The gateways of the process, of the request's model call, and of a wrapped client."""
-
-    __slots__ = ("_call", "_client")
-
-    def __init__(self, call: ModelCall | None, client: Any = None) -> None:
-        self._call = call
-        self._client = client
-
-    def covers(self, scheme: str, host: str, port: int | None, path: str) -> bool:
-        """Return the same as :meth:`Gateways.covers`."""
-        # NO_GATEWAYS if only an adapter is active. Comparing it is faster than calling its methods.
-        if _gateways is not NO_GATEWAYS and _gateways.covers(scheme, host, port, path):
-            return True
-        if self._call is not None and self._call.gateways.covers(scheme, host, port, path):
-            return True
-        hook = hook_of(self._client) if self._client is not None else None
-        return hook is not None and hook.gateways.covers(scheme, host, port, path)
-
-    def is_near(self, scheme: str, host: str, port: int | None) -> bool:
-        """Return the same as :meth:`Gateways.is_near`."""
-        # Most requests of a model call go to its gateways.
-        if self._call is not None and self._call.gateways is not NO_GATEWAYS:
-            return True
-        if _gateways is not NO_GATEWAYS and _gateways.is_near(scheme, host, port):
-            return True
-        hook = hook_of(self._client) if self._client is not None else None
-        return hook is not None and hook.gateways.is_near(scheme, host, port)
-
-    def near_miss(self, scheme: str, host: str, port: int | None, path: str) -> str | None:
-        """Return the same as :meth:`Gateways.near_miss`: the first reason found."""
-        hook = hook_of(self._client) if self._client is not None else None
-        for known in (_gateways, self._call and self._call.gateways, hook and hook.gateways):
-            if known and (why := known.near_miss(scheme, host, port, path)):
-                return why
-        return None
+def known_gateways(call: ModelCall | None, client: Any = None) -> Gateways:
+    """Return the gateways of the process, of the request's model call, and of a wrapped client of httpx."""
+    known = _gateways
+    if call is not None and (given := call.gateways) is not NO_GATEWAYS:
+        known = given if known is NO_GATEWAYS else known | given
+    hook = hook_of(client) if client is not None else None
+    return known if hook is None else known | hook.gateways

@@ -29,7 +29,7 @@ _SCOPES = (
 )
 """The instrumentations whose span is already current when our patch gets the request."""
 
-_guard = Guard(
+guard = Guard(
     "Could not keep OpenTelemetry's instrumentation from replacing a request's trace context",
     "opentelemetry-instrumentation",
 )
@@ -51,7 +51,7 @@ def suppress_otel_overwrite(headers: Any) -> AbstractContextManager[None]:
     utils = sys.modules.get(_UTILS)
     if utils is None:
         return _NOTHING
-    with _guard:
+    with guard:
         header = headers.get(TRACEPARENT)
         if header is not None and not _is_opentelemetrys(header):
             return _Suppressed(_switch(utils.suppress_http_instrumentation))

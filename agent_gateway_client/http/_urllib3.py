@@ -6,78 +6,71 @@ botocore has signed the request by then. Its signature covers only the headers t
 valid.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from agent_gateway_client._guard import Guard
-from agent_gateway_client._patching import Switch
+from agent_gateway_client._patching import Switch, find_argument
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http import _notes
 from agent_gateway_client.http._decide import decide
-from agent_gateway_client.http._known import KnownGateways, instrumented_gateways
+from agent_gateway_client.http._known import known_gateways
 from agent_gateway_client.http._opentelemetry import is_by_instrumentation
-from agent_gateway_client.http._redirects import hops, must_remove, shares_hops
+from agent_gateway_client.http._redirects import must_remove, shares_hops, thread
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
 _guard = Guard("Could not add the trace context to a request of urllib3; it is sent without it", "urllib3")
 
 
 def _make_request(original: Callable[..., Any], switch: Switch) -> Any:
-    def _make_request(pool: Any, conn: Any, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
-        if switch.is_on and (not args or "headers" in kwargs):
-            _add_headers(pool, method, url, kwargs)
-        return original(pool, conn, method, url, *args, **kwargs)
+    # Only *args and **kwargs: to bind four arguments takes Python as long as all that is done for most requests.
+    def _make_request(*args: Any, **kwargs: Any) -> Any:
+        if switch.is_on:
+            if len(args) == _POSITIONAL:
+                _add_headers(args[0], args[2], args[3], kwargs)
+            elif "headers" in kwargs or len(args) < _POSITIONAL:
+                _add_headers(args[0], method_of(args, kwargs), url_of(args, kwargs), kwargs)
+        return original(*args, **kwargs)
 
+    method_of, url_of = find_argument(original, "method"), find_argument(original, "url")
     return _make_request
+
+
+_POSITIONAL = 4
+"""The arguments that urllib3 itself passes by position: the pool, the connection, the method and the URL."""
 
 
 def _add_headers(pool: Any, method: str, url: str, kwargs: dict[str, Any]) -> None:
     try:
-        call = model_call.get()
-        gateways = instrumented_gateways() if call is None else KnownGateways(call)
-        scheme, host, port, path = _target(pool, url)
-        if not gateways.is_near(scheme, host, port) and not hops.get() and not _notes.is_wanted_of_all():
+        gateways = known_gateways(model_call.get())
+        scheme, host, port, path = pool.scheme, pool.host, pool.port, url
+        if "[" in host or not url.startswith("/"):
+            scheme, host, port, path = _target(pool, url)
+        near = gateways.near(scheme, host, port)
+        if near is None and not thread.hops and not _notes.is_wanted_of_all():
             return
-        headers = _Headers(kwargs.get("headers"))
-        outcome, context = decide(method, scheme, host, port, path, headers, gateways)
+        is_covered = near is not None and (path in near or gateways.covers(scheme, host, port, path))
+        given: Any = kwargs.get("headers")
+        # The copy is faster to search.
+        headers = _copy_of(given) if is_covered else given
+        present = _traceparent_in(headers)
+        seen = {} if present is None or is_by_instrumentation(present) else {TRACEPARENT: present}
+        outcome, context = decide(method, scheme, host, port, path, seen, gateways, is_covered)
+        if context is None and (present is None or not must_remove(outcome, present)):
+            return
+        if not is_covered:
+            headers = _copy_of(given)
+        if present is not None:
+            for key in [key for key in headers if _text(key).lower() in (TRACEPARENT, TRACESTATE)]:
+                del headers[key]
         if context is not None:
-            kwargs["headers"] = _with(headers.given, context.to_headers(), replaced=headers.traceparent is not None)
-        elif headers.traceparent is not None and must_remove(outcome, headers.traceparent):
-            kwargs["headers"] = _with(headers.given, {}, replaced=True)
+            headers[TRACEPARENT] = context.traceparent
+            if context.tracestate:
+                headers[TRACESTATE] = context.tracestate
+        kwargs["headers"] = headers
     except Exception as error:
         _guard.caught(error)
-
-
-class _Headers:
-    """A request's headers. A ``traceparent`` that OpenTelemetry's instrumentation has set counts as absent.
-
-    Attributes:
-        given: The caller's headers, in any form that urllib3 accepts.
-        traceparent: The ``traceparent``, even if OpenTelemetry's instrumentation has set it.
-    """
-
-    __slots__ = ("given", "traceparent")
-
-    def __init__(self, given: Mapping[Any, Any] | None) -> None:
-        self.given = given
-        self.traceparent: str | None = None
-        if given is not None:
-            for name in given:
-                if len(name) == len(TRACEPARENT) and _text(name).lower() == TRACEPARENT:
-                    self.traceparent = _text(given[name])
-                    break
-
-    def get(self, name: str, /) -> str | None:
-        """Return the ``traceparent``, the only header that is read."""
-        present = self.traceparent
-        return None if is_by_instrumentation(present) else present
-
-    def __contains__(self, name: str, /) -> bool:
-        return self.get(name) is not None
-
-    def __getitem__(self, name: str, /) -> str:
-        return self.get(name) or ""
 
 
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
@@ -89,18 +82,23 @@ def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
     return pool.scheme, pool.host.strip("[]"), pool.port, url
 
 
-def _with(given: Any, ours: dict[str, str], replaced: bool) -> Any:
-    headers = {} if given is None else _copy_of(given)
-    if replaced:
-        for key in [key for key in headers if _text(key).lower() in (TRACEPARENT, TRACESTATE)]:
-            del headers[key]
-    for name, value in ours.items():
-        headers[name] = value
-    return headers
+def _traceparent_in(headers: Any) -> str | None:
+    for name in headers or ():
+        if len(name) == len(TRACEPARENT) and _text(name).lower() == TRACEPARENT:
+            return _text(headers[name])
+    return None
 
 
 def _copy_of(given: Any) -> Any:
-    """Return a copy that keeps several values of a name; a dict if there are none, as other classes copy slowly."""
+    """Return a copy that keeps several values of a name; a dict if there are none, as other classes copy slowly.
+
+    Args:
+        given: A request's headers, in any form that urllib3 accepts.
+    """
+    if type(given) is dict:
+        return given.copy()
+    if given is None:
+        return {}
     headers = dict(given.items())
     # urllib3's own class counts names, others count values.
     has_several = hasattr(given, "getlist") or len(headers) != len(given)

@@ -10,7 +10,7 @@ from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.http._decide import decide
-from agent_gateway_client.http._known import KnownGateways
+from agent_gateway_client.http._known import known_gateways
 from agent_gateway_client.http._notes import WEBSOCKET
 from agent_gateway_client.http._redirects import must_remove, shares_hops, shares_hops_async
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
@@ -34,8 +34,9 @@ def _add_headers(protocol: Any, request: Any) -> None:
         present = ",".join(headers.get_all(TRACEPARENT))
         seen = {TRACEPARENT: present} if present else {}
         scheme = "https" if uri.secure else "http"
-        gateways = KnownGateways(model_call.get())
-        outcome, context = decide(WEBSOCKET, scheme, uri.host, uri.port, request.path, seen, gateways)
+        gateways = known_gateways(model_call.get())
+        is_covered = gateways.covers(scheme, uri.host, uri.port, request.path)
+        outcome, context = decide(WEBSOCKET, scheme, uri.host, uri.port, request.path, seen, gateways, is_covered)
         if context is not None or (present and must_remove(outcome, present)):
             for name in (TRACEPARENT, TRACESTATE):
                 if name in headers:

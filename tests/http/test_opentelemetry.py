@@ -1,5 +1,6 @@
 """instrument() with OpenTelemetry's instrumentation of httpx, httpx2 and aiohttp: one trace, one header."""
 
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from importlib import metadata
@@ -237,6 +238,26 @@ async def test_a_wrapped_client_follows_the_same_rule(
     sent = one_each(server)
     assert sent[:2] == [named_by(agent)] * 2
     assert [value[:-3] for value in sent[2:]] == [named(request) for request in otel.requests]
+
+
+@pytest.mark.parametrize("stack", [stack for stack in STACKS if INSTRUMENTORS[stack.__name__]])
+@pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+async def test_a_wrapped_client_that_was_used_before(
+    stack: Any, kind: str, server: HttpServer, otel: Otel, monkeypatch: pytest.MonkeyPatch
+):
+    """Its send method is replaced with the first request beside OpenTelemetry's instrumentation, until unwrap()."""
+    client = wrapped_client(stack, kind, server.gateway)
+    with mlflow.start_span("agent") as agent:
+        with monkeypatch.context() as without:
+            without.delitem(sys.modules, "opentelemetry.instrumentation.utils")
+            await value_of(client.get(server.gateway))
+            assert "_send_single_request" not in vars(client)
+        otel.instrumentations()
+        await value_of(client.get(server.gateway))
+    unwrap(client)
+    assert "_send_single_request" not in vars(client)
+    await value_of(client.close() if kind == "Client" else client.aclose())
+    assert one_each(server) == [named_by(agent)] * 2
 
 
 async def test_an_openai_client_follows_the_same_rule(server: HttpServer, otel: Otel):
