@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 from agent_gateway_client._patching import Switch
-from agent_gateway_client.active_span import model_call
-from agent_gateway_client.http._known import known_gateways, may_carry
-from agent_gateway_client.http._opentelemetry import suppress_otel_overwrite
-from agent_gateway_client.http._propagate import propagate, sent_headers
+from agent_gateway_client.active_span import ModelCall, model_call
+from agent_gateway_client.gateways import NO_GATEWAYS
+from agent_gateway_client.http import _notes
+from agent_gateway_client.http._known import known_gateways
+from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded, suppress_otel_overwrite
+from agent_gateway_client.http._propagate import guard, is_marked, propagate, sent_headers
 
 
 def _send(original: Callable[..., Any], switch: Switch) -> Any:
@@ -15,13 +17,10 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
         if not switch.is_on:
             return original(client, request, *args, **kwargs)
         call = model_call.get()
+        _add_headers(client, request, call)
+        send = keeping_header if instrumentation_is_loaded() else original
         try:
-            if may_carry(request, call):
-                propagate(request, known_gateways(call, client))
-                with suppress_otel_overwrite(sent_headers(request)):
-                    response = original(client, request, *args, **kwargs)
-            else:
-                response = original(client, request, *args, **kwargs)
+            response = send(client, request, *args, **kwargs)
         except BaseException as error:
             if call is not None:
                 call.failed(error)
@@ -29,6 +28,10 @@ def _send(original: Callable[..., Any], switch: Switch) -> Any:
         if call is not None:
             call.answered(response)
         return response
+
+    def keeping_header(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        with suppress_otel_overwrite(sent_headers(request)):
+            return original(client, request, *args, **kwargs)
 
     return _send_single_request
 
@@ -38,13 +41,10 @@ def _async_send(original: Callable[..., Any], switch: Switch) -> Any:
         if not switch.is_on:
             return await original(client, request, *args, **kwargs)
         call = model_call.get()
+        _add_headers(client, request, call)
+        send = keeping_header if instrumentation_is_loaded() else original
         try:
-            if may_carry(request, call):
-                propagate(request, known_gateways(call, client))
-                with suppress_otel_overwrite(sent_headers(request)):
-                    response = await original(client, request, *args, **kwargs)
-            else:
-                response = await original(client, request, *args, **kwargs)
+            response = await send(client, request, *args, **kwargs)
         except BaseException as error:
             if call is not None:
                 call.failed(error)
@@ -53,7 +53,21 @@ def _async_send(original: Callable[..., Any], switch: Switch) -> Any:
             call.answered(response)
         return response
 
+    async def keeping_header(client: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        with suppress_otel_overwrite(sent_headers(request)):
+            return await original(client, request, *args, **kwargs)
+
     return _send_single_request
+
+
+def _add_headers(client: Any, request: Any, call: ModelCall | None) -> None:
+    try:
+        gateways = known_gateways(call, client)
+        # If only a framework's adapter is active, requests outside of its model calls have no gateways.
+        if gateways is not NO_GATEWAYS or is_marked(request) or _notes.is_wanted():
+            propagate(request, gateways)
+    except Exception as error:
+        guard.caught(error)
 
 
 REPLACEMENTS = {

@@ -4,10 +4,7 @@ from typing import Any
 
 from agent_gateway_client.active_span import ModelCall
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
-from agent_gateway_client.http import _notes
 from agent_gateway_client.http._clients import hook_of
-from agent_gateway_client.http._opentelemetry import instrumentation_is_loaded
-from agent_gateway_client.http._propagate import is_marked
 
 _gateways = NO_GATEWAYS
 """The gateways of all active handles. Replaced atomically, so that a request can read it without a lock."""
@@ -22,21 +19,6 @@ def set_process_gateways(gateways: Gateways) -> None:
     """Replace the gateways of the process."""
     global _gateways
     _gateways = gateways or NO_GATEWAYS
-
-
-def may_carry(request: Any, call: ModelCall | None) -> bool:
-    """Return whether a request of httpx may go to a gateway, or an earlier hop of it did.
-
-    ``False`` for most requests outside of model calls if only a framework's adapter is active: they have no gateways.
-    If OpenTelemetry's instrumentations are loaded, the request may have a header that was set by hand.
-    """
-    return bool(
-        _gateways is not NO_GATEWAYS
-        or (call is not None and call.gateways is not NO_GATEWAYS)
-        or is_marked(request)
-        or instrumentation_is_loaded()
-        or _notes.is_wanted()
-    )
 
 
 def known_gateways(call: ModelCall | None, client: Any = None) -> Gateways:

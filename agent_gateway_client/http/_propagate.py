@@ -14,7 +14,7 @@ from agent_gateway_client.http import _notes
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE
 
-_guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
+guard = Guard("Could not add the trace context to a request; it is sent without it", "httpx", "httpx2")
 
 _SENT_BY_US = "agent_gateway_client.headers"
 """The key in a request's extensions for the trace context that this package has added to it."""
@@ -34,7 +34,7 @@ def sent_headers(request: Any) -> Any:
     return request.headers if context is None else context.to_headers()
 
 
-def propagate(request: Any, gateways: Gateways, guard: Guard = _guard) -> None:
+def propagate(request: Any, gateways: Gateways, guard: Guard = guard) -> None:
     """Add the current trace context to an httpx request to a gateway; remove it if it goes elsewhere. Never raises.
 
     Args:

@@ -4,7 +4,6 @@ Those requests repeat the caller's headers. If they include the ``traceparent`` 
 from a hop that leaves the gateway.
 """
 
-import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -15,16 +14,7 @@ from agent_gateway_client.http._decide import Outcome
 from agent_gateway_client.w3c import TRACEPARENT
 
 hops: ContextVar[dict[str, Any] | None] = ContextVar("agent_gateway_client.hops", default=None)
-"""The state of the current call of async code; ``None`` outside of a call. Nested calls are its hops."""
-
-
-class _Thread(threading.local):
-    """The same for the blocking call of a thread. Setting a context variable takes longer than all else per request."""
-
-    hops: dict[str, Any] | None = None
-
-
-thread = _Thread()
+"""The current call's state; ``None`` outside of a call. Nested calls are its hops."""
 
 
 def must_remove(outcome: Outcome, traceparent: str) -> bool:
@@ -33,7 +23,7 @@ def must_remove(outcome: Outcome, traceparent: str) -> bool:
     True if it is that of a span of this process, an earlier hop of the same call carried it to a gateway, and this hop
     goes elsewhere.
     """
-    shared = hops.get() if thread.hops is None else thread.hops
+    shared = hops.get()
     if shared is None:
         return False
     if outcome == "kept" and is_local_span(traceparent):
@@ -43,13 +33,13 @@ def must_remove(outcome: Outcome, traceparent: str) -> bool:
 
 def shares_hops(original: Callable[..., Any], switch: Switch) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not switch.is_on or thread.hops is not None:
+        if not switch.is_on or hops.get() is not None:
             return original(*args, **kwargs)
-        thread.hops = {}
+        token = hops.set({})
         try:
             return original(*args, **kwargs)
         finally:
-            thread.hops = None
+            hops.reset(token)
 
     return call
 

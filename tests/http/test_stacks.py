@@ -249,6 +249,26 @@ def test_the_callers_own_headers_are_not_changed(is_pool_managers: bool, server:
     assert ", ".join(server.sent("x-one")[0]) == "1, 2"
 
 
+def test_urllib3_with_other_parameters(server: HttpServer, monkeypatch: pytest.MonkeyPatch):
+    """In another version, or if other code has wrapped it, the method may have other parameters."""
+    urllib3 = pytest.importorskip("urllib3")
+    original, given = urllib3.HTTPConnectionPool._make_request, []
+
+    def _make_request(pool: Any, conn: Any, method: str, url: str, timeout: Any = None, **others: Any) -> Any:
+        given.append(others.pop("headers", "none"))
+        headers = None if given[-1] == "none" else given[-1]
+        return original(pool, conn, method, url, timeout=timeout, headers=headers, **others)
+
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "_make_request", _make_request)
+    with instrument(server.gateway), mlflow.start_span("agent") as agent, urllib3.PoolManager() as pool:
+        pool.request("GET", server.gateway, headers={"x-one": "1"})
+        pool.request("GET", server.other, headers={"x-one": "1"})
+        own = pool.connection_from_url(server.other)
+        own._make_request(own._get_conn(), method="GET", url="/")
+    assert server.sent() == [[named_by(agent)], [], []]
+    assert given == [{"x-one": "1", "traceparent": named_by(agent)}, {"x-one": "1"}, "none"]
+
+
 def test_a_proxy_is_not_the_gateway(server: HttpServer):
     """With a proxy, the request's own URL decides."""
     urllib3 = pytest.importorskip("urllib3")
