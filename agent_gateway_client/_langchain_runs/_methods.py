@@ -130,15 +130,14 @@ def _end(call: LangChainCall) -> None:
 
 
 def _starts(original: Method, switch: Switch) -> Method:
-    def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
-        if not switch.is_on:
-            return original(manager, *args, **kwargs)
-        call, is_made = _begin(manager)
+    # Python passes on *args as they are, but copies them if there are other parameters.
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        call, is_made = _begin(args[0]) if switch.is_on else (None, False)
         if call is None:
-            return original(manager, *args, **kwargs)
+            return original(*args, **kwargs)
         call.__enter__()
         try:
-            managers = original(manager, *args, **kwargs)
+            managers = original(*args, **kwargs)
             _has_started(call, managers, is_made=is_made)
             return managers
         finally:
@@ -149,15 +148,13 @@ def _starts(original: Method, switch: Switch) -> Method:
 
 
 def _starts_async(original: Method, switch: Switch) -> Method:
-    async def replacement(manager: Any, *args: Any, **kwargs: Any) -> Any:
-        if not switch.is_on:
-            return await original(manager, *args, **kwargs)
-        call, is_made = _begin(manager)
+    async def replacement(*args: Any, **kwargs: Any) -> Any:
+        call, is_made = _begin(args[0]) if switch.is_on else (None, False)
         if call is None:
-            return await original(manager, *args, **kwargs)
+            return await original(*args, **kwargs)
         call.__enter__()
         try:
-            managers = await original(manager, *args, **kwargs)
+            managers = await original(*args, **kwargs)
             _has_started(call, managers, is_made=is_made)
             return managers
         finally:

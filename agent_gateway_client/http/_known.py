@@ -1,10 +1,7 @@
 """Finds the gateways that apply to a request."""
 
-from typing import Any
-
 from agent_gateway_client.active_span import ModelCall
 from agent_gateway_client.gateways import NO_GATEWAYS, Gateways
-from agent_gateway_client.http._clients import hook_of
 
 _gateways = NO_GATEWAYS
 """The gateways of all active handles. Replaced atomically, so that a request can read it without a lock."""
@@ -21,10 +18,9 @@ def set_process_gateways(gateways: Gateways) -> None:
     _gateways = gateways or NO_GATEWAYS
 
 
-def known_gateways(call: ModelCall | None, client: Any = None) -> Gateways:
-    """Return the gateways of the process, of the request's model call, and of a wrapped client of httpx."""
-    known = _gateways
-    if call is not None and (given := call.gateways) is not NO_GATEWAYS:
-        known = given if known is NO_GATEWAYS else known | given
-    hook = hook_of(client) if client is not None else None
-    return known if hook is None else known | hook.gateways
+def known_gateways(call: ModelCall | None) -> Gateways:
+    """Return the gateways of the process and of the request's model call."""
+    given = NO_GATEWAYS if call is None else call.gateways
+    if given is NO_GATEWAYS or _gateways is NO_GATEWAYS:
+        return _gateways if given is NO_GATEWAYS else given
+    return _gateways | given
