@@ -107,16 +107,6 @@ def _makes_run_async(original: Method, switch: Switch) -> Method:
     return replacement
 
 
-def _begin(manager: Any) -> tuple[LangChainCall | None, bool]:
-    """Return the call of a run that starts, ``None`` if it is not followed, and whether a method above ends it."""
-    call, run = _followed(manager.handlers), _run.get()
-    # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
-    if run is None or run:
-        return call, False
-    run.append(call)
-    return call, True
-
-
 def _has_started(call: LangChainCall, managers: list[Any], *, is_made: bool) -> None:
     if len(managers) == 1:
         call.manager = managers[0]
@@ -132,7 +122,12 @@ def _end(call: LangChainCall) -> None:
 def _starts(original: Method, switch: Switch) -> Method:
     # Python passes on *args as they are, but copies them if there are other parameters.
     def replacement(*args: Any, **kwargs: Any) -> Any:
-        call, is_made = _begin(args[0]) if switch.is_on else (None, False)
+        if not switch.is_on:
+            return original(*args, **kwargs)
+        call, run = _followed(args[0].handlers), _run.get()
+        # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
+        if is_made := run is not None and not run:
+            run.append(call)
         if call is None:
             return original(*args, **kwargs)
         call.__enter__()
@@ -149,7 +144,12 @@ def _starts(original: Method, switch: Switch) -> Method:
 
 def _starts_async(original: Method, switch: Switch) -> Method:
     async def replacement(*args: Any, **kwargs: Any) -> Any:
-        call, is_made = _begin(args[0]) if switch.is_on else (None, False)
+        if not switch.is_on:
+            return await original(*args, **kwargs)
+        call, run = _followed(args[0].handlers), _run.get()
+        # stream_events(version="v3") starts the run in its reader's code and continues it in a different call.
+        if is_made := run is not None and not run:
+            run.append(call)
         if call is None:
             return await original(*args, **kwargs)
         call.__enter__()
@@ -207,9 +207,13 @@ def _steps(original: Method, switch: Switch, is_given: bool = False) -> Method:
         try:
             token = _run.set(run)
             try:
-                with call or _NOTHING:
+                if call is None:
                     steps = original(*args, **kwargs)
                     item = next(steps)
+                else:
+                    with call:
+                        steps = original(*args, **kwargs)
+                        item = next(steps)
             except StopIteration:
                 return
             finally:
@@ -257,9 +261,13 @@ def _steps_async(original: Method, switch: Switch, is_given: bool = False) -> Me
         try:
             token = _run.set(run)
             try:
-                with call or _NOTHING:
+                if call is None:
                     steps = original(*args, **kwargs)
                     item = await steps.__anext__()
+                else:
+                    with call:
+                        steps = original(*args, **kwargs)
+                        item = await steps.__anext__()
             except StopAsyncIteration:
                 return
             finally:
