@@ -83,8 +83,8 @@ def hooks(report: Report) -> None:
         {
             "bare": _timed_hook(lambda request: None),
             "floor": _timed_hook(floor_hook),
-            OURS: as_if_alone(_timed_hook(_hook())),
-            ELSEWHERE: as_if_alone(_timed_hook(_hook([OTHER]))),
+            OURS: _timed_hook(_hook()),
+            ELSEWHERE: _timed_hook(_hook([OTHER])),
         },
         seconds=4,
     )

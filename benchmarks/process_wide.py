@@ -28,15 +28,16 @@ Call = Callable[[dict[str, str]], Any]
 
 
 class _Connection(HTTPConnection):
-    """Answers every request with the same completion."""
+    """Answers every request with the same completion. All but the socket is urllib3's own."""
 
     def connect(self) -> None:
         """Open no socket."""
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
+    def send(self, data: Any) -> None:
         """Send nothing."""
 
     def getresponse(self) -> Any:
+        self.close()
         headers = {"content-type": "application/json", "content-length": str(len(CONTENT))}
         return urllib3.HTTPResponse(io.BytesIO(CONTENT), headers, 200, preload_content=False, request_method="POST")
 
