@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import warm_python
 from tests.support.tables import mark_cells, pytest_terminal_summary
 
 __all__ = ["pytest_terminal_summary"]
@@ -30,6 +31,16 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)
 pytest.register_assert_rewrite("tests.support.e2e")
 
 E2E = Path(__file__).parent / "e2e"
+
+
+def pytest_configure() -> None:
+    warm_python.start()
+
+
+def pytest_collection_finish() -> None:
+    """Let the servers of `DemoGateway` start faster, if any test uses one."""
+    if server := sys.modules.get("agent_gateway_client.demo._server"):
+        server.PYTHON = warm_python.interpreter()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,6 +17,7 @@ import httpx
 from agent_gateway_client.demo._port import KEEP_ALIVE_S, Reservation
 from agent_gateway_client.errors import StartError
 
+PYTHON = sys.executable
 START_DEADLINE_S = 180.0
 STOP_DEADLINE_S = 20.0
 _LAST_LINES = 25
@@ -151,7 +152,7 @@ class MlflowServer:
             )
 
     def _command(self) -> list[str]:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
+        command = [PYTHON, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--workers", "1", "--backend-store-uri", self._backend_store_uri]
         command += ["--artifacts-destination", str(self._directory / "artifacts")]
         # An open stream must not delay the stop.

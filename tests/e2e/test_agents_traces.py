@@ -6,7 +6,6 @@ MLflow's own gateway and a FastAPI application, which sends its mirrors over HTT
 
 import json
 import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracing.utils import aggregate_cost_from_spans, aggregate_usage_from_spans
 
 from agent_gateway_client.demo.gateway import DemoGateway
-from tests.support import agents_at_work
+from tests.support import agents_at_work, warm_python
 from tests.support.e2e import DEADLINE_S, mirrors_in, tracing_into, wait_for
 from tests.support.nightly import NIGHTLY, amount
 
@@ -61,7 +60,7 @@ def _run_agents(server: DemoGateway, urls: list[str], directory: Path) -> list[d
             programs[number - AT_ONCE][1].wait(20 * DEADLINE_S)
         log = directory / f"{number}.jsonl"
         arguments = [",".join(kinds), str(RUNS), EXPERIMENTS[number % 2], server.tracking_uri, ",".join(urls), str(log)]
-        command = [sys.executable, "-W", "ignore", "-m", agents_at_work.__name__, *arguments]
+        command = [warm_python.interpreter(), "-m", agents_at_work.__name__, *arguments]
         with log.with_suffix(".log").open("wb") as output:
             program = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         programs.append((kinds, program, log))

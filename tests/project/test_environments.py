@@ -97,6 +97,13 @@ def test_every_run_has_its_tests(name):
     assert run.arguments()
 
 
+def test_the_main_environment_runs_every_test():
+    """Folders with servers come first: their files take minutes, and the short ones fill the gaps at the end."""
+    paths = [ROOT / argument for argument in RUNS["main"].arguments()]
+    files = (ROOT / "tests").rglob("test_*.py")
+    assert [file for file in files if not {file, *file.parents} & set(paths)] == []
+
+
 def test_every_set_of_tests_is_used():
     assert set(TESTS) <= {item for run in RUNS.values() for item in run.tests}
 

@@ -15,6 +15,7 @@ import httpx
 
 from agent_gateway_client.demo._port import KEEP_ALIVE_S, Reservation
 from agent_gateway_client.demo._server import NOT_INHERITED
+from tests.support import warm_python
 from tests.support.gateways import MODELS, Column
 
 MIRROR = "agent_gateway_client.server.litellm_proxy.mirror"
@@ -186,7 +187,8 @@ class LiteLLMProxy:
             "NO_PROXY": "127.0.0.1,localhost",
             "PYTHONUNBUFFERED": "1",
         }
-        command = [str(Path(sys.executable).with_name("litellm")), "--config", str(self._config_path)]
+        litellm = str(Path(sys.executable).with_name("litellm"))
+        command = [warm_python.interpreter(), litellm, "--config", str(self._config_path)]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
                 [*command, "--host", "127.0.0.1", "--port", str(port), "--keepalive_timeout", str(KEEP_ALIVE_S)],

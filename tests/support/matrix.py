@@ -39,6 +39,7 @@ from mlflow.entities import Span, Trace
 from mlflow.tracing.utils import aggregate_usage_from_spans
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support import warm_python
 from tests.support.e2e import (
     assert_linked,
     assert_mirror,
@@ -164,7 +165,7 @@ def start(column: Column, gateway_url: str, tracking_uri: str, autolog: str) -> 
         "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "200",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", column.__name__, gateway_url, tracking_uri, autolog],
+        [warm_python.interpreter(), "-m", column.__name__, gateway_url, tracking_uri, autolog],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,6 +11,10 @@ SCRIPT = """
 import os, sys, threading
 from tests.support.server import DEADLINE_S, MemoryDestination, small_call
 from agent_gateway_client.server.export import Exporter
+
+def say(*words):
+    # In one piece, as two processes may write at the same time.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 """
 
 
@@ -32,7 +36,7 @@ def run(code: str) -> list[str]:
 def test_what_waits_is_sent_when_the_process_ends(way_out: str):
     """A process that ends normally sends its last calls first."""
     lines = run(f"""
-destination = MemoryDestination(lambda names: print(*names, flush=True))
+destination = MemoryDestination(lambda names: say(*names))
 Exporter(destination).submit(small_call("a"))
 {way_out}
 """)
@@ -56,7 +60,7 @@ exporter.submit(small_call(name))
 assert exporter.flush(DEADLINE_S)
 if child:
     assert os.waitpid(child, 0)[1] == 0
-print(name, *destination.names, flush=True)
+say(name, *destination.names)
 """)
     assert sorted(lines) == ["child gateway/child", "parent gateway/before gateway/waiting gateway/parent"]
 
@@ -126,7 +130,7 @@ go_on.set()
 if not child:
     call("child")
 assert shared.flush(DEADLINE_S)
-print(*destination.names, flush=True)
+say(*destination.names)
 if child:
     assert os.waitpid(child, 0)[1] == 0
 """)
@@ -141,7 +145,7 @@ call("parent")
 while not shared._exporter.destination._is_being_made:
     time.sleep(0.01)
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    print(pool.map(abs, [-1, -2]), flush=True)
+    say(pool.map(abs, [-1, -2]))
 go_on.set()
 """)
     assert lines == ["[1, 2]"]
@@ -168,7 +172,7 @@ if child:
 else:
     call("child")
     assert shared.flush(DEADLINE_S)
-    print(shared._exporter.counts().dropped, flush=True)
+    say(shared._exporter.counts().dropped)
 """)
     assert "before forking" in lines[0]
     assert lines[-1] == "{'misconfigured': 1}"
