@@ -4,7 +4,7 @@ Specification: https://www.w3.org/TR/trace-context-2/.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,8 +20,9 @@ _STATE_LENGTH = len(TRACESTATE)
 _SAMPLED = 0x01
 _FLAGS = [f"{flags:02x}" for flags in range(256)]
 
-_VERSION_00 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
-_LATER_VERSION = re.compile(r"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?\Z")
+_IDS_AND_FLAGS = r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+_VERSION_00 = re.compile(rf"[ \t]*00{_IDS_AND_FLAGS}[ \t]*\Z")
+_LATER_VERSION = re.compile(rf"[ \t]*(?!00|ff)[0-9a-f]{{2}}{_IDS_AND_FLAGS}(?:-.*|[ \t]*)\Z")
 _TRACESTATE_KEY = r"[a-z0-9][a-z0-9_\-*/@]{0,255}"
 _TRACESTATE_VALUE = r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
 _TRACESTATE_MEMBER = re.compile(rf"({_TRACESTATE_KEY})={_TRACESTATE_VALUE}\Z")
@@ -86,26 +87,30 @@ def extract(headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes
             parents.append(value)
         elif size == _STATE_LENGTH and _text(name).lower() == TRACESTATE:
             states.append(value)
+    return parse(parents, states)
+
+
+def parse(parents: Sequence[str | bytes], states: Sequence[str | bytes]) -> TraceContext | None:
+    """Parse the values of all ``traceparent`` and all ``tracestate`` lines of a request; see :func:`extract`."""
     if len(parents) != 1:
         return None
-    parent = _text(parents[0]).strip(" \t")
-    match = (_VERSION_00 if parent.startswith("00") else _LATER_VERSION).match(parent)
+    parent = _text(parents[0])
+    match = _VERSION_00.match(parent) or _LATER_VERSION.match(parent)
     if match is None:
         return None
-    trace_id, span_id = int(match[1], 16), int(match[2], 16)
-    if not trace_id or not span_id:
-        return None
-    tracestate = _valid_tracestate(list(map(_text, states))) if states else ""
-    return TraceContext(trace_id, span_id, int(match[3], 16), tracestate)
+    trace_id, span_id, flags = match.groups()
+    tracestate = _valid_tracestate(states) if states else ""
+    return TraceContext(int(trace_id, 16), int(span_id, 16), int(flags, 16), tracestate)
 
 
-def _valid_tracestate(lines: list[str]) -> str:
+def _valid_tracestate(values: Sequence[str | bytes]) -> str:
     """Join the lines of a ``tracestate`` header into one value; ``""`` if they are invalid.
 
     Of members with the same key, the first is kept, which W3C allows (3.5).
     """
-    if sum(map(len, lines)) > MAX_TRACESTATE_LENGTH:
+    if sum(map(len, values)) > MAX_TRACESTATE_LENGTH:
         return ""
+    lines = map(_text, values)
     members = [member for line in lines for part in line.split(",") if (member := part.strip(" \t"))]
     if len(members) > MAX_TRACESTATE_MEMBERS:
         return ""

@@ -30,7 +30,7 @@ from benchmarks.stores import no_postgres, otlp_sink, postgres
 EXPORTER = "through the exporter"
 ALONE = "the destination alone"
 CALLS = 500
-ROUNDS = 3
+ROUNDS = 9
 
 
 def run(report: Report) -> None:

@@ -8,6 +8,7 @@ import math
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Literal
 
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
@@ -281,8 +282,16 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
+@lru_cache
+def address(host: str | None, port: int | str | None) -> str:
+    """Return a ``server_address``. Cached, because a queued call is larger with a text of its own."""
+    return f"{host}:{port}"
+
+
 def status_code(status: object) -> int | None:
     """Return an HTTP status as a number, from an int, an ``HTTPStatus``, or a WSGI status line."""
+    if type(status) is int:
+        return status
     if isinstance(status, bytes):
         status = status.decode("latin-1")
     if isinstance(status, str):

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from enum import Enum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -57,7 +57,8 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
     end = max(call.start_time_ns, call.end_time_ns or 0)
     taken = {call.parent.span_id}
     gateway_id = call.span_id if call.mirrored_elsewhere else _unused_span_id(call.span_id, taken)
-    spans = [] if call.mirrored_elsewhere else [_gateway_span(call, gateway_id, end, convention)]
+    gateway = _span_context(call.parent, gateway_id)
+    spans = [] if call.mirrored_elsewhere else [_gateway_span(call, gateway, end, convention)]
     for attempt in call.attempts:
         start = min(max(attempt.start_time_ns, call.start_time_ns), end)
         attempt_end = end if attempt.end_time_ns is None else attempt.end_time_ns
@@ -65,8 +66,8 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
             _span(
                 _attempt_name(attempt, call, convention),
                 call,
-                parent_id=gateway_id,
-                span_id=_unused_span_id(attempt.span_id, taken),
+                parent=gateway,
+                context=_span_context(call.parent, _unused_span_id(attempt.span_id, taken)),
                 start=start,
                 end=min(max(attempt_end, start), end),
                 error_type=attempt.error_type,
@@ -77,16 +78,17 @@ def mirror(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
         )
     for run in call.engine_runs:
         taken.add(run.parent_span_id)
-        spans.append(_engine_span(run, call, _unused_span_id(run.span_id, taken), end, convention))
+        context = _span_context(call.parent, _unused_span_id(run.span_id, taken))
+        spans.append(_engine_span(run, call, context, end, convention))
     return spans
 
 
-def _gateway_span(call: GatewayCall, span_id: int, end: int, convention: Convention) -> ReadableSpan:
+def _gateway_span(call: GatewayCall, context: SpanContext, end: int, convention: Convention) -> ReadableSpan:
     return _span(
         f"{GATEWAY_SPAN_PREFIX}{_name(call.endpoint) or 'unknown'}",
         call,
-        parent_id=call.parent.span_id,
-        span_id=span_id,
+        parent=_span_context(call.parent, call.parent.span_id, is_remote=True),
+        context=context,
         start=call.start_time_ns,
         end=end,
         error_type=call.error_type,
@@ -105,13 +107,15 @@ def _attempt_name(attempt: Attempt, call: GatewayCall, convention: Convention) -
     return PROVIDER_SPAN_PREFIX + "/".join(path) if path else "provider"
 
 
-def _engine_span(run: EngineRun, call: GatewayCall, span_id: int, end: int, convention: Convention) -> ReadableSpan:
+def _engine_span(
+    run: EngineRun, call: GatewayCall, context: SpanContext, end: int, convention: Convention
+) -> ReadableSpan:
     start = min(max(run.start_time_ns, call.start_time_ns), end)
     return _span(
         "/".join(["engine", *filter(None, [_name(run.model)])]),
         call,
-        parent_id=run.parent_span_id,
-        span_id=span_id,
+        parent=_span_context(call.parent, run.parent_span_id),
+        context=context,
         start=start,
         end=min(max(run.end_time_ns, start), end),
         error_type=run.error_type,
@@ -237,8 +241,8 @@ def _span(
     name: str,
     call: GatewayCall,
     *,
-    parent_id: int,
-    span_id: int,
+    parent: SpanContext,
+    context: SpanContext,
     start: int,
     end: int,
     error_type: str | None,
@@ -250,8 +254,8 @@ def _span(
     failure = _error_name(error_type)
     return ReadableSpan(
         name=name,
-        context=_span_context(call.parent, span_id),
-        parent=_span_context(call.parent, parent_id, is_remote=is_gateway_span),
+        context=context,
+        parent=parent,
         resource=_resource(convention),
         instrumentation_scope=_SCOPE,
         attributes=_attributes(call, facts, convention),
@@ -259,7 +263,7 @@ def _span(
         events=[Event("exception", {"exception.type": failure}, timestamp=end)] if failure else (),
         links=[Link(_span_context(call.linked, call.linked.span_id))] if is_gateway_span and call.linked else (),
         kind=kind,
-        status=Status(StatusCode.OK if error_type is None else StatusCode.ERROR),
+        status=_OK if error_type is None else _ERROR,
         start_time=start,
         end_time=end,
     )
@@ -268,15 +272,18 @@ def _span(
 def _attributes(call: GatewayCall, facts: Iterator[Fact], convention: Convention) -> dict[str, Any]:
     if convention is Convention.OTEL:
         return {name: value for _, name, value in facts if name is not None and value is not None}
-    values = {"mlflow.traceRequestId": mlflow_trace_id(call.parent.trace_id), "mlflow.spanType": "LLM"}
-    values |= {name: value for name, _, value in facts if name is not None and value is not None}
-    return {name: _to_json(value) for name, value in values.items() if value != _MLFLOW_DEFAULTS.get(name)}
+    attributes = {"mlflow.traceRequestId": f'"{mlflow_trace_id(call.parent.trace_id)}"', "mlflow.spanType": '"LLM"'}
+    for name, _, value in facts:
+        if value is not None and name is not None and value != _MLFLOW_DEFAULTS.get(name):
+            attributes[name] = _to_json(value)
+    return attributes
 
 
 # json.dumps() with separators would create an encoder per call.
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 _SCOPE = InstrumentationScope("agent-gateway-client", __version__)
+_OK, _ERROR = Status(StatusCode.OK), Status(StatusCode.ERROR)
 
 
 @cache
@@ -300,6 +307,7 @@ def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = Fals
     )
 
 
+@lru_cache
 def _name(text: str | None) -> str | None:
     """Reduce a text to printable ASCII without spaces, and truncate it."""
     return _UNPRINTABLE.sub("_", text)[:MAX_NAME_LENGTH] if text else None
@@ -314,9 +322,11 @@ def _error_name(error_type: str | None) -> str | None:
 
 def _tokens(usage: TokenUsage) -> dict[str, int]:
     """Return the tokens by MLflow's names, without reasoning tokens (MLflow has no name) and zero cached tokens."""
-    known = _known_fields(usage)
-    known.pop("reasoning_output_tokens", None)
-    return {name: tokens for name, tokens in known.items() if tokens or not name.startswith("cache_")}
+    known = {name: getattr(usage, name) for name in _MLFLOW_TOKENS}
+    return {name: n for name, n in known.items() if n is not None and (n or not name.startswith("cache_"))}
+
+
+_MLFLOW_TOKENS = [name for name in TokenUsage.__slots__ if name != "reasoning_output_tokens"]
 
 
 def _known_fields(facts: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from agent_gateway_client._version import __version__
 from agent_gateway_client.server.export import Exporter
-from agent_gateway_client.w3c import TRACEPARENT, extract
+from agent_gateway_client.w3c import TRACEPARENT, TRACESTATE, TraceContext, extract, parse
 
 PROBE_HEADER = "agent-gateway-probe"
 """Requests the answer; its value is ignored."""
@@ -20,26 +20,37 @@ COMPANION_HEADER = "agent-gateway-companion"
 """The answer, a JSON object."""
 
 _PROBE = PROBE_HEADER.encode()
-_PROBE_LENGTH = len(_PROBE)
 _TRACEPARENT = TRACEPARENT.encode()
-_PARENT_LENGTH = len(_TRACEPARENT)
+_TRACESTATE = TRACESTATE.encode()
 
 Header = tuple[bytes, bytes]
 
 
-def scan_headers(headers: Iterable[Header]) -> tuple[bool, bool]:
-    """Return whether a request's header lines have a ``traceparent``, and whether they have the probe header.
+def scan_headers(headers: Iterable[Header]) -> tuple[tuple[bytes, ...], bool]:
+    """Return the values of a request's ``traceparent`` lines, and whether it has the probe header.
 
     One loop for both, because it runs for every request. The length rules out nearly every line.
     """
-    has_parent = is_probe = False
-    for name, _ in headers:
-        size = len(name)
-        if size == _PARENT_LENGTH:
-            has_parent = has_parent or name.lower() == _TRACEPARENT
-        elif size == _PROBE_LENGTH:
-            is_probe = is_probe or name.lower() == _PROBE
-    return has_parent, is_probe
+    parents: tuple[bytes, ...] = ()
+    is_probe = False
+    for name, value in headers:
+        # The lengths of both names. A constant takes two thirds of the time of a global.
+        if len(name) in {11, 19}:
+            name = name.lower()
+            if name == _TRACEPARENT:
+                parents += (value,)
+            elif name == _PROBE:
+                is_probe = True
+    return parents, is_probe
+
+
+def read_parent(parents: tuple[bytes, ...], headers: Iterable[Header]) -> TraceContext | None:
+    """Return the remote parent of a request with these ``traceparent`` lines and these header lines."""
+    states: tuple[bytes, ...] = ()
+    for name, value in headers:
+        if len(name) == 10 and name.lower() == _TRACESTATE:
+            states += (value,)
+    return parse(parents, states)
 
 
 def without_probe(headers: Iterable[Header]) -> list[Header]:

@@ -50,7 +50,12 @@ _BEDROCK = ("converse", "converse-stream", "invoke", "invoke-with-response-strea
 
 def is_model_call(scope: Mapping[str, Any]) -> bool:
     """Return whether an ASGI request is a POST to a known route, below any prefix."""
-    return bool(scope["method"] == "POST" and scope["path"].removesuffix("/").endswith(_SUFFIXES))
+    return bool(scope["method"] == "POST" and is_model_path(scope["path"]))
+
+
+def is_model_path(path: str) -> bool:
+    """Return whether a path ends with a known route."""
+    return path.removesuffix("/").endswith(_SUFFIXES)
 
 
 def route_of(path: str) -> tuple[str, Operation] | None:

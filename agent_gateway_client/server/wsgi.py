@@ -10,7 +10,7 @@ from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.active_span import model_call
 from agent_gateway_client.server.asgi.exchange import body_to_keep
 from agent_gateway_client.server.bearer import is_opened_by
-from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, current_call, status_code
+from agent_gateway_client.server.call import CLIENT_DISCONNECT, GatewayCall, address, current_call, status_code
 from agent_gateway_client.server.export import Exporter
 from agent_gateway_client.server.observed.companion import Companion
 from agent_gateway_client.server.observed.pages import PATHS, closed, read_page, token_from_environment
@@ -18,10 +18,10 @@ from agent_gateway_client.server.probe import COMPANION_HEADER, PROBE_HEADER, an
 from agent_gateway_client.server.reading.bodies import CompressedBody, KeptBody
 from agent_gateway_client.server.reading.details import Details
 from agent_gateway_client.server.reading.responses import LAST_CHUNKS, has_last_event
-from agent_gateway_client.server.routes import is_model_call
+from agent_gateway_client.server.routes import is_model_path
 from agent_gateway_client.server.shared import shared_exporter
 from agent_gateway_client.server.upstreams import UpstreamRequests, instrument_upstreams
-from agent_gateway_client.w3c import extract
+from agent_gateway_client.w3c import parse
 
 T = TypeVar("T")
 Environ = dict[str, Any]
@@ -30,9 +30,6 @@ WSGIApp = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 _PROBE = "HTTP_" + PROBE_HEADER.upper().replace("-", "_")
 _TRACE_VARIABLES = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE", "HTTP_BAGGAGE")
-
-_READ_LENGTHS = (len("Content-Type"), len("Content-Encoding"))
-"""The names of the response headers that are read have these lengths."""
 
 _guard = Guard("Could not mirror a gateway call")
 
@@ -83,9 +80,10 @@ class GatewayTracingWSGIMiddleware:
         self.may_join = may_join
         self._is_call = is_call
         self._strip_trace_context = strip_trace_context
-        self.upstream_gateways = instrument_upstreams(upstream_gateways)
+        gateways = instrument_upstreams(upstream_gateways)
+        self.upstream_gateways = gateways or None
         self._status_token = token_from_environment()
-        self.companion = Companion(self.exporter, may_join, self.upstream_gateways)
+        self.companion = Companion(self.exporter, may_join, gateways)
         self.companion.start()
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -95,23 +93,22 @@ class GatewayTracingWSGIMiddleware:
             if self._status_token is not None and is_get and _path(environ).endswith(PATHS):
                 return self._page(self._status_token, environ, start_response)
             return self.app(environ, start_response)
-        lines = [
-            (name, environ[variable])
-            for name, variable in (("traceparent", "HTTP_TRACEPARENT"), ("tracestate", "HTTP_TRACESTATE"))
-            if variable in environ
-        ]
-        parent = extract(lines)
+        received = environ.get("HTTP_TRACEPARENT", "")
+        is_probe = _PROBE in environ
+        if not received and not is_probe and not self._strip_trace_context:
+            return self.app(environ, start_response)
+        state = environ.get("HTTP_TRACESTATE")
+        parent = parse((received,), () if state is None else (state,))
         environ = dict(environ)
         if self._strip_trace_context:
             for variable in _TRACE_VARIABLES:
                 environ.pop(variable, None)
-        is_probe = environ.pop(_PROBE, None) is not None
+        if is_probe:
+            del environ[_PROBE]
         if parent is None or not parent.sampled:
             return self.app(environ, start_response)
-        probe = None
-        if is_probe:
-            probe = answer([(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines], self.exporter)
-        call = GatewayCall(parent, server_address=f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}")
+        probe = answer([(b"traceparent", received.encode("latin-1"))], self.exporter) if is_probe else None
+        call = GatewayCall(parent, server_address=address(environ.get("SERVER_NAME"), environ.get("SERVER_PORT")))
         return _Exchange(self, call, environ, probe).run(start_response)
 
     def _page(self, token: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -123,12 +120,25 @@ class GatewayTracingWSGIMiddleware:
     def is_call(self, environ: Environ) -> bool:
         """Return whether a request is a model call. May be overridden."""
         if self._is_call is None:
-            return is_model_call({"method": environ.get("REQUEST_METHOD"), "path": _path(environ)})
+            return environ.get("REQUEST_METHOD") == "POST" and is_model_path(_path(environ))
         return bool(_call_hook("is_call", self._is_call, environ))
 
 
 class _Exchange:
     """One request and its response, until the application's iterable is closed."""
+
+    __slots__ = (
+        "_call",
+        "_environ",
+        "_is_submitted",
+        "_last_chunk_ns",
+        "_middleware",
+        "_probe",
+        "_request",
+        "_response",
+        "_start_response",
+        "_write",
+    )
 
     def __init__(
         self,
@@ -141,7 +151,6 @@ class _Exchange:
         self._call = call
         self._environ = environ
         self._probe = probe
-        self._upstream = middleware.upstream_gateways or None
         self._last_chunk_ns: int | None = None
         self._response: KeptBody | CompressedBody | None = None
         self._is_submitted = False
@@ -152,31 +161,25 @@ class _Exchange:
 
     def run(self, start_response: StartResponse) -> Iterable[bytes]:
         """Call the application."""
-
-        def noting_start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
-            write = start_response(status, self._begin_response(status, headers), *exc_info)
-
-            def noting_write(chunk: bytes) -> Any:
-                self.add(chunk)
-                return write(chunk)
-
-            return noting_write
-
+        self._start_response = start_response
         try:
-            result = self.inside(self._middleware.app, self._environ, noting_start_response)
+            result = self.inside(self._middleware.app, self._environ, self._begin_response)
         except BaseException as error:
             self.finish(error)
             raise
+        if type(result) is list:
+            return _ListResponse(result, self)
         return _SizedResponse(result, self) if hasattr(result, "__len__") else _Response(result, self)
 
     def inside(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function of the application with this call as the current one."""
         token = current_call.set(self._call)
         try:
-            if self._upstream is None:
+            upstream = self._middleware.upstream_gateways
+            if upstream is None:
                 return function(*arguments)
             outer = model_call.get()
-            model_call.set(UpstreamRequests(self._call, self._upstream))
+            model_call.set(UpstreamRequests(self._call, upstream))
             try:
                 return function(*arguments)
             finally:
@@ -197,6 +200,8 @@ class _Exchange:
 
     def hang_up(self) -> None:
         """End the call if the server closes the response early; many clients disconnect after the last event."""
+        if self._is_submitted:
+            return
         last_chunks = self._response.last_chunks(LAST_CHUNKS) if self._response and self._call.streaming else b""
         self.finish(None if has_last_event(last_chunks) else CLIENT_DISCONNECT)
 
@@ -205,8 +210,10 @@ class _Exchange:
         if self._is_submitted:
             return
         self._is_submitted = True
-        with _guard:
+        try:
             self._submit(error)
+        except Exception as failure:
+            _guard.caught(failure)
 
     def _submit(self, error: BaseException | str | None) -> None:
         call, middleware = self._call, self._middleware
@@ -231,15 +238,20 @@ class _Exchange:
         )
         middleware.exporter.submit(call, details)
 
-    def _begin_response(self, status: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _begin_response(self, status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        """WSGI's ``start_response`` for the application."""
         self._call.http_status = status_code(status)
-        lines = [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers if len(name) in _READ_LENGTHS
-        ]
+        # The lengths of Content-Type and Content-Encoding.
+        lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers if len(name) in {12, 16}]
         self._response = body_to_keep(self._call, lines)
-        if self._probe is None or self._call.is_refused():
-            return headers
-        return [*headers, (COMPANION_HEADER, self._probe[1].decode())]
+        if self._probe is not None and not self._call.is_refused():
+            headers = [*headers, (COMPANION_HEADER, self._probe[1].decode())]
+        self._write = self._start_response(status, headers, *exc_info)
+        return self._add_and_write
+
+    def _add_and_write(self, chunk: bytes) -> Any:
+        self.add(chunk)
+        return self._write(chunk)
 
 
 class _Response:
@@ -248,8 +260,6 @@ class _Response:
     def __init__(self, result: Iterable[bytes], exchange: _Exchange) -> None:
         self._result = result
         self._exchange = exchange
-        # Iterating over a list runs none of the application's code.
-        self._inside: Callable[..., Any] = _apply if type(result) is list else exchange.inside
         self._chunks: Iterator[bytes] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
@@ -258,8 +268,8 @@ class _Response:
     def __next__(self) -> bytes:
         try:
             if self._chunks is None:
-                self._chunks = self._inside(iter, self._result)
-            chunk: bytes = self._inside(next, self._chunks)
+                self._chunks = self._exchange.inside(iter, self._result)
+            chunk: bytes = self._exchange.inside(next, self._chunks)
         except StopIteration:
             self._exchange.finish()
             raise
@@ -277,15 +287,27 @@ class _Response:
             self._exchange.inside(close)
 
 
-def _apply(function: Callable[..., T], *arguments: Any) -> T:
-    return function(*arguments)
-
-
 class _SizedResponse(_Response):
     """A response with a known number of chunks; for a single one, a server sends ``Content-Length``."""
 
     def __len__(self) -> int:
         return len(self._result)  # type: ignore[arg-type]
+
+
+class _ListResponse(_SizedResponse):
+    """A list of chunks. Iterating over it runs none of the application's code."""
+
+    def __next__(self) -> bytes:
+        if self._chunks is None:
+            self._chunks = iter(self._result)
+        for chunk in self._chunks:
+            self._exchange.add(chunk)
+            return chunk
+        self._exchange.finish()
+        raise StopIteration
+
+    def close(self) -> None:
+        self._exchange.hang_up()
 
 
 class _RecordingInput:
@@ -296,7 +318,9 @@ class _RecordingInput:
         self._kept = kept
 
     def read(self, *size: int) -> bytes:
-        return self._note(self._source.read(*size))
+        data: bytes = self._source.read(*size)
+        self._kept.add(data)
+        return data
 
     def readline(self, *size: int) -> bytes:
         return self._note(self._source.readline(*size))
@@ -321,7 +345,7 @@ class _RecordingInput:
 
 
 def _path(environ: Environ) -> str:
-    return str(environ.get("SCRIPT_NAME", "")) + str(environ.get("PATH_INFO", ""))
+    return f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}"
 
 
 def _call_hook(name: str, function: Callable[[Environ], Any], environ: Environ) -> Any:

@@ -3,13 +3,14 @@
 import socket
 import threading
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import httpx
 import pytest
 from flask import Flask, Response, request
 from werkzeug.serving import make_server
-from werkzeug.test import Client
+from werkzeug.test import Client, EnvironBuilder
 
 from agent_gateway_client.server import GatewayTracingWSGIMiddleware, current_gateway_call, gateway_attempt
 from tests.support.asgi import Mirrors
@@ -124,6 +125,47 @@ def test_an_exception_goes_on(where: str, mirrors: Mirrors):
         post(app, mirrors)
     ((_, facts),) = spans_of(mirrors)
     assert facts["error.type"] == "ConnectionResetError"
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+def test_a_list_of_chunks(chunks: int, mirrors: Mirrors):
+    """A list is passed on chunk by chunk. If the server closes it before its end, the client has disconnected."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [b"one", b"two"]
+
+    environ = {**EnvironBuilder(CHAT, method="POST").get_environ(), "HTTP_TRACEPARENT": TRACEPARENT}
+    response = GatewayTracingWSGIMiddleware(app, mirrors.exporter)(environ, lambda *arguments: None)
+    assert len(response) == 2
+    assert list(islice(response, chunks)) == [b"one", b"two"][:chunks]
+    response.close()
+    ((_, facts),) = spans_of(mirrors)
+    assert facts.get("error.type") == ("client_disconnect" if chunks < 3 else None)
+
+
+def test_chunks_that_are_written(mirrors: Mirrors):
+    """Chunks that the application passes to WSGI's write() are part of the response."""
+    written: list[bytes] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "application/json")])(SAMPLES["chat"].body)
+        return []
+
+    environ = {**EnvironBuilder(CHAT, method="POST").get_environ(), "HTTP_TRACEPARENT": TRACEPARENT}
+    assert list(GatewayTracingWSGIMiddleware(app, mirrors.exporter)(environ, lambda *arguments: written.append)) == []
+    assert written == [SAMPLES["chat"].body]
+    assert [name for name, _ in spans_of(mirrors)][1:] == [f"provider/{SAMPLES['chat'].facts.model}"]
+
+
+def test_an_untraced_request_is_passed_on_as_it_is(mirrors: Mirrors):
+    """The application gets the server's own environ and start_response."""
+    environ = EnvironBuilder(CHAT, method="POST").get_environ()
+    response: list[bytes] = []
+    app = GatewayTracingWSGIMiddleware(lambda *arguments: response.extend(arguments) or response, mirrors.exporter)
+    assert app(environ, print) is response
+    assert response[0] is environ
+    assert response[1] is print
 
 
 @pytest.mark.parametrize("complete", [False, True])

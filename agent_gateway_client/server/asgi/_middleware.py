@@ -14,11 +14,11 @@ from agent_gateway_client.server.asgi.pages import is_for_page, serve_page
 from agent_gateway_client.server.asgi.websocket import REALTIME, Session, session_operation
 from agent_gateway_client.server.asgi.websocket import end as end_session
 from agent_gateway_client.server.authorization import MayJoin, authorize
-from agent_gateway_client.server.call import NO_PARENT, GatewayCall, current_call, status_code
+from agent_gateway_client.server.call import NO_PARENT, GatewayCall, address, current_call, status_code
 from agent_gateway_client.server.export import Exporter, Finish
 from agent_gateway_client.server.observed.companion import Companion
 from agent_gateway_client.server.observed.pages import token_from_environment
-from agent_gateway_client.server.probe import answer, scan_headers, without_probe
+from agent_gateway_client.server.probe import answer, read_parent, scan_headers, without_probe
 from agent_gateway_client.server.reading.details import Details
 from agent_gateway_client.server.routes import is_model_call
 from agent_gateway_client.server.shared import shared_exporter
@@ -84,14 +84,19 @@ class GatewayTracingMiddleware:
         self._provider = provider
         self._strip_trace_context = strip_trace_context
         self._may_join = may_join
+        self._changes_scope = (
+            strip_trace_context or type(self).application_scope is not GatewayTracingMiddleware.application_scope
+        )
+        self._observes = type(self).observe is not GatewayTracingMiddleware.observe
         self._problem: Exception | None = None
         self.companion: Companion | None = None
         self._status_token: str | None = None
         try:
             self._upstream_gateways = instrument_upstreams(upstream_gateways)
             self._status_token = token_from_environment()
-            self.exporter = exporter or shared_exporter()
-            self.companion = Companion(self.exporter, may_join, self._upstream_gateways, self.warm_up())
+            exporter = exporter or shared_exporter()
+            self.companion = Companion(exporter, may_join, self._upstream_gateways, self.warm_up())
+            self.exporter = exporter
         except Exception as problem:
             # Without a lifespan, frameworks create their middleware at the first request, and an exception here would
             # fail all requests. In the lifespan it fails the start.
@@ -99,21 +104,29 @@ class GatewayTracingMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the application's lifespan."""
-        if scope["type"] == "http" and self.exporter is not None and self.is_call(scope):
-            has_parent, is_probe = scan_headers(scope["headers"])
-            parent = extract(scope["headers"]) if has_parent else None
-            probed_headers = scope["headers"] if is_probe else None
-            if is_probe:
-                scope = {**scope, "headers": without_probe(scope["headers"])}
-            scope = self.application_scope(scope)
-            is_traced = parent is not None and parent.sampled
-            if is_traced or probed_headers is not None:
-                call = GatewayCall(parent or NO_PARENT, server_address=_address(scope))
-                if probed_headers is not None:
-                    send = self._send_with_probe_answer(send, answer(probed_headers, self.exporter), call, scope)
-                if is_traced:
-                    await self._serve_mirrored(call, self.exporter, scope, receive, send)
-                    return
+        if scope["type"] == "http" and self.exporter is not None:
+            headers = scope["headers"]
+            if not isinstance(headers, (list, tuple)):
+                # ASGI allows any iterable, and some can be read only once.
+                headers = list(headers)
+                scope = {**scope, "headers": headers}
+            # Before is_call(), which most requests then do without.
+            parents, is_probe = scan_headers(headers)
+            if (parents or is_probe or self._changes_scope) and self.is_call(scope):
+                parent = read_parent(parents, headers) if parents else None
+                if is_probe:
+                    scope = {**scope, "headers": without_probe(headers)}
+                scope = self.application_scope(scope)
+                is_traced = parent is not None and parent.sampled
+                if is_traced or is_probe:
+                    call = GatewayCall(parent or NO_PARENT, server_address=_address(scope))
+                    if is_probe:
+                        send = self._send_with_probe_answer(send, answer(headers, self.exporter), call, scope)
+                    if is_traced:
+                        await self._serve_mirrored(call, self.exporter, scope, receive, send)
+                        return
+            if scope["method"] != "POST" and is_for_page(scope) and await self._serve_page(scope, receive, send):
+                return
         elif (
             scope["type"] == "websocket"
             and self.exporter is not None
@@ -131,10 +144,6 @@ class GatewayTracingMiddleware:
         elif self._problem is not None:
             problem = self._problem
             warn_once("asgi.problem", "Gateway calls are not mirrored: %s: %s", type(problem).__name__, problem)
-        if self.companion is not None and scope["type"] == "http" and is_for_page(scope):
-            guard = self.app if self.app_guards_pages else None
-            if await serve_page(self.companion, self._status_token, guard, (scope, receive, send)):
-                return
         await self.app(scope, receive, send)
 
     app_guards_pages = False
@@ -190,10 +199,12 @@ class GatewayTracingMiddleware:
         self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
     ) -> None:
         exchange = Exchange(call, receive, send, keep_request=self._endpoint is None)
-        context, finish = self._enter_observation(call, scope)
-        token, outer = current_call.set(call), model_call.get()
-        if self._upstream_gateways:
-            model_call.set(UpstreamRequests(call, self._upstream_gateways, self.attempt_span_id))
+        context, finish = self._enter_observation(call, scope) if self._observes else (None, None)
+        token = current_call.set(call)
+        upstreams = self._upstream_gateways or None
+        if upstreams is not None:
+            outer = model_call.get()
+            model_call.set(UpstreamRequests(call, upstreams, self.attempt_span_id))
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as error:
@@ -202,7 +213,8 @@ class GatewayTracingMiddleware:
             raise
         finally:
             current_call.reset(token)
-            model_call.set(outer)
+            if upstreams is not None:
+                model_call.set(outer)
             if context is not None:
                 with _observe_guard:
                     context.__exit__(*sys.exc_info())
@@ -216,6 +228,13 @@ class GatewayTracingMiddleware:
                     finish, scope, request=exchange.request, response=exchange.response, provider=self._provider
                 )
                 exporter.submit(call, details)
+
+    async def _serve_page(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request for one of the companion's pages. Returns whether it was answered."""
+        guard = self.app if self.app_guards_pages else None
+        return self.companion is not None and await serve_page(
+            self.companion, self._status_token, guard, (scope, receive, send)
+        )
 
     async def _serve_session(
         self, call: GatewayCall, exporter: Exporter, scope: Scope, receive: Receive, send: Send
@@ -299,4 +318,4 @@ _observe_guard = Guard("Could not observe a gateway call; its mirror has only wh
 
 def _address(scope: Scope) -> str | None:
     server = scope.get("server")
-    return f"{server[0]}:{server[1]}" if server else None
+    return address(server[0], server[1]) if server else None

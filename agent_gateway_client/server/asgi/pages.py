@@ -8,7 +8,7 @@ from agent_gateway_client.server.observed.pages import PATHS, closed, read_page
 
 def is_for_page(scope: Scope) -> bool:
     """Return whether a request is for one of the pages, below any prefix."""
-    return bool(scope["path"].endswith(PATHS) and scope["method"] in ("GET", "HEAD"))
+    return bool(scope["method"] in ("GET", "HEAD") and scope["path"].endswith(PATHS))
 
 
 async def serve_page(

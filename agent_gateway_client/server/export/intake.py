@@ -56,6 +56,8 @@ class Intake:
         if finish is not None:
             self._with_details.append(ended)
             self._drop_overdue_details(now)
+        if len(self._ended) <= self._max_calls:
+            return 0
         given_up = 0
         while len(self._ended) > self._max_calls:
             try:

@@ -22,8 +22,8 @@ class SqlStore:
     """
 
     known_seconds = 0.0
-    batches_per_look_up = 1
-    """A look-up costs less than a hundredth of a write."""
+    batches_per_look_up = 4
+    """A look-up takes a fortieth of a write, whatever the number of its traces."""
 
     def __init__(self, get_store: Callable[[], Any]) -> None:
         self._get_store = get_store

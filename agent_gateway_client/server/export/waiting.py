@@ -180,16 +180,11 @@ def pause_after(seconds: float) -> float:
 
 def size_of(call: GatewayCall) -> int:
     """Estimate the size of a queued call in bytes."""
-    texts = (call.endpoint, call.endpoint_id, call.request_type, call.server_address, call.error_type)
-    size = _CALL_BYTES + _bytes_of((*texts, call.workspace, call.user))
+    texts = [call.endpoint, call.endpoint_id, call.request_type, call.server_address, call.error_type]
+    texts += call.workspace, call.user
     for attempt in call.attempts:
-        size += _ATTEMPT_BYTES
-        size += _bytes_of((attempt.provider, attempt.model, attempt.response_model))
-        size += _bytes_of((attempt.error_type, attempt.finish_reason))
+        texts += attempt.provider, attempt.model, attempt.response_model, attempt.error_type, attempt.finish_reason
     for run in call.engine_runs:
-        size += _ATTEMPT_BYTES + _bytes_of((run.model, run.error_type))
-    return size
-
-
-def _bytes_of(texts: Iterable[str | None]) -> int:
-    return sum(sys.getsizeof(text) for text in texts if text is not None)
+        texts += run.model, run.error_type
+    parts = len(call.attempts) + len(call.engine_runs)
+    return _CALL_BYTES + _ATTEMPT_BYTES * parts + sum([sys.getsizeof(text) for text in texts if text is not None])

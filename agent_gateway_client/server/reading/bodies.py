@@ -38,7 +38,8 @@ class KeptBody:
     def __init__(self) -> None:
         self.cut = False
         self._head: list[bytes] = []
-        self._tail: list[bytes] = []
+        # Most bodies are short and have none.
+        self._tail: list[bytes] | None = None
         self._head_room = HEAD_BYTES
         self._tail_size = 0
 
@@ -50,46 +51,51 @@ class KeptBody:
         if self._head_room:
             if size <= self._head_room:
                 self._head.append(chunk)
-                self._head_room = max(0, self._head_room - size - _CHUNK_OVERHEAD)
+                room = self._head_room - size - _CHUNK_OVERHEAD
+                self._head_room = room if room > 0 else 0
                 return
             self._head.append(chunk[: self._head_room])
             chunk = chunk[self._head_room :]
             size = len(chunk)
             self._head_room = 0
+        tail = self._tail
         if size > TAIL_BYTES:
             chunk = chunk[-TAIL_BYTES:]
             size = TAIL_BYTES
             # The earlier chunks are no longer adjacent.
-            self._tail, self._tail_size = [], 0
+            tail, self._tail_size = None, 0
             self.cut = True
-        self._tail.append(chunk)
+        if tail is None:
+            tail = self._tail = []
+        tail.append(chunk)
         self._tail_size += size + _CHUNK_OVERHEAD
         if self._tail_size > _TRIM_BYTES:
-            self._trim()
+            self._trim(tail)
 
-    def _trim(self) -> None:
+    def _trim(self, tail: list[bytes]) -> None:
         count = 0
-        for chunk in self._tail:
+        for chunk in tail:
             size = len(chunk) + _CHUNK_OVERHEAD
             if self._tail_size - size < TAIL_BYTES:
                 break
             self._tail_size -= size
             count += 1
-        del self._tail[:count]
+        del tail[:count]
         self.cut = self.cut or count > 0
 
     def ends(self) -> tuple[bytes, bytes]:
         """Return the first and the last bytes. Together they are the whole body unless it was ``cut``."""
-        return b"".join(self._head), b"".join(self._tail)
+        return b"".join(self._head), b"".join(self._tail or ())
 
     def last_chunks(self, count: int) -> bytes:
         """Return the last chunks, joined."""
-        return b"".join((self._tail if self.cut else self._head + self._tail)[-count:])
+        tail = self._tail or []
+        return b"".join((tail if self.cut else self._head + tail)[-count:])
 
     def clear(self) -> None:
         """Drop the content."""
         # New objects: another thread may be reading the old ones.
-        self._head, self._tail = [], []
+        self._head, self._tail = [], None
 
 
 class CompressedBody:

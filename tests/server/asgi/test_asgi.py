@@ -77,6 +77,35 @@ async def test_the_application_gets_the_request_as_it_is(mirrors: Mirrors):
     assert seen[0][1] == {"type": "http.request", "body": b"{}", "more_body": False}
 
 
+@pytest.mark.parametrize("headers", [TRACED, []], ids=["traced", "not traced"])
+async def test_request_headers_that_can_be_read_once(headers: Any, mirrors: Mirrors):
+    """ASGI allows any iterable. The application gets all of them."""
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend(scope["headers"])
+        await send(start())
+        await send(body())
+
+    client = Client()
+    scope = {**http_scope(), "headers": iter(headers)}
+    await GatewayTracingMiddleware(app, mirrors.exporter)(scope, client.receive, client.send)
+    assert seen == headers
+    assert len(mirrors.spans) == len(headers)
+
+
+async def test_only_traced_requests_are_looked_at(mirrors: Mirrors):
+    """is_call() is not called for a request whose caller is not tracing."""
+    asked = []
+    app = GatewayTracingMiddleware(
+        answering(*ANSWERS["json"]), mirrors.exporter, is_call=lambda scope: asked.append(scope["path"]) or True
+    )
+    for path, headers in (("/a", []), ("/b", TRACED)):
+        client = Client()
+        await app(http_scope(headers, path=path), client.receive, client.send)
+    assert asked == ["/b"]
+
+
 async def test_a_call_is_told(mirrors: Mirrors):
     """The mirror is a child of the caller's span with address and route; normal values are left out."""
     client = Client()
