@@ -111,11 +111,23 @@ def _nothing_goes_on() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _litellm_leaves_clients(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect them after each module about LiteLLM, before pytest attributes them to another module's test."""
+    yield
+    if "litellm" in str(request.path.relative_to(Path(__file__).parent)):
+        _collect_litellms_clients()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish() -> None:
-    """Collect clients that LiteLLM leaves open in its own event loops, before pytest attributes them to us."""
     if "litellm" in sys.modules:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for _ in range(5):  # As often as pytest does.
-                gc.collect()
+        _collect_litellms_clients()
+
+
+def _collect_litellms_clients() -> None:
+    """Collect clients that LiteLLM leaves open in its own event loops, without their warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(5):  # As often as pytest does.
+            gc.collect()

@@ -10,9 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+
+from tests.support import warm_python
 
 pytestmark = pytest.mark.e2e
 
@@ -21,10 +24,10 @@ DEADLINE_S = 300
 
 
 @contextlib.contextmanager
-def running(*arguments: str, directory: Path, **env: str) -> Iterator[subprocess.Popen[str]]:
+def running(*arguments: str, directory: Path, python: str | None = None, **env: str) -> Iterator[subprocess.Popen[str]]:
     """The command, with its temporary files below `directory`."""
     process = subprocess.Popen(
-        [COMMAND, *arguments],
+        [*filter(None, [python]), COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,7 +41,7 @@ def running(*arguments: str, directory: Path, **env: str) -> Iterator[subprocess
         process.communicate(timeout=DEADLINE_S)
 
 
-def run(*arguments: str, directory: Path, **env: str) -> tuple[int, str, str]:
+def run(*arguments: str, directory: Path, **env: Any) -> tuple[int, str, str]:
     with running(*arguments, directory=directory, **env) as process:
         out, err = process.communicate(timeout=DEADLINE_S)
         return process.returncode, out, err
@@ -101,7 +104,7 @@ def test_json_is_one_object_with_every_call_closed_and_the_ui_stays_up(tmp_path:
 
 
 def test_the_trees_show_the_gateway_below_the_agent(tmp_path: Path):
-    status, out, err = run("demo", directory=tmp_path)
+    status, out, err = run("demo", directory=tmp_path, python=warm_python.interpreter())
     assert status == 0, err
     assert "Traceback" not in err
     assert "Warming up" in out
@@ -119,7 +122,8 @@ def test_the_trees_show_the_gateway_below_the_agent(tmp_path: Path):
 def test_a_signal_ends_it_and_all_it_started(tmp_path: Path, moment: str, number: signal.Signals):
     """Twice in a row, as by an impatient user: what was started is stopped all the same."""
     port = free_port()
-    with running("demo", "--port", str(port), directory=tmp_path, PYTHONUNBUFFERED="1") as process:
+    python = warm_python.interpreter()
+    with running("demo", "--port", str(port), directory=tmp_path, python=python, PYTHONUNBUFFERED="1") as process:
         assert process.stdout
         line = process.stdout.readline()
         while line and moment not in line:

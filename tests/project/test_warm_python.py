@@ -30,15 +30,16 @@ def run(*words: object, **options: object) -> "subprocess.CompletedProcess[str]"
     return subprocess.run([PYTHON, *map(str, words)], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
 
 
-@pytest.mark.parametrize("as_module", [False, True])
-def test_a_program_runs_as_in_python(tmp_path: Path, as_module: bool):
+@pytest.mark.parametrize("way", ["file", "-m", "-c"])
+def test_a_program_runs_as_in_python(tmp_path: Path, way: str):
     """Arguments, path, working directory, environment, streams, exit status."""
     program = tmp_path / "told.py"
     program.write_text(TOLD)
-    words = ("-m", "told") if as_module else (program,)
+    words = {"file": (program,), "-m": ("-m", "told"), "-c": ("-c", TOLD)}[way]
     done = run(*words, "--option", cwd=tmp_path, env={**os.environ, "ONLY_HERE": "1"}, input="hello")
     assert done.returncode == 7, done.stderr
-    expected = ["__main__", [str(program), "--option"], str(tmp_path), str(tmp_path), "1", PYTHON]
+    name = "-c" if way == "-c" else str(program)
+    expected = ["__main__", [name, "--option"], str(tmp_path), str(tmp_path), "1", PYTHON]
     assert json.loads(done.stdout) == expected
     assert done.stderr == "hello\n"
 
@@ -74,4 +75,5 @@ def test_a_signal_ends_the_child_too(tmp_path: Path, number: signal.Signals):
 
 
 def test_other_arguments_run_the_real_python():
-    assert run("-c", "import sys; print(sys.executable)").stdout == f"{sys.executable}\n"
+    code = "import sys; print(sys.executable, sys.flags.isolated)"
+    assert run("-I", "-c", code).stdout == f"{sys.executable} 1\n"

@@ -21,6 +21,7 @@ import pytest
 
 from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo._server import NOT_INHERITED
+from tests.support import warm_python
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(os.environ.get("BACKENDS_VENV") or ROOT / ".venv-backends")
@@ -184,7 +185,7 @@ class FastapiGateway(Running):
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         environment = {"PROVIDER_URL": provider_url, **exporter}
-        command = [sys.executable, "-m", "uvicorn", "--app-dir", FASTAPI_GATEWAY, "gateway:app"]
+        command = [warm_python.interpreter(), "-m", "uvicorn", "--app-dir", FASTAPI_GATEWAY, "gateway:app"]
         command += ["--port", port, "--no-access-log"]
         super().__init__(directory, command, answers_http(self.url), environment)
 

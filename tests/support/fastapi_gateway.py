@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import httpx
 
 from agent_gateway_client.demo._port import KEEP_ALIVE_S, Reservation
 from agent_gateway_client.demo._server import NOT_INHERITED
+from tests.support import warm_python
 from tests.support.e2e import DEADLINE_S
 from tests.support.gateways import MODELS
 
@@ -31,7 +31,7 @@ def fastapi_gateway(directory: Path, **environment: str) -> Iterator[str]:
     """A running gateway, with its output in a directory; yields its URL."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     log, reserved = directory / "log", Reservation()
-    command = [sys.executable, "-c", RUN, json.dumps(MODELS), str(reserved.port), str(KEEP_ALIVE_S)]
+    command = [warm_python.interpreter(), "-c", RUN, json.dumps(MODELS), str(reserved.port), str(KEEP_ALIVE_S)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=FOLDER, env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT

@@ -6,8 +6,8 @@ imported all of it, for a fork. Working directory, environment, standard streams
 program's. The child runs the module or file as ``__main__``; it imports this package and MLflow's server itself, as
 they read the environment then. What it starts with ``sys.executable`` starts in the same way.
 
-The imports happen when the first program asks. With other arguments than ``-m module`` or a file, the program becomes
-the real Python. Where there is no pidfd (macOS, Windows), `interpreter` is the real Python.
+The imports happen when the first program asks. With other arguments than ``-m module``, ``-c code`` or a file, the
+program becomes the real Python. Where there is no pidfd (macOS, Windows), `interpreter` is the real Python.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ import json, os, signal, socket, sys
 words = sys.argv[1:]
 connection = socket.socket(socket.AF_UNIX)
 try:
-    if not words or (words[0].startswith("-") and words[0] != "-m"):
+    if not words or (words[0].startswith("-") and words[0] not in ("-m", "-c")):
         raise ConnectionError
     connection.connect("{address}")
 except OSError:
@@ -224,6 +224,10 @@ def _run(words: list[str], program: str, directory: str, environment: dict[str, 
         sys.argv = words[1:]
         sys.path.insert(0, directory)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        sys.path.insert(0, directory)
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv = words
         sys.path.insert(0, str(Path(words[0]).parent))
