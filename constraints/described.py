@@ -106,6 +106,7 @@ class Run:
         needs: Environments whose programs the tests start.
         pytest: More arguments for pytest.
         variables: Environment variables for the tests.
+        processes: Number of processes per processor; two for tests that wait for servers for much of their time.
     """
 
     environment: str
@@ -113,6 +114,7 @@ class Run:
     needs: Sequence[str] = ()
     pytest: Sequence[str] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    processes: int = 1
 
     def arguments(self) -> list[str]:
         """Return what to give to pytest; paths are relative to the root."""

@@ -58,14 +58,13 @@ def make_all(names: list[str], *, constrained: bool = True) -> None:
 def test(name: str, arguments: list[str]) -> int:
     """Run tests and return pytest's exit status.
 
-    Two processes per processor, since tests wait for servers for a third of the time. A file's tests stay together, as they share their servers;
-    the order of the sets has the long files first.
+    A file's tests stay together, as they share their servers. The order of the sets has the long files first.
     """
     run = RUNS[name]
     environment = DESCRIBED[run.environment]
     make_all([environment.name, *run.needs])
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    spread = [f"--numprocesses={2 * processes}", "--dist=loadfile", "--no-loadscope-reorder"]
+    spread = [f"--numprocesses={run.processes * processes}", "--dist=loadfile", "--no-loadscope-reorder"]
     print(f"==> Testing in {environment.folder.name}, Python {environment.version()}: {environment.about}", flush=True)
     command = [str(environment.python_path), "-m", "pytest", *spread, *run.arguments(), *arguments]
     # Servers import some thousand modules each: compiled once and kept, they take a third of the time.
