@@ -67,7 +67,7 @@ test-nightly: ## The long runs: 10,000 canaries per gateway, an outage, a hundre
 w3c: ## W3C's own conformance tests, of a checkout: make w3c TRACE_CONTEXT=../trace-context
 	$(IN_MAIN) python tests/w3c/run.py $(TRACE_CONTEXT)/test
 
-bench: ## Set up, then measure everything that benchmarks/ does, with real servers (a quarter of an hour)
+bench: ## Set up, then measure everything that benchmarks/ does, with real servers (ten minutes)
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
 	$(ENVIRONMENTS) run bench python -m benchmarks
 
