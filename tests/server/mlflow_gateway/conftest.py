@@ -1,0 +1,16 @@
+"""A store for MLflow's tracing in this process."""
+
+from collections.abc import Iterator
+
+import mlflow
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Use it instead of ./mlflow.db, which another process of pytest, or another version of MLflow, may have made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+        mlflow.tracing.reset()
+        yield
+    mlflow.tracing.reset()
