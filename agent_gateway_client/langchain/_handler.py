@@ -1,11 +1,14 @@
 """The callback handler. LangChain is patched while at least one handler is open."""
 
+import sys
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 from weakref import finalize
 
 from agent_gateway_client._langchain_runs._calls import GatewaysHandler
 from agent_gateway_client._langchain_runs._methods import patches
+from agent_gateway_client._log import logger, warn_once
 from agent_gateway_client.gateways import NO_GATEWAYS
 from agent_gateway_client.http._process_wide import Instrumentation, gateways_for_process
 
@@ -20,6 +23,24 @@ class _LangChainInstrumentation(Instrumentation):
     def uninstrument(self, *, wait: bool = True) -> None:
         patches.remove(self, wait=wait)
         super().uninstrument(wait=wait)
+
+
+class _Ignored:
+    """LangChain's question at the start of a model call: whether to skip the handler. Reports what cannot work."""
+
+    def __get__(self, handler: "GatewayCallbackHandler | None", owner: Any) -> Any:
+        if handler is None:
+            # Not for help() and others that look at the class.
+            if sys._getframe(1).f_globals.get("__name__", "").startswith("langchain_core."):
+                warn_once(
+                    "langchain.class",
+                    "LangChain got the class GatewayCallbackHandler as a callback and ignores it, so no trace context "
+                    "is sent. Pass an instance: GatewayCallbackHandler().",
+                )
+            return self
+        if handler.gateways is NO_GATEWAYS:
+            logger.debug("A GatewayCallbackHandler that is closed was passed to a model call; it adds no headers.")
+        return False
 
 
 class GatewayCallbackHandler(GatewaysHandler):
@@ -39,6 +60,8 @@ class GatewayCallbackHandler(GatewaysHandler):
         handler = GatewayCallbackHandler("http://localhost:5000/gateway")
         agent.invoke({"messages": [("user", "Hello")]}, config={"callbacks": [handler]})
     """
+
+    ignore_llm = ignore_chat_model = _Ignored()
 
     def __init__(self, *urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> None:
         """Create a handler.

@@ -1,9 +1,12 @@
 """langchain.py: patches, their exact removal, and what remains if LangChain or MLflow changes."""
 
+import asyncio
 import gc
+import inspect
 import subprocess
 import sys
 import threading
+from functools import partial
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +30,14 @@ pytest.importorskip("langchain_core")
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 from langchain_core.language_models import BaseChatModel, BaseLLM
 
-from agent_gateway_client import instrument, uninstrument
+from agent_gateway_client import _log, instrument, uninstrument
 from agent_gateway_client._install import install_command
 from agent_gateway_client._langchain_runs import _mlflow as _langchain_mlflow
 from agent_gateway_client._langchain_runs._methods import patches, prompts
 from agent_gateway_client.errors import ConfigurationError
 from agent_gateway_client.langchain import GatewayCallbackHandler
 from tests.support.langchain import (
+    AsyncWire,
     each_autolog,  # noqa: F401
     http_model,
     messages,
@@ -137,6 +141,33 @@ def test_a_closed_handler_sends_nothing():
         http_model(wire).invoke("a", {"callbacks": [closed]})
         http_model(wire).invoke("b", {"callbacks": [closed, handler]})
     assert wire.sent() == [[], [named_by(span)]]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_class_instead_of_a_handler_is_reported_once(caplog: pytest.LogCaptureFixture, is_async: bool):
+    """LangChain ignores it without a word. Looking at the class, as help() does, reports nothing."""
+    _log._warned.discard("langchain.class")
+    inspect.getmembers(GatewayCallbackHandler)
+    assert caplog.messages == []
+    model = http_model(AsyncWire(partial(asyncio.sleep, 0)) if is_async else Wire())
+    config: Any = {"callbacks": [GatewayCallbackHandler]}
+    for _ in range(2):
+        if is_async:
+            await model.ainvoke("a", config)
+        else:
+            model.invoke("a", config)
+    (message,) = [text for text in caplog.messages if "GatewayCallbackHandler" in text]
+    assert "Pass an instance" in message
+
+
+def test_a_closed_handler_is_reported_at_debug(caplog: pytest.LogCaptureFixture):
+    handler = GatewayCallbackHandler(GATEWAY)
+    handler.close()
+    http_model(Wire()).invoke("a", {"callbacks": [handler]})
+    assert caplog.messages == []
+    with caplog.at_level("DEBUG", "agent_gateway_client"):
+        http_model(Wire()).invoke("a", {"callbacks": [handler]})
+    assert [text for text in caplog.messages if "that is closed" in text]
 
 
 def test_several_handlers_with_gateways_of_their_own():
