@@ -26,21 +26,19 @@ class _LangChainInstrumentation(Instrumentation):
 
 
 class _Ignored:
-    """LangChain's question at the start of a model call: whether to skip the handler. Reports what cannot work."""
+    """LangChain's question whether to ignore the handler, asked of the class or of a closed handler: a mistake."""
 
     def __get__(self, handler: "GatewayCallbackHandler | None", owner: Any) -> Any:
-        if handler is None:
-            # Not for help() and others that look at the class.
-            if sys._getframe(1).f_globals.get("__name__", "").startswith("langchain_core."):
-                warn_once(
-                    "langchain.class",
-                    "LangChain got the class GatewayCallbackHandler as a callback and ignores it, so no trace context "
-                    "is sent. Pass an instance: GatewayCallbackHandler().",
-                )
-            return self
-        if handler.gateways is NO_GATEWAYS:
+        if handler is not None:
             logger.debug("A GatewayCallbackHandler that is closed was passed to a model call; it adds no headers.")
-        return False
+        # Not for help() and others that look at the class.
+        elif sys._getframe(1).f_globals.get("__name__", "").startswith("langchain_core."):
+            warn_once(
+                "langchain.class",
+                "LangChain got the class GatewayCallbackHandler as a callback and ignores it, so no trace context is "
+                "sent. Pass an instance: GatewayCallbackHandler().",
+            )
+        return True
 
 
 class GatewayCallbackHandler(GatewaysHandler):
@@ -75,6 +73,8 @@ class GatewayCallbackHandler(GatewaysHandler):
             ConfigurationError: No gateway is configured, or a value is not a URL.
         """
         super().__init__()
+        # Found before the descriptor, without a call.
+        self.ignore_llm = self.ignore_chat_model = True
         self.gateways = gateways_for_process(urls, "GatewayCallbackHandler", gateways)
         self._instrumentation = _LangChainInstrumentation()
         # The garbage collector must not wait for a lock.
@@ -83,6 +83,8 @@ class GatewayCallbackHandler(GatewaysHandler):
     def close(self) -> None:
         """Stop adding headers. Closing the last handler restores all patched methods."""
         self.gateways = NO_GATEWAYS
+        for name in ("ignore_llm", "ignore_chat_model"):
+            vars(self).pop(name, None)
         self._instrumentation.uninstrument()
 
     def __enter__(self) -> "GatewayCallbackHandler":

@@ -158,6 +158,8 @@ def shared_provider() -> Iterator[Provider]:
         warnings.simplefilter("ignore")
         litellm.module_level_client.close()
         asyncio.run(litellm.module_level_aclient.close())
+        # It makes new ones at their next use.
+        del litellm.module_level_client, litellm.module_level_aclient
         gc.collect()
 
 
