@@ -160,6 +160,22 @@ async def test_a_class_instead_of_a_handler_is_reported_once(caplog: pytest.LogC
     assert "Pass an instance" in message
 
 
+def test_langchain_skips_an_open_handlers_events():
+    """Each event would cost some microseconds."""
+    events = []
+
+    class Listening(GatewayCallbackHandler):
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            events.append("start")
+
+        def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+            events.append("end")
+
+    with Listening(GATEWAY) as handler:
+        http_model(Wire()).invoke("a", {"callbacks": [handler]})
+    assert events == []
+
+
 def test_a_closed_handler_is_reported_at_debug(caplog: pytest.LogCaptureFixture):
     handler = GatewayCallbackHandler(GATEWAY)
     handler.close()
