@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
 from weakref import finalize
 
 from agent_gateway_client._langchain_runs._calls import GatewaysHandler
@@ -26,18 +25,27 @@ class _LangChainInstrumentation(Instrumentation):
 
 
 class _Ignored:
-    """LangChain's question whether to ignore the handler, asked of the class or of a closed handler: a mistake."""
+    """True, as LangChain shall skip the handler's events. Reports a class or a closed handler that gets into a run.
 
-    def __get__(self, handler: "GatewayCallbackHandler | None", owner: Any) -> Any:
-        if handler is not None:
-            logger.debug("A GatewayCallbackHandler that is closed was passed to a model call; it adds no headers.")
-        # Not for help() and others that look at the class.
-        elif sys._getframe(1).f_globals.get("__name__", "").startswith("langchain_core."):
-            warn_once(
-                "langchain.class",
-                "LangChain got the class GatewayCallbackHandler as a callback and ignores it, so no trace context is "
-                "sent. Pass an instance: GatewayCallbackHandler().",
-            )
+    An open handler keeps the value in its own attributes, so that LangChain reads it without a call.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, handler: "GatewayCallbackHandler | None", owner: type) -> bool:
+        if handler is None:
+            # Not for help() and others that look at the class.
+            if sys._getframe(1).f_globals.get("__name__", "").startswith("langchain_core."):
+                warn_once(
+                    "langchain.class",
+                    "LangChain got the class GatewayCallbackHandler as a callback and ignores it, so no trace context "
+                    "is sent. Pass an instance: GatewayCallbackHandler().",
+                )
+        elif handler.gateways is NO_GATEWAYS:
+            logger.debug("A closed GatewayCallbackHandler was passed to a model call; it adds no headers.")
+        else:
+            vars(handler)[self._name] = True
         return True
 
 
@@ -59,7 +67,8 @@ class GatewayCallbackHandler(GatewaysHandler):
         agent.invoke({"messages": [("user", "Hello")]}, config={"callbacks": [handler]})
     """
 
-    ignore_llm = ignore_chat_model = _Ignored()
+    ignore_llm = _Ignored()
+    ignore_chat_model = _Ignored()
 
     def __init__(self, *urls: str | Iterable[str], gateways: Iterable[str] | None = None) -> None:
         """Create a handler.
@@ -73,8 +82,6 @@ class GatewayCallbackHandler(GatewaysHandler):
             ConfigurationError: No gateway is configured, or a value is not a URL.
         """
         super().__init__()
-        # Found before the descriptor, without a call.
-        self.ignore_llm = self.ignore_chat_model = True
         self.gateways = gateways_for_process(urls, "GatewayCallbackHandler", gateways)
         self._instrumentation = _LangChainInstrumentation()
         # The garbage collector must not wait for a lock.
@@ -84,7 +91,9 @@ class GatewayCallbackHandler(GatewaysHandler):
         """Stop adding headers. Closing the last handler restores all patched methods."""
         self.gateways = NO_GATEWAYS
         for name in ("ignore_llm", "ignore_chat_model"):
-            vars(self).pop(name, None)
+            # False is a subclass's own.
+            if vars(self).get(name) is True:
+                del vars(self)[name]
         self._instrumentation.uninstrument()
 
     def __enter__(self) -> "GatewayCallbackHandler":

@@ -284,7 +284,7 @@ def is_count(value: object) -> bool:
 
 @lru_cache
 def address(host: str | None, port: int | str | None) -> str:
-    """Return a ``server_address``. Cached, because a queued call is larger with a text of its own."""
+    """Return a ``server_address``. Cached, so that queued calls share one string."""
     return f"{host}:{port}"
 
 

@@ -176,6 +176,23 @@ def test_langchain_skips_an_open_handlers_events():
     assert events == []
 
 
+def test_a_subclass_may_listen():
+    """It answers LangChain's question itself, here with a property, which cannot be set."""
+    events = []
+
+    class Listening(GatewayCallbackHandler):
+        @property
+        def ignore_chat_model(self) -> bool:
+            return False
+
+        def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+            events.append("start")
+
+    with Listening(GATEWAY) as handler:
+        http_model(Wire()).invoke("a", {"callbacks": [handler]})
+    assert events == ["start"]
+
+
 def test_a_closed_handler_is_reported_at_debug(caplog: pytest.LogCaptureFixture):
     handler = GatewayCallbackHandler(GATEWAY)
     handler.close()
@@ -183,7 +200,7 @@ def test_a_closed_handler_is_reported_at_debug(caplog: pytest.LogCaptureFixture)
     assert caplog.messages == []
     with caplog.at_level("DEBUG", "agent_gateway_client"):
         http_model(Wire()).invoke("a", {"callbacks": [handler]})
-    assert [text for text in caplog.messages if "that is closed" in text]
+    assert [text for text in caplog.messages if text.startswith("A closed")]
 
 
 def test_several_handlers_with_gateways_of_their_own():

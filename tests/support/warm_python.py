@@ -1,13 +1,13 @@
-"""A Python for the tests' servers that starts in a tenth of a second, because what they import is already there.
+"""A Python for the tests' servers that starts in a tenth of a second, because their packages are already imported.
 
-A server spends fifteen seconds of processor time on importing MLflow, LiteLLM and what these import, and the tests
+A server spends up to ten seconds of processor time on importing MLflow, LiteLLM and what these import, and the tests
 start dozens. So they run the program that `interpreter` names instead of ``python``: it asks one process, which has
 imported all of it, for a fork. Working directory, environment, standard streams, signals and the exit status are the
 program's. The child runs the module or file as ``__main__``; it imports this package and MLflow's server itself, as
 they read the environment then. What it starts with ``sys.executable`` starts in the same way.
 
-The imports happen when the first program asks. With other arguments than ``-m module``, ``-c code`` or a file, the
-program becomes the real Python. Where there is no pidfd (macOS, Windows), `interpreter` is the real Python.
+The imports happen when the first program asks. Options other than ``-m`` and ``-c`` run the real Python instead. On
+systems without pidfd (macOS, Windows), `interpreter` returns ``sys.executable``.
 """
 
 from __future__ import annotations
