@@ -7,7 +7,7 @@ as long. The tables are private to MLflow: if a query fails, the caller falls ba
 import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlflow.store.tracking.dbmodels import models
 from mlflow.tracing.constant import SpanAttributeKey
@@ -18,11 +18,12 @@ from mlflow.tracing.utils import (
 )
 from sqlalchemy import case, func
 
-from agent_gateway_client.server.export.totals import COST, FINALIZED, MAX_READ_TOGETHER, USAGE, TraceTotals
+from agent_gateway_client.server.export.totals import COST, FINALIZED, MAX_READ_TOGETHER, USAGE, TraceTotals, exceeds
 
 _REPORTED = {USAGE: SpanAttributeKey.CHAT_USAGE, COST: SpanAttributeKey.LLM_COST}
 """The span attribute that MLflow aggregates for each total."""
 
+_AGGREGATE = {USAGE: aggregate_usage_from_span_nodes, COST: aggregate_cost_from_span_nodes}
 _COLUMNS = {USAGE: "total_tokens", COST: "total_cost"}
 """Columns of the totals in newer versions of MLflow. 3.15 keeps them as metadata."""
 
@@ -49,10 +50,28 @@ def totals_of(store: Any, trace_ids: Collection[str], known: Mapping[str, TraceT
         changed = list(recorded.keys() - found.keys())
         for start in range(0, len(changed), MAX_READ_TOGETHER):
             for trace_id, spans in _spans(session, changed[start : start + MAX_READ_TOGETHER]).items():
-                usage, cost = spans[USAGE], spans[COST]
-                sums = {USAGE: aggregate_usage_from_span_nodes(usage), COST: aggregate_cost_from_span_nodes(cost)}
-                found[trace_id] = TraceTotals(recorded[trace_id], sums, len(usage))
+                found[trace_id] = TraceTotals(recorded[trace_id], _missing(spans, recorded[trace_id]), len(spans))
     return found
+
+
+class _Span(NamedTuple):
+    span_id: str
+    parent_id: str | None
+    reports: Mapping[str, dict[str, Any] | None]
+
+
+def _missing(spans: Collection[_Span], recorded: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+    """Return MLflow's aggregates where they exceed the recorded totals."""
+    missing: dict[str, Mapping[str, float]] = {}
+    for name, column in _COLUMNS.items():
+        # An aggregate is at most what all spans report, which takes less time to add up.
+        most = sum([report.get(column) or 0 for span in spans if (report := span.reports.get(name))])
+        if exceeds(most, recorded[name]):
+            nodes = [SpanAggregationNode(span.span_id, span.parent_id, span.reports.get(name)) for span in spans]
+            total = _AGGREGATE[name](nodes)
+            if total and exceeds(total[column], recorded[name]):
+                missing[name] = total
+    return missing
 
 
 def _rows(session: Any, query: Any) -> Any:
@@ -93,25 +112,35 @@ def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str,
     return found
 
 
-def _spans(session: Any, trace_ids: Collection[str]) -> Mapping[str, Mapping[str, list[SpanAggregationNode]]]:
-    """Return the spans of traces in the form that MLflow aggregates."""
+def _spans(session: Any, trace_ids: Collection[str]) -> Mapping[str, list[_Span]]:
+    """Return the spans of traces, with what they report."""
     table: Any = models.SqlSpan
     # The content of other spans stays in the database: it can be large.
     content = case(
         *((table.content.contains(f'"{attribute}"'), table.content) for attribute in _REPORTED.values()), else_=None
     )
     query = session.query(table.trace_id, table.span_id, table.parent_span_id, content)
-    found: defaultdict[str, dict[str, list[SpanAggregationNode]]] = defaultdict(lambda: {USAGE: [], COST: []})
+    found: defaultdict[str, list[_Span]] = defaultdict(list)
     for trace_id, span_id, parent_id, text in _rows(session, query.filter(table.trace_id.in_(list(trace_ids)))):
-        attributes = json.loads(text).get("attributes") or {} if text else {}
-        for name, attribute in _REPORTED.items():
-            value = attributes.get(attribute)
-            data = None if value is None else _mapping(value)
-            found[trace_id][name].append(SpanAggregationNode(span_id, parent_id, data))
+        reports = {name: _attribute(text, attribute) for name, attribute in _REPORTED.items()} if text else {}
+        found[trace_id].append(_Span(span_id, parent_id, reports))
     return found
 
 
-def _mapping(value: Any) -> dict[str, Any] | None:
+def _attribute(text: str, name: str) -> dict[str, Any] | None:
+    """Return an attribute of a stored span, which may be large, without decoding the rest of it."""
+    key = f'"{name}"'
+    start = text.find(key)
+    if start < 0:
+        return None
+    if text.startswith(": ", start + len(key)) and text.find(key, start + 1) < 0:
+        value, _ = _decode(text, start + len(key) + 2)
+    else:
+        # In an event or a link as well.
+        value = (json.loads(text).get("attributes") or {}).get(name)
     # MLflow stores an attribute's value as JSON.
     value = json.loads(value) if isinstance(value, str) else value
     return value if isinstance(value, dict) else None
+
+
+_decode = json.JSONDecoder().raw_decode

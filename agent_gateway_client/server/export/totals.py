@@ -56,21 +56,18 @@ class TraceTotals(NamedTuple):
 
     Attributes:
         recorded: The totals that MLflow has recorded.
-        sums: MLflow's aggregates of the stored spans; ``None`` if no span reports any.
+        missing: MLflow's aggregates of the stored spans, where they exceed the recorded totals.
         spans: Number of stored spans.
     """
 
     recorded: Mapping[str, float]
-    sums: Mapping[str, Mapping[str, float] | None]
+    missing: Mapping[str, Mapping[str, float]]
     spans: int
 
-    def missing(self) -> dict[str, str]:
-        """Return the sums that exceed the recorded totals, as MLflow trace metadata."""
-        return {
-            name: json.dumps(total)
-            for name, total in self.sums.items()
-            if total and total[_TOTAL[name]] > self.recorded.get(name, 0) * (1 + 1e-9)
-        }
+
+def exceeds(total: float, recorded: float) -> bool:
+    """Return whether a total is greater than the recorded one by more than the rounding of a sum."""
+    return total > recorded * (1 + 1e-9)
 
 
 @dataclass(slots=True)
@@ -148,8 +145,8 @@ class Totals:
         changed = set()
         for trace_id, totals in ended.items():
             try:
-                metadata = totals.missing()
-                if metadata:
+                if totals.missing:
+                    metadata = {name: json.dumps(total) for name, total in totals.missing.items()}
                     self._store.set_metadata(trace_id, metadata)
                     changed.add(trace_id)
             except Exception as error:
@@ -191,7 +188,8 @@ def _totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:
 
     recorded = {name: json.loads(info.trace_metadata.get(name) or "{}").get(key, 0.0) for name, key in _TOTAL.items()}
     sums = {USAGE: aggregate_usage_from_spans(list(spans)), COST: aggregate_cost_from_spans(list(spans))}
-    return TraceTotals(recorded, sums, len(spans))
+    missing = {name: total for name, total in sums.items() if total and exceeds(total[_TOTAL[name]], recorded[name])}
+    return TraceTotals(recorded, missing, len(spans))
 
 
 def _warn(error: Exception) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Span
+from mlflow.entities import Span, SpanEvent
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from agent_gateway_client.server.export import mlflow_columns
@@ -55,13 +55,22 @@ def nested() -> str:
     return str(agent.trace_id)
 
 
+def event() -> str:
+    """Trace a step with an event, and then an attribute, of the same name."""
+    with mlflow.start_span("agent") as agent, mlflow.start_span("step") as step:
+        step.add_event(SpanEvent("usage", attributes={"mlflow.chat.tokenUsage": "{}"}))
+        step.set_attribute("mlflow.chat.tokenUsage", TOKENS)
+    return str(agent.trace_id)
+
+
 TRACES = {
     "no usage": lambda: leaves({}, {"mine": 1}),
     "tokens": lambda: leaves({"mlflow.chat.tokenUsage": TOKENS}, {}),
     "cached tokens and cost": lambda: leaves({"mlflow.chat.tokenUsage": CACHED, "mlflow.llm.cost": PRICE}),
     "several": lambda: leaves(*[{"mlflow.chat.tokenUsage": TOKENS, "mlflow.llm.cost": PRICE}] * 3),
     "one below the other": nested,
-    "names in a prompt": lambda: leaves({"prompt": '"mlflow.chat.tokenUsage"'}),
+    "names in a prompt": lambda: leaves({"prompt": '"mlflow.chat.tokenUsage": "{}"'}),
+    "names in an event": event,
 }
 
 
@@ -75,19 +84,34 @@ def both_ways(store: SqlAlchemyStore, *trace_ids: str) -> tuple[Any, Any]:
     return found, by_methods.totals_of(trace_ids, experiments, {})
 
 
+REPORTS: dict[str, tuple[int | None, float | None]] = {
+    "no usage": (None, None),
+    "tokens": (13, None),
+    "cached tokens and cost": (13, 0.3),
+    "several": (39, 0.9),
+    "one below the other": (13, 0.3),
+    "names in a prompt": (None, None),
+    "names in an event": (13, None),
+}
+"""The tokens and the cost of each of the traces."""
+
+
 @pytest.mark.parametrize("kind", TRACES)
 def test_both_ways_give_the_same(kind: str, store: SqlAlchemyStore):
-    """The totals that are recorded, and the sums of the spans, whatever the spans report."""
+    """The totals that are recorded, and those that are missing, whatever the spans report."""
     trace_id = TRACES[kind]()
     found, expected = both_ways(store, trace_id, "tr-unknown")
     assert found == expected
     assert list(found) == [trace_id]
-    assert found[trace_id].missing() == {}
-    sums = found[trace_id].sums
-    reports = {"tokens": (13, None), "cached tokens and cost": (13, 0.3), "several": (39, 0.9), "nested": (13, 0.3)}
-    tokens, cost = reports.get(kind, (sums[USAGE] and 13, sums[COST] and 0.3))
-    assert (sums[USAGE] and sums[USAGE]["total_tokens"]) == tokens
-    assert (sums[COST] and sums[COST]["total_cost"]) == (cost and pytest.approx(cost))
+    assert found[trace_id].missing == {}
+    nothing = {USAGE: dict.fromkeys(TOKENS, 0), COST: dict.fromkeys(PRICE, 0.0)}
+    SqlStore(lambda: store).set_metadata(trace_id, {name: json.dumps(total) for name, total in nothing.items()})
+    found, expected = both_ways(store, trace_id)
+    assert found == expected
+    missing = found[trace_id].missing
+    tokens, cost = REPORTS[kind]
+    assert missing.get(USAGE, {}).get("total_tokens") == tokens
+    assert missing.get(COST, {}).get("total_cost") == (cost and pytest.approx(cost))
 
 
 @pytest.mark.parametrize("name", [USAGE, COST])
@@ -99,12 +123,13 @@ def test_what_is_missing(name: str, store: SqlAlchemyStore):
     store.log_spans(store.get_experiment_by_name("agents").experiment_id, late)
     found, expected = both_ways(store, trace_id)
     assert found == expected
-    total = json.loads(found[trace_id].missing()[name])
+    total = found[trace_id].missing[name]
     assert total[{USAGE: "total_tokens", COST: "total_cost"}[name]] == pytest.approx({USAGE: 28, COST: 0.6}[name])
-    SqlStore(lambda: store).set_metadata(trace_id, found[trace_id].missing())
+    metadata = {name: json.dumps(total) for name, total in found[trace_id].missing.items()}
+    SqlStore(lambda: store).set_metadata(trace_id, metadata)
     found, expected = both_ways(store, trace_id)
     assert found == expected
-    assert found[trace_id].missing() == {}
+    assert found[trace_id].missing == {}
 
 
 def test_a_trace_that_has_not_ended(store: SqlAlchemyStore):
@@ -117,16 +142,10 @@ def test_only_what_reports_is_read(store: SqlAlchemyStore, monkeypatch: pytest.M
     """The payload of spans without usage stays in the database."""
     trace_id = leaves({}, {"mlflow.chat.tokenUsage": TOKENS}, {})
     read: list[str] = []
-
-    class Json:
-        @staticmethod
-        def loads(text: str) -> Any:
-            read.append(text)
-            return json.loads(text)
-
-    monkeypatch.setattr(mlflow_columns, "json", Json)
+    attribute = mlflow_columns._attribute
+    monkeypatch.setattr(mlflow_columns, "_attribute", lambda text, name: read.append(text) or attribute(text, name))
     mlflow_columns.totals_of(store, [trace_id], {})
-    assert len([text for text in read if "prompt" in text]) == 1
+    assert len(set(read)) == 1
 
 
 def test_what_has_not_changed_is_not_read_again(store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
