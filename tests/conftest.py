@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import warm_python
+from tests.support import mlflow_database, warm_python
 from tests.support.tables import mark_cells, pytest_terminal_summary
 
 __all__ = ["pytest_terminal_summary"]
@@ -41,6 +41,7 @@ def pytest_collection_finish() -> None:
     """Let the servers of `DemoGateway` start faster, if any test uses one."""
     if server := sys.modules.get("agent_gateway_client.demo._server"):
         server.PYTHON = warm_python.interpreter()
+        mlflow_database.provide_to(server.MlflowServer)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,6 +10,7 @@ import pytest
 from agent_gateway_client.doctor.program import Request
 from tests.cli.test_run import TRACEPARENT, agent_gateway, server, write  # noqa: F401
 from tests.support.http_server import HttpServer
+from tests.support.mlflow_database import database_in
 
 CALL = "import requests\nrequests.post(url)\n"
 NO_SPAN = "import requests\ncontext.attach(context.Context())\n"
@@ -89,7 +90,7 @@ mlflow.flush_trace_async_logging()
 def test_whether_mirrors_have_arrived(mirrors: int, server: HttpServer, tmp_path: Path):  # noqa: F811
     """With a tracking URI each request says whether its mirror is in the trace; a missing one makes the status 1."""
     pytest.importorskip("sqlalchemy")
-    uri, program = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "program.py"
+    uri, program = database_in(tmp_path), tmp_path / "program.py"
     program.write_text(MIRRORED.replace("MIRRORS", str(mirrors)))
     wait = "60" if mirrors == 2 else "0.1"
     command = ("--", sys.executable, str(program), f"{server.gateway}/v1/chat/completions")

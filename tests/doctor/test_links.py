@@ -18,13 +18,14 @@ from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.mirror import Convention, mirror
 from agent_gateway_client.w3c import TraceContext
+from tests.support.mlflow_database import database_in
 from tests.support.server import begin_trace, deliver_to, plain_call
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlAlchemyStore]:
     """A database into which this process traces, as MLflow's server does if its own mirror is not lost."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    uri = database_in(tmp_path_factory.mktemp("store"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_USE_BATCH_SPAN_PROCESSOR", "false")
         patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")

@@ -16,6 +16,7 @@ import pytest
 
 from agent_gateway_client.server.export import Exporter
 from tests.support.http_server import HttpServer
+from tests.support.mlflow_database import database_in
 from tests.support.served import Served
 from tests.support.server import DEADLINE_S, MemoryDestination, ids_of
 from tests.w3c.service import make_service
@@ -104,7 +105,7 @@ def service(exporter: Exporter, harness: HttpServer, tmp_path_factory: pytest.Te
     """URL of the service; its own spans go nowhere that anybody looks."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
-        mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('w3c') / 'mlflow.db'}")
+        mlflow.set_tracking_uri(database_in(tmp_path_factory.mktemp("w3c")))
         mlflow.set_experiment("w3c")
         with Served(make_service(exporter, [harness.gateway])) as url:
             yield f"{url}/test"

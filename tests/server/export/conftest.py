@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.mlflow_database import database_in
 from tests.support.server import begin_trace
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def store(tmp_path: Path) -> "Iterator[SqlAlchemyStore]":
     # The small environment has the store's tests left out, and not MLflow's server.
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    store = SqlAlchemyStore(f"sqlite:///{tmp_path / 'mlflow.db'}", "mlflow-artifacts:/")
+    store = SqlAlchemyStore(database_in(tmp_path), "mlflow-artifacts:/")
     begin_trace(store)
     yield store
     store.engine.dispose()

@@ -49,6 +49,7 @@ from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.export.otlp import OtlpDestination
 from agent_gateway_client.server.mirror import Convention
 from agent_gateway_client.w3c import TraceContext
+from tests.support.mlflow_database import database_in
 from tests.support.providers import ROWS
 from tests.support.server import (
     DEADLINE_S,
@@ -73,7 +74,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A SQLite database with MLflow's tables."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    return database_in(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

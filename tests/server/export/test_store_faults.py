@@ -16,6 +16,7 @@ from agent_gateway_client.server.export import Exporter, mlflow_server
 from agent_gateway_client.server.export.environment import exporter_from_environment
 from agent_gateway_client.server.export.mlflow import MlflowDestination
 from agent_gateway_client.server.export.mlflow_store import SqlStore
+from tests.support.mlflow_database import database_in
 from tests.support.otlp_receiver import Receiver, Trouble
 from tests.support.server import DEADLINE_S, PARENT, begin_trace, submit
 
@@ -96,7 +97,7 @@ def test_what_a_store_refuses_is_not_sent_for_ever(status: int, receiver: Receiv
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("faults") / "mlflow.db"
+    return Path(database_in(tmp_path_factory.mktemp("faults")).removeprefix("sqlite:///"))
 
 
 @pytest.fixture

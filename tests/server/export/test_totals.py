@@ -14,6 +14,7 @@ from agent_gateway_client.server.export.mlflow_store import SqlStore
 from agent_gateway_client.server.export.totals import COST, USAGE
 from agent_gateway_client.server.mirror import Convention, mirror
 from agent_gateway_client.w3c import TraceContext
+from tests.support.mlflow_database import database_in
 from tests.support.server import full_call
 
 TOKENS = {"input_tokens": 10, "output_tokens": 3, "total_tokens": 13}
@@ -23,7 +24,7 @@ PRICE = {"input_cost": 0.1, "output_cost": 0.2, "total_cost": 0.3}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlAlchemyStore]:
-    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    uri = database_in(tmp_path_factory.mktemp("store"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
         mlflow.set_tracking_uri(uri)
