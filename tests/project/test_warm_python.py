@@ -44,6 +44,40 @@ def test_a_program_runs_as_in_python(tmp_path: Path, way: str):
     assert done.stderr == "hello\n"
 
 
+def test_files_of_the_program_keep_their_numbers(tmp_path: Path):
+    """As multiprocessing passes them, also where the numbers are those of other files in between."""
+    ends = [os.pipe() for _ in range(3)]
+    numbers = [write for _, write in reversed(ends)]
+    code = "import os, sys\nfor number in map(int, sys.argv[1:]): os.write(number, str(number).encode())"
+    assert run("-c", code, *numbers, pass_fds=numbers).returncode == 0
+    for read, write in ends:
+        os.close(write)
+        assert os.read(read, 99) == str(write).encode()
+        assert os.read(read, 99) == b""
+        os.close(read)
+
+
+def test_processes_of_multiprocessing_start_like_their_program(tmp_path: Path):
+    """They have the same modules, and get their work through files that the program opened."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import multiprocessing, sys\n"
+        "def work(pipe):\n"
+        "    pipe.send([__name__, sys.executable, 'mlflow' in sys.modules])\n"
+        "    sys.exit(5)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    mine, theirs = context.Pipe()\n"
+        "    process = context.Process(target=work, args=(theirs,))\n"
+        "    process.start()\n"
+        "    print(mine.recv())\n"
+        "    process.join()\n"
+        "    sys.exit(process.exitcode)\n"
+    )
+    done = run(program)
+    assert (done.stdout, done.returncode) == (f"{['__mp_main__', PYTHON, True]}\n", 5), done.stderr
+
+
 def test_a_child_has_what_takes_long_and_nothing_that_reads_the_environment(tmp_path: Path):
     program = tmp_path / "loaded.py"
     program.write_text("import json, sys; print(json.dumps([*sys.modules]))")

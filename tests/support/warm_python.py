@@ -2,9 +2,9 @@
 
 A server spends up to ten seconds of processor time on importing MLflow, LiteLLM and what these import, and the tests
 start dozens. So they run the program that `interpreter` names instead of ``python``: it asks one process, which has
-imported all of it, for a fork. Working directory, environment, standard streams, signals and the exit status are the
+imported all of it, for a fork. Working directory, environment, open files, signals and the exit status are the
 program's. The child runs the module or file as ``__main__``; it imports this package and MLflow's server itself, as
-they read the environment then. What it starts with ``sys.executable`` starts in the same way.
+they read the environment then. What it starts with ``sys.executable`` or multiprocessing starts in the same way.
 
 The imports happen when the first program asks. Options other than ``-m`` and ``-c`` run the real Python instead. On
 systems without pidfd (macOS, Windows), `interpreter` returns ``sys.executable``.
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,15 +49,20 @@ _MODULES = (
     "litellm.proxy._types",
     "mcp",
     "redis.asyncio",
-    # Remembers the real Python, for uvicorn's workers.
-    "multiprocessing.spawn",
 )
 
 # -S, as finding site-packages takes most of the time in which an empty Python starts.
 _PROGRAM = """#!{python} -ISE
 import json, os, signal, socket, sys
 
+def passed(number):
+    try:
+        return os.get_inheritable(number)
+    except OSError:
+        return False
+
 words = sys.argv[1:]
+streams = [0, 1, 2, *(number for number in map(int, os.listdir("/proc/self/fd")) if number > 2 and passed(number))]
 connection = socket.socket(socket.AF_UNIX)
 try:
     if not words or (words[0].startswith("-") and words[0] not in ("-m", "-c")):
@@ -74,9 +80,11 @@ def forward(number, frame):
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, forward)
-request = json.dumps([words, __file__, os.getcwd(), dict(os.environ)]).encode()
-socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
+request = json.dumps([words, __file__, os.getcwd(), dict(os.environ), streams]).encode()
+socket.send_fds(connection, [len(request).to_bytes(4, "big")], streams)
 connection.sendall(request)
+for number in streams[3:]:
+    os.close(number)
 answers = connection.makefile()
 child = int(answers.readline())
 for number in early:
@@ -187,8 +195,8 @@ def _serve(listener: socket.socket) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[list[Any], list[int]]:
-    """Return what a program asks for, and its standard streams."""
-    size, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    """Return what a program asks for, and the files that it was given, the standard streams first."""
+    size, streams, _, _ = socket.recv_fds(connection, 4, 64)
     with connection.makefile("rb") as file:
         return json.loads(file.read(int.from_bytes(size, "big"))), streams
 
@@ -228,10 +236,23 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def _run(words: list[str], program: str, directory: str, environment: dict[str, str], streams: list[int]) -> None:
+def _run(
+    words: list[str],
+    program: str,
+    directory: str,
+    environment: dict[str, str],
+    numbers: list[int],
+    streams: list[int],
+) -> None:
     """Become the program: run its module or file as ``python`` does."""
+    import fcntl  # Windows has none.
+
     os.setsid()
-    for number, stream in enumerate(streams):
+    # First out of the way of each other's numbers.
+    moved = [fcntl.fcntl(stream, fcntl.F_DUPFD, 256) for stream in streams]
+    for stream in streams:
+        os.close(stream)
+    for number, stream in zip(numbers, moved, strict=True):
         os.dup2(stream, number)
         os.close(stream)
     os.chdir(directory)
@@ -239,6 +260,7 @@ def _run(words: list[str], program: str, directory: str, environment: dict[str, 
     os.environ.update(environment)
     sys.stdout.reconfigure(write_through="PYTHONUNBUFFERED" in environment)
     sys.executable = program
+    spawn.set_executable(program)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     if words[0] == "-m":
         sys.argv = words[1:]
