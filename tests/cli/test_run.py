@@ -71,11 +71,13 @@ def server() -> Iterator[HttpServer]:
         yield server
 
 
-def agent_gateway(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def agent_gateway(
+    *arguments: str, python: str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line; nothing but what it is given names a gateway."""
     variables = {name: value for name, value in os.environ.items() if name != "AGENT_GATEWAY_URLS"}
     variables |= {"PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", "from agent_gateway_client.cli import main; main()", *arguments]
+    command = [python, "-c", "from agent_gateway_client.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=variables)
 
 

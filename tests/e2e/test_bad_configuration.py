@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import warm_python
 from tests.support.litellm_proxy import MASTER_KEY
 
 MLFLOW = [sys.executable, "-m", "mlflow", "server", "--app-name", "agent-gateway", "--port", "0"]
+WARM_MLFLOW = [warm_python.interpreter(), *MLFLOW[1:]]
 LITELLM_CONFIG = Path(__file__).parents[2] / "integrations" / "litellm-proxy" / "config.yaml"
 LITELLM = [str(Path(sys.executable).with_name("litellm")), "--config", str(LITELLM_CONFIG), "--port", "0"]
 CASES = {
     "exporter": (MLFLOW, {"AGENT_GATEWAY_EXPORTER": "carrier-pigeon"}, "AGENT_GATEWAY_EXPORTER is 'carrier-pigeon'"),
-    "app": (MLFLOW, {"AGENT_GATEWAY_MLFLOW_APP": "nobody"}, "AGENT_GATEWAY_MLFLOW_APP is 'nobody'"),
+    "app": (WARM_MLFLOW, {"AGENT_GATEWAY_MLFLOW_APP": "nobody"}, "AGENT_GATEWAY_MLFLOW_APP is 'nobody'"),
     "no address": (LITELLM, {"OPENAI_API_KEY": "none", "LITELLM_MASTER_KEY": MASTER_KEY}, "set MLFLOW_TRACKING_URI"),
 }
 """Commands, variables, and the expected error. Other invalid values are tested without a server, in tests/server."""
@@ -52,6 +54,6 @@ def test_the_gateway_says_what_is_wrong(name: str, outputs: dict[str, tuple[int,
     status, log = outputs[name]
     assert status != 0
     assert CASES[name][2] in log, log
-    if CASES[name][0] is MLFLOW:
+    if CASES[name][0] is not LITELLM:
         assert log.count(CASES[name][2]) == 1, log
         assert log.count("Traceback (most recent call last)") <= 1, log

@@ -18,6 +18,7 @@ from mlflow.entities import Span
 
 from agent_gateway_client.demo._port import Reservation
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support import warm_python
 from tests.support.e2e import (
     USER,
     assert_linked,
@@ -47,7 +48,8 @@ ATTEMPTS = {
 
 def run(folder: Path, script: str, gateway: DemoGateway, **environment: str) -> str:
     """Run a script of a folder with MLflow at the destination of the gateway's mirrors; returns its last line."""
-    command, env = [sys.executable, script], {**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, **environment}
+    command = [warm_python.interpreter(), script]
+    env = {**os.environ, "MLFLOW_TRACKING_URI": gateway.tracking_uri, **environment}
     ended = subprocess.run(
         command, cwd=folder, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )

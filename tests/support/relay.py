@@ -3,7 +3,6 @@
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import httpx
 
 from agent_gateway_client.demo._server import NOT_INHERITED
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support import warm_python
 from tests.support.e2e import USER
 from tests.support.gateways import Column
 from tests.support.litellm_proxy import LiteLLMProxy, configuration
@@ -50,7 +50,7 @@ def relay(*arguments: str, **environment: str) -> Iterator[RelayProcess]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     code = "from agent_gateway_client.cli import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "relay", "--port", "0", "--settle", "1", "--wait", "5", *arguments],
+        [warm_python.interpreter(), "-c", code, "relay", "--port", "0", "--settle", "1", "--wait", "5", *arguments],
         env={**inherited, "PYTHONUNBUFFERED": "1", "NO_PROXY": "127.0.0.1,localhost", **environment},
         stdout=subprocess.PIPE,
         text=True,
