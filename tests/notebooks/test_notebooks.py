@@ -1,6 +1,7 @@
 """The tutorials run from top to bottom, and show what their committed outputs show."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,14 @@ import nbformat
 import pytest
 
 from agent_gateway_client.demo.gateway import DemoGateway
+from tests.support import warm_python
 from tests.support.notebooks import FOLDER, NOTEBOOKS, execute, kinds
 
 pytestmark = pytest.mark.e2e
+
+
+LIKE_A_USERS = ("01-first-trace-with-openai", "03-litellm")
+"""Run by the real Python; 03 is about a library that the warm one has imported."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoGateway]:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_the_same(path: Path, demo: DemoGateway):
     """Cell by cell the same kinds of outputs, with the same spans in what is drawn."""
-    assert kinds(execute(path, demo)) == kinds(nbformat.read(path, as_version=4))
+    python = sys.executable if path.stem in LIKE_A_USERS else warm_python.interpreter()
+    assert kinds(execute(path, demo, python)) == kinds(nbformat.read(path, as_version=4))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -275,8 +275,8 @@ def _complete(trace_id: str, mirrors: int) -> Trace | None:
     trace = read_trace(trace_id)
     if trace is None or trace.info.state == "IN_PROGRESS" or len(mirrors_in(trace)) < mirrors:
         return None
-    # MLflow's client reads the trace's info, like its tokens, before it reads the spans.
-    return read_trace(trace_id)
+    # Its tokens may be older than its spans: `assert_tokens_counted_once` reads them again.
+    return trace
 
 
 def is_clients(span: Span) -> bool:

@@ -14,14 +14,33 @@ from agent_gateway_client.demo.running import DEMO_VARIABLE
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+COMMAND = "agent-gateway"
 TIMEOUT_S = 240
 
 SHOWN_URI = "http://127.0.0.1:5000"
 """Shown in the tutorials instead of the gateway's actual address."""
 
 
-def execute(path: Path, gateway: DemoGateway) -> Any:
-    """Return a notebook with the outputs of running it from top to bottom against a gateway."""
+class _Client(NotebookClient):
+    """Runs a notebook's kernel with a Python of its own."""
+
+    python = sys.executable
+
+    def create_kernel_manager(self) -> Any:
+        manager = super().create_kernel_manager()
+        assert manager.kernel_spec is not None
+        manager.kernel_spec.argv[0] = self.python
+        return manager
+
+
+def execute(path: Path, gateway: DemoGateway, python: str = sys.executable) -> Any:
+    """Return a notebook with the outputs of running it from top to bottom against a gateway.
+
+    Args:
+        path: The notebook.
+        gateway: The gateway.
+        python: What runs its kernel and its commands.
+    """
     notebook = nbformat.read(path, as_version=4)
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "OTEL_", "LITELLM_"))}
     env = {
@@ -30,17 +49,31 @@ def execute(path: Path, gateway: DemoGateway) -> Any:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         # A new experiment is reported once per server, not in each run.
         "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": os.pathsep.join([*_commands_for(python), os.environ.get("PATH", "")]),
         "MPLCONFIGDIR": str(gateway.log_path.parent / "matplotlib"),
         "IPYTHONDIR": str(gateway.log_path.parent / "ipython"),
         "COLUMNS": "120",
         "PYTHONWARNINGS": "ignore:IProgress not found",
     }
     resources = {"metadata": {"path": str(gateway.log_path.parent)}}
-    NotebookClient(notebook, timeout=TIMEOUT_S, resources=resources).execute(env=env)
+    client = _Client(notebook, timeout=TIMEOUT_S, resources=resources)
+    client.python = python
+    client.execute(env=env)
     for cell in notebook.cells:
         _tidy(cell, gateway)
     return notebook
+
+
+def _commands_for(python: str) -> list[str]:
+    """Return the folders of the command, which another Python than the tests' runs by a script of its own."""
+    folder = Path(sys.executable).parent
+    if python == sys.executable:
+        return [str(folder)]
+    own = Path(python).parent / "commands"
+    own.mkdir(exist_ok=True)
+    (own / COMMAND).write_text(f'#!/bin/sh\nexec {python} {folder / COMMAND} "$@"\n')
+    (own / COMMAND).chmod(0o755)
+    return [str(own), str(folder)]
 
 
 def _tidy(cell: Any, gateway: DemoGateway) -> None:

@@ -17,6 +17,7 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import selectors
@@ -259,6 +260,8 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     sys.stdout.reconfigure(write_through="PYTHONUNBUFFERED" in environment)
+    # MLflow has read it when it was imported.
+    logging.getLogger("mlflow").setLevel(environment.get("MLFLOW_LOGGING_LEVEL") or logging.INFO)
     sys.executable = program
     spawn.set_executable(program)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
