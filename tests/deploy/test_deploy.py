@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import mlflow.cli
 import pytest
 import yaml
 from mlflow import environment_variables
@@ -51,12 +50,20 @@ COMMANDS = {
 }
 
 
+def mlflow_commands() -> dict[str, click.Command]:
+    # Takes a second, which processes that run other tests save.
+    import mlflow.cli
+
+    commands: dict[str, click.Command] = mlflow.cli.cli.commands
+    return commands
+
+
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_the_command_is_one_that_mlflow_takes(command: list[str]):
     """With the companion, and with nothing secret in it."""
     program, server, *options = command
     assert Path(program).name == "mlflow"
-    with mlflow.cli.cli.commands[server].make_context(server, options) as context:
+    with mlflow_commands()[server].make_context(server, options) as context:
         assert context.params["app_name"] == "agent-gateway"
         assert (context.params["port"], int(context.params["workers"]) >= 1) == (5000, True)
     assert not any("://" in option for option in options)
@@ -79,9 +86,7 @@ def test_each_variable_is_one_that_somebody_reads(place: str):
     """MLflow's are known to MLflow, ours to docs/configuration.md, OpenTelemetry's to OpenTelemetry."""
     known = {value.name for value in vars(environment_variables).values() if hasattr(value, "name")}
     known |= {crypto.CRYPTO_KEK_PASSPHRASE_ENV_VAR}
-    known |= {
-        str(option.envvar) for option in mlflow.cli.cli.commands["server"].params if isinstance(option, click.Option)
-    }
+    known |= {str(option.envvar) for option in mlflow_commands()["server"].params if isinstance(option, click.Option)}
     known |= set(re.findall(r"`(AGENT_GATEWAY_[A-Z_]+)`", (ROOT / "docs" / "configuration.md").read_text()))
     known |= {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "LITELLM_LOCAL_MODEL_COST_MAP"}
     known |= {"HOME", "PATH", "PYTHONDONTWRITEBYTECODE", "PROMETHEUS_MULTIPROC_DIR"}
