@@ -1,4 +1,4 @@
-"""A Python for the tests' servers that starts in a tenth of a second, because their packages are already imported.
+"""A Python for the tests' programs that starts in a tenth of a second, because their packages are already imported.
 
 A server spends up to ten seconds of processor time on importing MLflow, LiteLLM and what these import, and the tests
 start dozens. So they run the program that `interpreter` names instead of ``python``: it asks one process, which has
