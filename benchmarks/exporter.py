@@ -5,7 +5,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -82,12 +81,6 @@ def _exported(exporter: Exporter, calls: Sequence[GatewayCall]) -> float:
 
 
 def _sent(destination: Destination, calls: Sequence[GatewayCall]) -> float:
-    """Send in another thread, like the exporter and a server: there, a write takes up to a twentieth more time."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_sent_here, destination, calls).result()
-
-
-def _sent_here(destination: Destination, calls: Sequence[GatewayCall]) -> float:
     spans: list[list[ReadableSpan]] = [mirror(call, destination.convention) for call in calls]
     (place,) = set(destination.locate({TraceKey(call.parent.trace_id) for call in calls}).values())
     begin = time.perf_counter()

@@ -22,7 +22,7 @@ SHOWN_URI = "http://127.0.0.1:5000"
 
 
 class _Client(NotebookClient):
-    """Runs a notebook's kernel with a Python of its own."""
+    """Starts the kernel with another interpreter than the one of its kernel spec."""
 
     python = sys.executable
 
@@ -65,11 +65,12 @@ def execute(path: Path, gateway: DemoGateway, python: str = sys.executable) -> A
 
 
 def _commands_for(python: str) -> list[str]:
-    """Return the folders of the command, which another Python than the tests' runs by a script of its own."""
+    """Return the folders to put on the PATH, so that ``agent-gateway`` runs with the given interpreter."""
     folder = Path(sys.executable).parent
     if python == sys.executable:
         return [str(folder)]
-    own = Path(python).parent / "commands"
+    # One per process of pytest, so that none rewrites a script that another is running.
+    own = Path(python).parent / f"commands-{os.getpid()}"
     own.mkdir(exist_ok=True)
     (own / COMMAND).write_text(f'#!/bin/sh\nexec {python} {folder / COMMAND} "$@"\n')
     (own / COMMAND).chmod(0o755)

@@ -22,7 +22,7 @@ class SqlStore:
     """
 
     known_seconds = 0.0
-    batches_per_look_up = 8
+    batches_per_look_up = 4
     """A look-up takes a fortieth of a write, whatever the number of its traces."""
 
     def __init__(self, get_store: Callable[[], Any]) -> None:
