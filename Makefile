@@ -81,7 +81,7 @@ lint: ## Check style and format with ruff
 	$(IN_MAIN) ruff format --check
 
 types: ## Check the types with mypy --strict
-	$(IN_MAIN) mypy --cache-dir .venv/.mypy_cache
+	$(IN_MAIN) mypy --num-workers auto --cache-dir .venv/.mypy_cache
 	$(IN_MAIN) mypy --cache-dir .venv/.mypy_cache constraints hatch_build.py
 
 format: ## Rewrite the code to the project's format

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Generator, Iterator
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,21 @@ pytest.register_assert_rewrite("tests.support.e2e")
 E2E = Path(__file__).parent / "e2e"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        # The tests name the real Python, as they do in the process that runs alone.
+        sys.executable = config.workerinput["executable"]
+        spawn.set_executable(sys.executable)
+        return
     warm_python.start()
+    if processes := getattr(config.option, "tx", None):
+        # pytest's own processes start from it, too: each would import the same for ten seconds.
+        config.option.tx = [f"popen//python={warm_python.interpreter()}" for _ in processes]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["executable"] = sys.executable
 
 
 def pytest_collection_finish() -> None:

@@ -30,15 +30,15 @@ def run(*words: object, **options: object) -> "subprocess.CompletedProcess[str]"
     return subprocess.run([PYTHON, *map(str, words)], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
 
 
-@pytest.mark.parametrize("way", ["file", "-m", "-c"])
+@pytest.mark.parametrize("way", ["file", "-m", "-c", "-u"])
 def test_a_program_runs_as_in_python(tmp_path: Path, way: str):
     """Arguments, path, working directory, environment, streams, exit status."""
     program = tmp_path / "told.py"
     program.write_text(TOLD)
-    words = {"file": (program,), "-m": ("-m", "told"), "-c": ("-c", TOLD)}[way]
+    words = {"file": (program,), "-m": ("-m", "told"), "-c": ("-c", TOLD), "-u": ("-u", "-c", TOLD)}[way]
     done = run(*words, "--option", cwd=tmp_path, env={**os.environ, "ONLY_HERE": "1"}, input="hello")
     assert done.returncode == 7, done.stderr
-    name = "-c" if way == "-c" else str(program)
+    name = "-c" if way in ("-c", "-u") else str(program)
     expected = ["__main__", [name, "--option"], str(tmp_path), str(tmp_path), "1", PYTHON]
     assert json.loads(done.stdout) == expected
     assert done.stderr == "hello\n"
@@ -83,7 +83,21 @@ def test_a_child_has_what_takes_long_and_nothing_that_reads_the_environment(tmp_
     program.write_text("import json, sys; print(json.dumps([*sys.modules]))")
     loaded = json.loads(run(program).stdout)
     assert {"mlflow", "sqlalchemy", "litellm"} <= {*loaded}
+    assert "litellm.proxy.proxy_server" not in loaded
     assert [name for name in loaded if name.startswith(("agent_gateway_client", "mlflow.server", "polars"))] == []
+
+
+def test_litellm_proxys_child_has_the_proxy_too():
+    code = "import sys; print({'mlflow', 'litellm.proxy.proxy_server'} <= {*sys.modules}, sys.executable)"
+    proxys_python = warm_python.interpreter(for_litellm_proxy=True)
+    for _ in range(2):
+        output = subprocess.check_output([proxys_python, "-c", code], text=True, timeout=120)
+        assert output == f"True {proxys_python}\n"
+
+
+def test_this_process_names_the_real_python():
+    """Also if it is one of several processes of pytest, which start warm."""
+    assert subprocess.check_output([sys.executable, "-c", "import sys; print('mlflow' in sys.modules)"]) == b"False\n"
 
 
 def test_an_error_ends_it_with_a_traceback(tmp_path: Path):

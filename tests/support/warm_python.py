@@ -6,8 +6,10 @@ imported all of it, for a fork. Working directory, environment, open files, sign
 program's. The child runs the module or file as ``__main__``; it imports this package and MLflow's server itself, as
 they read the environment then. What it starts with ``sys.executable`` or multiprocessing starts in the same way.
 
-The imports happen when the first program asks. Options other than ``-m`` and ``-c`` run the real Python instead. On
-systems without pidfd (macOS, Windows), `interpreter` returns ``sys.executable``.
+LiteLLM Proxy, whose import adds callbacks to LiteLLM, has a process of its own, forked from the first.
+
+The imports happen when the first program asks. Options other than ``-u``, ``-m`` and ``-c`` run the real Python
+instead. On systems without pidfd (macOS, Windows), `interpreter` returns ``sys.executable``.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Collection, Sequence
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _VARIABLE = "WARM_PYTHON"
 """The environment variable with the program's path, for pytest's workers."""
+
+_PYTHON, _PROXYS_PYTHON = "python", "proxys-python"
 
 _MODULES = (
     "mlflow",
@@ -51,6 +56,7 @@ _MODULES = (
     "mcp",
     "redis.asyncio",
 )
+_PROXYS_MODULES = ("litellm.proxy.proxy_server",)
 
 # -S, as finding site-packages takes most of the time in which an empty Python starts.
 _PROGRAM = """#!{python} -ISE
@@ -63,6 +69,9 @@ def passed(number):
         return False
 
 words = sys.argv[1:]
+if words[:1] == ["-u"]:
+    words = words[1:]
+    os.environ["PYTHONUNBUFFERED"] = "1"
 streams = [0, 1, 2, *(number for number in map(int, os.listdir("/proc/self/fd")) if number > 2 and passed(number))]
 connection = socket.socket(socket.AF_UNIX)
 try:
@@ -98,12 +107,13 @@ if status < 0:
 sys.exit(status)
 """
 
-_SERVE = "import runpy, socket; runpy.run_path({!r})['_serve'](socket.socket(fileno=0))"
+_SERVE = "import runpy, socket; runpy.run_path({!r})['_serve'](*[socket.socket(fileno=number) for number in {!r}])"
 
 
-def interpreter() -> str:
+def interpreter(*, for_litellm_proxy: bool = False) -> str:
     """Return the program to run in place of ``python``."""
-    return os.environ.get(_VARIABLE, sys.executable)
+    python = os.environ.get(_VARIABLE, sys.executable)
+    return str(Path(python).with_name(_PROXYS_PYTHON)) if for_litellm_proxy and _VARIABLE in os.environ else python
 
 
 def start() -> None:
@@ -111,20 +121,26 @@ def start() -> None:
     if _VARIABLE in os.environ or not hasattr(os, "pidfd_open"):
         return
     folder = tempfile.TemporaryDirectory(prefix="warm-python-")
-    address, program = Path(folder.name) / "socket", Path(folder.name) / "python"
-    program.write_text(_PROGRAM.format(python=sys.executable, address=address))
-    program.chmod(0o755)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(address))
-        listener.listen(64)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE.format(__file__)],
-            stdin=listener,
-            stdout=subprocess.DEVNULL,
-            cwd=folder.name,
-            start_new_session=True,
-        )
-    os.environ[_VARIABLE] = str(program)
+    listeners = []
+    for name in (_PYTHON, _PROXYS_PYTHON):
+        address, program = Path(folder.name) / f"{name}.socket", Path(folder.name) / name
+        program.write_text(_PROGRAM.format(python=sys.executable, address=address))
+        program.chmod(0o755)
+        listeners.append(socket.socket(socket.AF_UNIX))
+        listeners[-1].bind(str(address))
+        listeners[-1].listen(64)
+    numbers = [listener.fileno() for listener in listeners]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE.format(__file__, numbers)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        pass_fds=numbers,
+        cwd=folder.name,
+        start_new_session=True,
+    )
+    for listener in listeners:
+        listener.close()
+    os.environ[_VARIABLE] = str(Path(folder.name) / _PYTHON)
 
     def stop() -> None:
         process.terminate()
@@ -164,11 +180,18 @@ class _Child(NamedTuple):
         os.close(self.end)
 
 
-def _serve(listener: socket.socket) -> None:
-    """Fork a child for each program that connects, until the tests end."""
+def _serve(listener: socket.socket, proxys: socket.socket | None = None, names: Sequence[str] = _MODULES) -> None:
+    """Fork a child for each program that connects, until the tests end.
+
+    Args:
+        listener: To it the programs connect.
+        proxys: The same for LiteLLM Proxy.
+        names: The modules to import before the first child.
+    """
     parent = os.getppid()
     with selectors.DefaultSelector() as selector:
-        selector.register(listener, selectors.EVENT_READ)
+        for each in filter(None, (listener, proxys)):
+            selector.register(each, selectors.EVENT_READ)
         while os.getppid() == parent:
             # One event at a time, as both descriptors of a child may be readable.
             for key, _ in selector.select(timeout=1)[:1]:
@@ -177,14 +200,19 @@ def _serve(listener: socket.socket) -> None:
                     selector.unregister(child.end)
                     child.finish()
                     continue
+                _import_modules(names)
+                if key.fileobj is proxys:
+                    if not os.fork():
+                        _leave(selector, {proxys})
+                        _serve(proxys, names=_PROXYS_MODULES)
+                        os._exit(0)
+                    selector.unregister(proxys)
+                    proxys.close()
+                    continue
                 connection, _ = listener.accept()
                 request, streams = _receive(connection)
-                _import_modules()
                 if not (pid := os.fork()):
-                    for other in {key.data for key in selector.get_map().values()} - {None}:
-                        other.close()
-                    selector.close()
-                    listener.close()
+                    _leave(selector)
                     connection.close()
                     _end(_status(*request, streams))
                 for stream in streams:
@@ -195,6 +223,18 @@ def _serve(listener: socket.socket) -> None:
                 selector.register(child.end, selectors.EVENT_READ, child)
 
 
+def _leave(selector: selectors.BaseSelector, stay: Collection[socket.socket] = ()) -> None:
+    """Close what a fork has of its parent: the listeners, except those that stay, and the other children."""
+    for key in list(selector.get_map().values()):
+        if key.data:
+            # Once for both of its descriptors.
+            if key.fileobj is key.data.connection:
+                key.data.close()
+        elif key.fileobj not in stay:
+            key.fileobj.close()  # type: ignore[union-attr]
+    selector.close()
+
+
 def _receive(connection: socket.socket) -> tuple[list[Any], list[int]]:
     """Return what a program asks for, and the files that it was given, the standard streams first."""
     size, streams, _, _ = socket.recv_fds(connection, 4, 64)
@@ -202,12 +242,13 @@ def _receive(connection: socket.socket) -> tuple[list[Any], list[int]]:
         return json.loads(file.read(int.from_bytes(size, "big"))), streams
 
 
-def _import_modules() -> None:
-    if gc.get_freeze_count():
+def _import_modules(names: Sequence[str]) -> None:
+    if names in _imported:
         return
+    _imported.append(names)
     # It starts a thread, and at its end a child would wait for what the thread does. MLflow can do without.
     sys.modules["polars"] = None  # type: ignore[assignment]
-    for name in _MODULES:
+    for name in names:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     del sys.modules["polars"]
@@ -215,6 +256,9 @@ def _import_modules() -> None:
     gc.collect()
     # A child copies no memory for its garbage collections.
     gc.freeze()
+
+
+_imported: list[Sequence[str]] = []
 
 
 def _status(*request: Any) -> int:

@@ -13,12 +13,8 @@ WRITTEN_FOR = {"openai_clients": "openai", "httpx_clients": "httpx", "httpx2_cli
 
 
 def check(path: Path) -> tuple[str, str, int]:
-    """Run mypy without this project's configuration, of which a user has none.
-
-    Each environment, which differ in openai, has a cache. In the main one it is that of ``make types``, which is read
-    only with the same options: it saves most of the time.
-    """
-    options = ["--strict", "--warn-unreachable", "--config-file=", f"--cache-dir={sys.prefix}/.mypy_cache"]
+    """Run mypy with a cache for each environment, which differ in openai."""
+    options = [f"--config-file={CASES.with_name('mypy.ini')}", f"--cache-dir={sys.prefix}/.mypy_cache"]
     return api.run([*options, str(path)])
 
 
