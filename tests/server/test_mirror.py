@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
-from agent_gateway_client.server.call import Attempt, GatewayCall, TokenUsage
+from agent_gateway_client.server.call import MAX_COUNT, Attempt, Cost, GatewayCall, TokenUsage
 from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import (
@@ -317,6 +317,28 @@ def test_an_attempt_that_did_not_end_ends_with_its_call():
     attempt = Attempt(start_time_ns=2_000)
     _, span = mirror(full_call(attempts=[attempt]), Convention.OTEL)
     assert (span.start_time, span.end_time) == (2_000, 9_000)
+
+
+class Odd(int):
+    """A number whose representation is not JSON, like those of NumPy."""
+
+    def __repr__(self) -> str:
+        return "a number"
+
+
+class OddFloat(float):
+    __repr__ = Odd.__repr__
+
+
+def test_numbers_are_json_whatever_their_type():
+    """MLflow stores attributes as JSON."""
+    call = plain_call()
+    cost = Cost(OddFloat(1e-07), 0, OddFloat(12345678901234567890.5))
+    call.add(Attempt("openai", "gpt-4o-mini", usage=TokenUsage(Odd(2), 3, MAX_COUNT), cost=cost))
+    call.end()
+    facts = facts_of(mirror(call, Convention.MLFLOW)[-1])
+    assert facts["mlflow.chat.tokenUsage"] == {"input_tokens": 2, "output_tokens": 3, "total_tokens": MAX_COUNT}
+    assert facts["mlflow.llm.cost"] == {"input_cost": 1e-07, "output_cost": 0, "total_cost": 12345678901234567890.5}
 
 
 @pytest.mark.parametrize("convention", Convention)

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -96,10 +96,9 @@ class _Delivery:
             if outcome.is_away:
                 outcome.again += group
                 continue
-            group = self._mirrored(group)
             try:
-                for start in range(0, len(group), self._destination.max_batch):
-                    self._send(group[start : start + self._destination.max_batch], place)
+                for batch in _batches(group, self._destination.max_batch):
+                    self._send(self._mirrored(batch), place)
             except _AWAY as error:
                 self._keep(self._unsettled(group), error)
                 outcome.is_away = not getattr(error, "one_place", False)
@@ -113,6 +112,7 @@ class _Delivery:
     def _mirrored(self, calls: list[QueuedCall]) -> list[QueuedCall]:
         """Make the spans, and return the calls for which that worked."""
         made = []
+        self._spans = {}
         for queued in calls:
             try:
                 self._spans[queued.number] = mirror(queued.call, self._destination.convention)
@@ -147,6 +147,8 @@ class _Delivery:
         return groups
 
     def _send(self, group: list[QueuedCall], place: Place) -> None:
+        if not group:
+            return
         spans = [span for queued in group for span in self._spans[queued.number]]
         try:
             rejected = self._destination.send(spans, place) or 0
@@ -182,6 +184,7 @@ class _Delivery:
         settled = {queued.number for queued in self._outcome.sent}
         settled |= {queued.number for queued, _ in self._outcome.dropped}
         settled |= {queued.number for queued, _ in self._failed}
+        settled |= {queued.number for queued in self._outcome.again}
         return [queued for queued in group if queued.number not in settled]
 
     def _judge(self) -> None:
@@ -209,6 +212,27 @@ class _Delivery:
         places = {queued.key: self._places[queued.key] for queued in sent}
         if places:
             self._destination.sent(places)
+
+
+def _batches(calls: Iterable[QueuedCall], most: int) -> Iterator[list[QueuedCall]]:
+    """Yield batches of at most ``most`` calls. Calls of a trace are in one batch where they fit.
+
+    MLflow adds up what the spans of a write report, and adds nothing to an ended trace that has totals.
+    """
+    traces: defaultdict[TraceKey, list[QueuedCall]] = defaultdict(list)
+    for queued in calls:
+        traces[queued.key].append(queued)
+    batch: list[QueuedCall] = []
+    for group in traces.values():
+        if batch and len(batch) + len(group) > most:
+            yield batch
+            batch = []
+        batch += group
+        while len(batch) > most:
+            yield batch[:most]
+            batch = batch[most:]
+    if batch:
+        yield batch
 
 
 def kind_of(error: BaseException) -> str:

@@ -6,7 +6,7 @@ as long. The tables are private to MLflow: if a query fails, the caller falls ba
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlflow.store.tracking.dbmodels import models
@@ -16,7 +16,7 @@ from mlflow.tracing.utils import (
     aggregate_cost_from_span_nodes,
     aggregate_usage_from_span_nodes,
 )
-from sqlalchemy import case, func
+from sqlalchemy import case, func, or_
 
 from agent_gateway_client.server.export.totals import COST, FINALIZED, MAX_READ_TOGETHER, USAGE, TraceTotals, exceeds
 
@@ -41,42 +41,44 @@ def totals_of(store: Any, trace_ids: Collection[str], known: Mapping[str, TraceT
     """Return the totals of the traces that their callers have ended; see ``Store.totals_of``."""
     with store.ManagedSessionMaker() as session:
         recorded = _recorded(store, session, trace_ids)
-        counts = _counts(session, recorded.keys() & known.keys())
+        counts = _counts(session, recorded)
         found = {
-            trace_id: known[trace_id]
-            for trace_id, count in counts.items()
-            if (known[trace_id].recorded, known[trace_id].spans) == (recorded[trace_id], count)
+            trace_id: totals
+            for trace_id, totals in known.items()
+            if (totals.recorded, totals.spans) == (recorded.get(trace_id), counts.get(trace_id))
         }
         changed = list(recorded.keys() - found.keys())
         for start in range(0, len(changed), MAX_READ_TOGETHER):
-            for trace_id, spans in _spans(session, changed[start : start + MAX_READ_TOGETHER]).items():
-                found[trace_id] = TraceTotals(recorded[trace_id], _missing(spans, recorded[trace_id]), len(spans))
+            together = changed[start : start + MAX_READ_TOGETHER]
+            most = _most(session, together)
+            exceeding = [trace_id for trace_id in together if _exceeding(most[trace_id], recorded[trace_id])]
+            spans = _spans(session, exceeding)
+            for trace_id in together:
+                missing = _missing(spans[trace_id], recorded[trace_id]) if trace_id in spans else {}
+                found[trace_id] = TraceTotals(recorded[trace_id], missing, counts.get(trace_id, 0))
     return found
 
 
-class _Span(NamedTuple):
-    span_id: str
-    parent_id: str | None
-    reports: Mapping[str, dict[str, Any] | None]
+def _exceeding(totals: Mapping[str, float], recorded: Mapping[str, float]) -> list[str]:
+    """Return the names of the totals that exceed the recorded ones."""
+    return [name for name in _COLUMNS if exceeds(totals[name], recorded[name])]
 
 
-def _missing(spans: Collection[_Span], recorded: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+def _missing(spans: Sequence["_Span"], recorded: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
     """Return MLflow's aggregates where they exceed the recorded totals."""
-    missing: dict[str, Mapping[str, float]] = {}
-    for name, column in _COLUMNS.items():
-        # An aggregate is at most what all spans report, which takes less time to add up.
-        most = sum([report.get(column) or 0 for span in spans if (report := span.reports.get(name))])
-        if exceeds(most, recorded[name]):
-            nodes = [SpanAggregationNode(span.span_id, span.parent_id, span.reports.get(name)) for span in spans]
-            total = _AGGREGATE[name](nodes)
-            if total and exceeds(total[column], recorded[name]):
-                missing[name] = total
-    return missing
+    nodes = {
+        name: [SpanAggregationNode(span.span_id, span.parent_id, span.reports.get(name)) for span in spans]
+        for name in _COLUMNS
+    }
+    totals = {name: _AGGREGATE[name](nodes[name]) or {} for name in _COLUMNS}
+    names = _exceeding({name: totals[name].get(column, 0.0) for name, column in _COLUMNS.items()}, recorded)
+    return {name: totals[name] for name in names}
 
 
 def _rows(session: Any, query: Any) -> Any:
     """Run a query in the session's transaction without the ORM, which takes as long as the database."""
-    return session.connection().execute(query.statement)
+    # All at once: fetching one by one takes longer.
+    return session.connection().execute(query.statement).all()
 
 
 def _counts(session: Any, trace_ids: Collection[str]) -> dict[str, int]:
@@ -85,8 +87,7 @@ def _counts(session: Any, trace_ids: Collection[str]) -> dict[str, int]:
         return {}
     table: Any = models.SqlSpan
     query = session.query(table.trace_id, func.count()).filter(table.trace_id.in_(list(trace_ids)))
-    # An iterator: dict() takes a result, which has keys(), for a mapping.
-    return dict(iter(_rows(session, query.group_by(table.trace_id))))
+    return dict(_rows(session, query.group_by(table.trace_id)))
 
 
 def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str, dict[str, float]]:
@@ -112,19 +113,46 @@ def _recorded(store: Any, session: Any, trace_ids: Collection[str]) -> dict[str,
     return found
 
 
+def _most(session: Any, trace_ids: Collection[str]) -> Mapping[str, dict[str, float]]:
+    """Return what all spans of traces report, added up. MLflow's aggregates are at most that, and take longer."""
+    table: Any = models.SqlSpan
+    found: defaultdict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(_COLUMNS, 0.0))
+    query = session.query(table.trace_id, table.content).filter(table.trace_id.in_(list(trace_ids)), _reports())
+    for trace_id, text in _rows(session, query):
+        total = found[trace_id]
+        for name, report in _reports_in(text).items():
+            if report:
+                total[name] += report.get(_COLUMNS[name]) or 0.0
+    return found
+
+
+class _Span(NamedTuple):
+    span_id: str
+    parent_id: str | None
+    reports: Mapping[str, dict[str, Any] | None]
+
+
 def _spans(session: Any, trace_ids: Collection[str]) -> Mapping[str, list[_Span]]:
     """Return the spans of traces, with what they report."""
+    if not trace_ids:
+        return {}
     table: Any = models.SqlSpan
-    # The content of other spans stays in the database: it can be large.
-    content = case(
-        *((table.content.contains(f'"{attribute}"'), table.content) for attribute in _REPORTED.values()), else_=None
-    )
+    content = case((_reports(), table.content), else_=None)
     query = session.query(table.trace_id, table.span_id, table.parent_span_id, content)
     found: defaultdict[str, list[_Span]] = defaultdict(list)
     for trace_id, span_id, parent_id, text in _rows(session, query.filter(table.trace_id.in_(list(trace_ids)))):
-        reports = {name: _attribute(text, attribute) for name, attribute in _REPORTED.items()} if text else {}
-        found[trace_id].append(_Span(span_id, parent_id, reports))
+        found[trace_id].append(_Span(span_id, parent_id, _reports_in(text) if text else {}))
     return found
+
+
+def _reports() -> Any:
+    """Return the condition for spans that report. The content of others stays in the database: it can be large."""
+    content: Any = models.SqlSpan.content
+    return or_(*(content.contains(f'"{attribute}"') for attribute in _REPORTED.values()))
+
+
+def _reports_in(text: str) -> dict[str, dict[str, Any] | None]:
+    return {name: _attribute(text, attribute) for name, attribute in _REPORTED.items()}
 
 
 def _attribute(text: str, name: str) -> dict[str, Any] | None:
@@ -139,7 +167,8 @@ def _attribute(text: str, name: str) -> dict[str, Any] | None:
         # In an event or a link as well.
         value = (json.loads(text).get("attributes") or {}).get(name)
     # MLflow stores an attribute's value as JSON.
-    value = json.loads(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        value, _ = _decode(value)
     return value if isinstance(value, dict) else None
 
 

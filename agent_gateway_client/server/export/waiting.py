@@ -102,7 +102,10 @@ class WaitingCalls:
             return self._overflow()
 
     def take(self, now: float, most: int) -> list[QueuedCall]:
-        """Remove and return at most ``most`` due calls, the oldest of each trace first."""
+        """Remove and return due calls, the oldest of each trace first.
+
+        About ``most``: the calls of the last trace are not split, unless it has more than that on its own.
+        """
         taken: list[QueuedCall] = []
         with self._lock:
             while self._by_due and self._by_due[0][0] <= now and len(taken) < most:
@@ -110,7 +113,7 @@ class WaitingCalls:
                 trace = self._traces.get(key)
                 if trace is None or trace.due != due:
                     continue
-                for number in sorted(trace.calls)[: most - len(taken)]:
+                for number in sorted(trace.calls)[:most]:
                     taken.append(self._remove(number))
                 if key in self._traces:
                     self._schedule(key, due)

@@ -11,6 +11,7 @@ from agent_gateway_client.server.export.delivery import Outcome, deliver
 from agent_gateway_client.server.export.destination import Misconfigured, Place, TraceGone, TraceKey
 from agent_gateway_client.server.export.waiting import QueuedCall
 from agent_gateway_client.server.mirror import Convention
+from agent_gateway_client.w3c import TraceContext
 from tests.support.server import small_call
 
 
@@ -73,6 +74,26 @@ def test_batches_share_a_look_up():
         one.key = TraceKey(number)
     assert len(deliver(calls, Counting()).sent) == 120
     assert (looked_up, sent) == ([120], [50, 50, 20])
+
+
+def test_calls_of_a_trace_are_sent_together():
+    """Where they fit, whatever the order in which they come; each call is sent once."""
+    sent: list[list[int]] = []
+
+    class Counting(Fussy):
+        max_batch = 4
+
+        def send(self, spans: Sequence[ReadableSpan], place: Place = None) -> None:
+            sent.append([span.context.trace_id for span in spans])
+
+    calls = queued(*(f"a{number}" for number in range(15)))
+    for one, trace_id in zip(calls, [1, 2, 1, 2, 3, 2, 3, 4, 4, 4, 4, 4, 4, 5, 5], strict=True):
+        one.key = TraceKey(trace_id, "a")
+        one.call.parent = TraceContext(trace_id, 1, 1)
+    assert names(deliver(calls, Counting()).sent) == [
+        f"a{n}" for n in (0, 2, 1, 3, 5, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
+    ]
+    assert sent == [[1, 1], [2, 2, 2], [3, 3], [4, 4, 4, 4], [4, 4, 5, 5]]
 
 
 def test_after_a_batch_that_fails_no_other_is_sent():

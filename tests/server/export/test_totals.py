@@ -159,8 +159,8 @@ def test_what_has_not_changed_is_not_read_again(store: SqlAlchemyStore, monkeypa
     store.log_spans(store.get_experiment_by_name("agents").experiment_id, late)
     SqlStore(lambda: store).set_metadata(corrected, {USAGE: json.dumps({**TOKENS, "total_tokens": 99})})
     read: list[str] = []
-    spans = mlflow_columns._spans
-    monkeypatch.setattr(mlflow_columns, "_spans", lambda session, ids: read.extend(ids) or spans(session, ids))
+    most = mlflow_columns._most
+    monkeypatch.setattr(mlflow_columns, "_most", lambda session, ids: read.extend(ids) or most(session, ids))
     second = mlflow_columns.totals_of(store, traces, first)
     assert sorted(read) == sorted([grown, corrected])
     assert second[same] == first[same]

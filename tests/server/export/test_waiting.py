@@ -3,6 +3,7 @@
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -196,21 +197,25 @@ actions = st.lists(
 @settings(deadline=None)
 @given(actions, st.integers(1, 8))
 def test_no_call_is_lost_or_doubled(steps: list[tuple[str, Any]], most: int):
-    """After any adding, taking and putting back, each call is in one place, and the bound holds."""
+    """After any adding, taking and putting back, each call is in one place, the bound holds, and traces stay whole."""
     waiting = WaitingCalls(most, 1 << 40)
     inside: set[int] = set()
+    traces: dict[int, int] = {}
     taken: list[Any] = []
     added = 0
     for now, (action, argument) in enumerate(steps):
         if action == "add":
             inside.add(added)
+            traces[added] = argument
             inside -= {held.number for held in waiting.add(call_in(argument), float(now))}
             added += 1
         elif action == "take":
             got = waiting.take(float(now), argument)
-            assert len(got) <= argument
+            assert len(got) < 2 * argument
             assert {held.number for held in got} <= inside
             inside -= {held.number for held in got}
+            of_trace = Counter(held.key.trace_id for held in got)
+            assert all(of_trace[trace_id] == argument for trace_id in of_trace.keys() & {traces[n] for n in inside})
             taken += got
         elif action == "put back":
             inside |= {held.number for held in taken}
