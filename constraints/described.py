@@ -38,6 +38,8 @@ class Environment:
         part_of: An environment in the same folder that holds all of this one.
         adds_to: An environment in the same folder that is made before.
         newest: Packages to have in their newest release, each with the packages that may be missing beside it.
+        compiled: Packages whose modules are compiled at once. Processes that start together, as those of the tests do,
+            would each compile them.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Environment:
     part_of: str = ""
     adds_to: str = ""
     newest: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    compiled: tuple[str, ...] = ()
 
     @property
     def python_path(self) -> Path:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ def make(environment: Environment, installer: Installer, *, constrained: bool = 
             say(f"==> {error}\n==> Trying again with pip instead of uv")
             remove(environment)
             build(environment, Installer(), constrained)
+        compile_modules(environment)
         marker(environment).write_text(fingerprint(environment, constrained))
         say(f"==> {environment.folder.name} is ready after {time.monotonic() - started:.0f} s")
 
@@ -92,6 +94,14 @@ def build(environment: Environment, installer: Installer, constrained: bool) -> 
         raise Failed(
             f"{environment.folder.name} must not have {', '.join(sorted(unwanted))}, which something asks for now"
         )
+
+
+def compile_modules(environment: Environment) -> None:
+    """Compile the packages for which the environment asks, without their tests; a module that cannot be is left out."""
+    packages = [str(path) for name in environment.compiled for path in environment.folder.glob(f"lib/*/*/{name}")]
+    if packages:
+        command = [str(environment.python_path), "-m", "compileall", "-qq", "-j", "0", "-x", "/tests?/", *packages]
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wanted(environment: Environment) -> list[str]:

@@ -33,6 +33,15 @@ pytest.register_assert_rewrite("tests.support.e2e")
 
 E2E = Path(__file__).parent / "e2e"
 
+TOGETHER = {
+    **dict.fromkeys(["test_doctor_relay", "test_gateways", "test_relay"], "LiteLLM's own callback"),
+    **dict.fromkeys(
+        ["test_engine", "test_gateway_chain", "test_litellm_proxy", "test_litellm_proxy_edges", "test_refusals"],
+        "LiteLLM Proxy",
+    ),
+}
+"""Files of e2e/ that share servers which take long to start, and so run in one process of pytest."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
@@ -49,6 +58,19 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     node.workerinput["executable"] = sys.executable
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute the files of ``TOGETHER`` as if they were one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return TOGETHER.get(Path(file).stem, file) if Path(file).parent.name == E2E.name else file
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from described import DATA, DESCRIBED, ROOT, RUNS, TESTS, Environment, Failed, Run, candidates, matching
+from made import compile_modules
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -35,6 +36,23 @@ def table(name: str) -> set[str]:
     """Return the keys of a table of pyproject.toml, which Python 3.10 has no parser for."""
     text = PYPROJECT.partition(f"[{name}]\n")[2].partition("\n[")[0]
     return set(re.findall(r"^([\w-]+) = ", text, re.MULTILINE))
+
+
+def test_what_is_compiled_is_installed():
+    """Nothing else is a slip of the pen; the tests run in the main environment."""
+    assert [name for name in DESCRIBED["main"].compiled if not find_spec(name)] == []
+
+
+def test_packages_are_compiled_without_their_tests(tmp_path):
+    """A module that is not Python for this version stays as it is."""
+    package = tmp_path / "lib" / "python3" / "site-packages" / "package"
+    for path, text in [("module.py", "x = 1"), ("wrong.py", "x ="), ("tests/test_module.py", "x = 1")]:
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_text(text)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    compile_modules(Environment("one", "a test's", tmp_path, compiled=("package", "not_there")))
+    assert [path.name.partition(".")[0] for path in package.rglob("*.pyc")] == ["module"]
 
 
 @pytest.mark.parametrize("path", CONSTRAINTS, ids=lambda path: path.name)

@@ -188,10 +188,7 @@ class LiteLLMProxy:
             "PYTHONUNBUFFERED": "1",
         }
         litellm = str(Path(sys.executable).with_name("litellm"))
-        # LiteLLM reads some of its variables when the proxy is imported.
-        has_settings = any(name.startswith("LITELLM_") for name in self._environment)
-        python = warm_python.interpreter(for_litellm_proxy=not has_settings)
-        command = [python, litellm, "--config", str(self._config_path)]
+        command = [warm_python.interpreter(), litellm, "--config", str(self._config_path)]
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
                 [*command, "--host", "127.0.0.1", "--port", str(port), "--keepalive_timeout", str(KEEP_ALIVE_S)],

@@ -6,10 +6,10 @@ imported all of it, for a fork. Working directory, environment, open files, sign
 program's. The child runs the module or file as ``__main__``; it imports this package and MLflow's server itself, as
 they read the environment then. What it starts with ``sys.executable`` or multiprocessing starts in the same way.
 
-LiteLLM Proxy, whose import adds callbacks to LiteLLM, has a process of its own, forked from the first.
-
 The imports happen when the first program asks. Options other than ``-u``, ``-m`` and ``-c`` run the real Python
 instead. On systems without pidfd (macOS, Windows), `interpreter` returns ``sys.executable``.
+
+LiteLLM Proxy imports itself for four seconds more: a proxy that was forked after that has crashed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Sequence
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _VARIABLE = "WARM_PYTHON"
 """The environment variable with the program's path, for pytest's workers."""
-
-_PYTHON, _PROXYS_PYTHON = "python", "proxys-python"
 
 _MODULES = (
     "mlflow",
@@ -56,7 +53,6 @@ _MODULES = (
     "mcp",
     "redis.asyncio",
 )
-_PROXYS_MODULES = ("litellm.proxy.proxy_server",)
 
 # -S, as finding site-packages takes most of the time in which an empty Python starts.
 _PROGRAM = """#!{python} -ISE
@@ -107,13 +103,12 @@ if status < 0:
 sys.exit(status)
 """
 
-_SERVE = "import runpy, socket; runpy.run_path({!r})['_serve'](*[socket.socket(fileno=number) for number in {!r}])"
+_SERVE = "import runpy, socket; runpy.run_path({!r})['_serve'](socket.socket(fileno=0))"
 
 
-def interpreter(*, for_litellm_proxy: bool = False) -> str:
+def interpreter() -> str:
     """Return the program to run in place of ``python``."""
-    python = os.environ.get(_VARIABLE, sys.executable)
-    return str(Path(python).with_name(_PROXYS_PYTHON)) if for_litellm_proxy and _VARIABLE in os.environ else python
+    return os.environ.get(_VARIABLE, sys.executable)
 
 
 def start() -> None:
@@ -121,26 +116,20 @@ def start() -> None:
     if _VARIABLE in os.environ or not hasattr(os, "pidfd_open"):
         return
     folder = tempfile.TemporaryDirectory(prefix="warm-python-")
-    listeners = []
-    for name in (_PYTHON, _PROXYS_PYTHON):
-        address, program = Path(folder.name) / f"{name}.socket", Path(folder.name) / name
-        program.write_text(_PROGRAM.format(python=sys.executable, address=address))
-        program.chmod(0o755)
-        listeners.append(socket.socket(socket.AF_UNIX))
-        listeners[-1].bind(str(address))
-        listeners[-1].listen(64)
-    numbers = [listener.fileno() for listener in listeners]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE.format(__file__, numbers)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        pass_fds=numbers,
-        cwd=folder.name,
-        start_new_session=True,
-    )
-    for listener in listeners:
-        listener.close()
-    os.environ[_VARIABLE] = str(Path(folder.name) / _PYTHON)
+    address, program = Path(folder.name) / "socket", Path(folder.name) / "python"
+    program.write_text(_PROGRAM.format(python=sys.executable, address=address))
+    program.chmod(0o755)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen(64)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE.format(__file__)],
+            stdin=listener,
+            stdout=subprocess.DEVNULL,
+            cwd=folder.name,
+            start_new_session=True,
+        )
+    os.environ[_VARIABLE] = str(program)
 
     def stop() -> None:
         process.terminate()
@@ -180,18 +169,11 @@ class _Child(NamedTuple):
         os.close(self.end)
 
 
-def _serve(listener: socket.socket, proxys: socket.socket | None = None, names: Sequence[str] = _MODULES) -> None:
-    """Fork a child for each program that connects, until the tests end.
-
-    Args:
-        listener: To it the programs connect.
-        proxys: The same for LiteLLM Proxy.
-        names: The modules to import before the first child.
-    """
+def _serve(listener: socket.socket) -> None:
+    """Fork a child for each program that connects, until the tests end."""
     parent = os.getppid()
     with selectors.DefaultSelector() as selector:
-        for each in filter(None, (listener, proxys)):
-            selector.register(each, selectors.EVENT_READ)
+        selector.register(listener, selectors.EVENT_READ)
         while os.getppid() == parent:
             # One event at a time, as both descriptors of a child may be readable.
             for key, _ in selector.select(timeout=1)[:1]:
@@ -200,19 +182,14 @@ def _serve(listener: socket.socket, proxys: socket.socket | None = None, names: 
                     selector.unregister(child.end)
                     child.finish()
                     continue
-                _import_modules(names)
-                if key.fileobj is proxys:
-                    if not os.fork():
-                        _leave(selector, {proxys})
-                        _serve(proxys, names=_PROXYS_MODULES)
-                        os._exit(0)
-                    selector.unregister(proxys)
-                    proxys.close()
-                    continue
                 connection, _ = listener.accept()
                 request, streams = _receive(connection)
+                _import_modules()
                 if not (pid := os.fork()):
-                    _leave(selector)
+                    for other in {key.data for key in selector.get_map().values()} - {None}:
+                        other.close()
+                    selector.close()
+                    listener.close()
                     connection.close()
                     _end(_status(*request, streams))
                 for stream in streams:
@@ -223,18 +200,6 @@ def _serve(listener: socket.socket, proxys: socket.socket | None = None, names: 
                 selector.register(child.end, selectors.EVENT_READ, child)
 
 
-def _leave(selector: selectors.BaseSelector, stay: Collection[socket.socket] = ()) -> None:
-    """Close what a fork has of its parent: the listeners, except those that stay, and the other children."""
-    for key in list(selector.get_map().values()):
-        if key.data:
-            # Once for both of its descriptors.
-            if key.fileobj is key.data.connection:
-                key.data.close()
-        elif key.fileobj not in stay:
-            key.fileobj.close()  # type: ignore[union-attr]
-    selector.close()
-
-
 def _receive(connection: socket.socket) -> tuple[list[Any], list[int]]:
     """Return what a program asks for, and the files that it was given, the standard streams first."""
     size, streams, _, _ = socket.recv_fds(connection, 4, 64)
@@ -242,13 +207,12 @@ def _receive(connection: socket.socket) -> tuple[list[Any], list[int]]:
         return json.loads(file.read(int.from_bytes(size, "big"))), streams
 
 
-def _import_modules(names: Sequence[str]) -> None:
-    if names in _imported:
+def _import_modules() -> None:
+    if gc.get_freeze_count():
         return
-    _imported.append(names)
     # It starts a thread, and at its end a child would wait for what the thread does. MLflow can do without.
     sys.modules["polars"] = None  # type: ignore[assignment]
-    for name in names:
+    for name in _MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     del sys.modules["polars"]
@@ -256,9 +220,6 @@ def _import_modules(names: Sequence[str]) -> None:
     gc.collect()
     # A child copies no memory for its garbage collections.
     gc.freeze()
-
-
-_imported: list[Sequence[str]] = []
 
 
 def _status(*request: Any) -> int:
