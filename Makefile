@@ -11,7 +11,7 @@ ALL := main quick openai3 lowest lowest-server newest agents autogen crewai back
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick check test test-all test-main w3c bench docs lint types format environments environments-list build update clean \
+.PHONY: help demo quick check test test-all test-main test-beside w3c bench docs lint types format environments environments-list build update clean \
     test-openai3 test-lowest test-lowest-server test-lowest-proxy test-newest test-newest-http test-py312 test-py313 test-py314 \
     test-nightly venv venv-agents venv-autogen venv-crewai venv-backends
 
@@ -31,6 +31,9 @@ test: ## All tests in the main environment, with real servers on this machine
 	$(ENVIRONMENTS) test main
 
 test-main: test ## The same
+
+test-beside: ## Tests that start programs of other environments: more frameworks, a collector, Phoenix
+	$(ENVIRONMENTS) test beside
 
 test-openai3: ## The client's tests with openai 3, where there is no httpx
 	$(ENVIRONMENTS) test openai3
@@ -59,7 +62,7 @@ test-py313: ## The client's tests on Python 3.13
 test-py314: ## The client's tests on Python 3.14
 	$(ENVIRONMENTS) test py314
 
-test-all: test-openai3 test-lowest test-lowest-server test-newest test ## All tests in all environments for which this machine has the Python
+test-all: test-openai3 test-lowest test-lowest-server test-newest test-beside test ## All tests in all environments for which this machine has the Python
 
 test-nightly: ## The long runs: 10,000 canaries per gateway, an outage, a hundred thousand sets of headers, load
 	$(ENVIRONMENTS) test nightly
@@ -69,6 +72,7 @@ w3c: ## W3C's own conformance tests, of a checkout: make w3c TRACE_CONTEXT=../tr
 
 bench: ## Set up, then measure everything that benchmarks/ does, with real servers (ten minutes)
 	@echo "==> Measuring; the numbers mean most on a machine that does nothing else"
+	$(ENVIRONMENTS) make backends
 	$(ENVIRONMENTS) run bench python -m benchmarks
 
 # Without the advertisement for its successor.

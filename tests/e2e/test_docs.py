@@ -20,7 +20,7 @@ from agent_gateway_client.cli.app import app
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support import warm_python
 from tests.support.e2e import DEADLINE_S
-from tests.support.integrations import python_of
+from tests.support.integrations import marks_of, python_of
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("", "docs/", "integrations/*/", "integrations/", "notebooks/", "deploy/")
@@ -34,11 +34,15 @@ def blocks(guide: Path, *languages: str) -> list[str]:
     return [code for language, code in fences if language in languages]
 
 
-def guides_with(*languages: str) -> list[object]:
-    return [pytest.param(guide, id=str(guide.relative_to(ROOT))) for guide in GUIDES if blocks(guide, *languages)]
+def guides_with(*languages: str, run: bool = False) -> list[object]:
+    return [
+        pytest.param(guide, id=str(guide.relative_to(ROOT)), marks=marks_of(guide.parent) if run else [])
+        for guide in GUIDES
+        if blocks(guide, *languages)
+    ]
 
 
-@pytest.mark.parametrize("guide", guides_with("python"))
+@pytest.mark.parametrize("guide", guides_with("python", run=True))
 def test_python(guide: Path, gateway: DemoGateway, tmp_path: Path):
     """The Python of a guide runs from top to bottom, as one program, with the gateway at the guide's address."""
     program = tmp_path / "program.py"

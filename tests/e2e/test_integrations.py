@@ -19,7 +19,7 @@ from agent_gateway_client.demo._server import NOT_INHERITED
 from agent_gateway_client.demo.gateway import DemoGateway
 from tests.support.e2e import assert_linked, assert_mirror, children_of, mirrors_in, read_trace, tracing_into, wait_for
 from tests.support.http_server import HttpServer
-from tests.support.integrations import python_of
+from tests.support.integrations import marks_of, python_of
 from tests.support.matrix import assert_tokens_counted_once
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ HERE = sorted(set(FOLDERS) - set(RUN_ELSEWHERE) - NOT_RUN)
 AGENT_DEADLINE_S = 300.0
 VENDORS = ("OPENAI_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "AZURE_")
 
-each_agent = pytest.mark.parametrize("name", HERE)
+each_agent = pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(FOLDERS[name])) for name in HERE])
 
 
 class Ran(NamedTuple):

@@ -107,7 +107,9 @@ def through_relays(tracking_uri: str, directory: Path) -> Iterator[dict[str, str
 WAYS = {"MLflow over HTTP": over_http, "collector and two relays": through_relays}
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(
+    scope="module", params=["MLflow over HTTP", pytest.param("collector and two relays", marks=pytest.mark.beside)]
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """2,000 calls through two gateway processes, after everything has been sent to MLflow."""
     with ExitStack() as running:

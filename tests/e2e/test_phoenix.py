@@ -21,6 +21,9 @@ SPANS = 8
 """Three spans of the agent, a mirror for each of its two calls, and three attempts."""
 
 
+pytestmark = pytest.mark.beside
+
+
 @pytest.fixture(scope="module")
 def phoenix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Phoenix]:
     with Phoenix(tmp_path_factory.mktemp("phoenix")) as phoenix:

@@ -23,6 +23,8 @@ GATEWAY = Path(__file__).parents[2] / "integrations" / "opentelemetry-fastapi" /
 OPENINFERENCE = "openinference.instrumentation.openai"
 OPENLLMETRY = "opentelemetry.instrumentation.openai"
 DEADLINE_S = 90.0
+
+pytestmark = pytest.mark.beside
 CANARY = "c4n4ry7f3a"
 
 

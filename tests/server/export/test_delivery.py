@@ -5,12 +5,13 @@ from collections.abc import Collection, Mapping, Sequence
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
-from agent_gateway_client.server.export import Destination, Refused, Unavailable
+from agent_gateway_client.server.call import GatewayCall
+from agent_gateway_client.server.export import Destination, Refused, Unavailable, delivery
 from agent_gateway_client.server.export.counts import Reason
 from agent_gateway_client.server.export.delivery import Outcome, deliver
 from agent_gateway_client.server.export.destination import Misconfigured, Place, TraceGone, TraceKey
 from agent_gateway_client.server.export.waiting import QueuedCall
-from agent_gateway_client.server.mirror import Convention
+from agent_gateway_client.server.mirror import Convention, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import small_call
 
@@ -94,6 +95,20 @@ def test_calls_of_a_trace_are_sent_together():
         f"a{n}" for n in (0, 2, 1, 3, 5, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14)
     ]
     assert sent == [[1, 1], [2, 2, 2], [3, 3], [4, 4, 4, 4], [4, 4, 5, 5]]
+
+
+def test_a_call_is_kept_once(monkeypatch: pytest.MonkeyPatch):
+    """Its spans cannot be made yet, and then the destination goes away with the rest of its batch."""
+
+    def failing(call: GatewayCall, convention: Convention) -> list[ReadableSpan]:
+        if call.endpoint == "a1":
+            raise Refused("not yet")
+        return mirror(call, convention)
+
+    monkeypatch.setattr(delivery, "mirror", failing)
+    outcome = deliver(queued("a1", "a2", "a3"), Fussy(a3=Unavailable("HTTP 503")))
+    assert sorted(names(outcome.again)) == ["a1", "a2", "a3"]
+    assert (outcome.sent, outcome.dropped) == ([], [])
 
 
 def test_after_a_batch_that_fails_no_other_is_sent():
