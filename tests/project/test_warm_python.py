@@ -86,6 +86,15 @@ def test_a_child_has_what_takes_long_and_nothing_that_reads_the_environment(tmp_
     assert [name for name in loaded if name.startswith(("agent_gateway_client", "mlflow.server", "polars"))] == []
 
 
+def test_a_child_has_the_variables_that_imports_set():
+    """LiteLLM names the folder of its tokenizers, which it would download otherwise."""
+    code = "import json, mlflow, litellm, os; print(json.dumps(dict(os.environ)))"
+    expected = json.loads(subprocess.check_output([sys.executable, "-W", "ignore", "-c", code], text=True))
+    # Of Polars, which a child does not have.
+    expected.pop("_RJEM_MALLOC_CONF", None)
+    assert json.loads(run("-c", code).stdout) == expected
+
+
 def test_this_process_names_the_real_python():
     """Also if it is one of several processes of pytest, which start warm."""
     assert subprocess.check_output([sys.executable, "-c", "import sys; print('mlflow' in sys.modules)"]) == b"False\n"

@@ -207,15 +207,21 @@ def _receive(connection: socket.socket) -> tuple[list[Any], list[int]]:
         return json.loads(file.read(int.from_bytes(size, "big"))), streams
 
 
+_set_by_imports: dict[str, str] = {}
+"""Environment variables, such as that with the folder of LiteLLM's tokenizers."""
+
+
 def _import_modules() -> None:
     if gc.get_freeze_count():
         return
+    before = dict(os.environ)
     # It starts a thread, and at its end a child would wait for what the thread does. MLflow can do without.
     sys.modules["polars"] = None  # type: ignore[assignment]
     for name in _MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     del sys.modules["polars"]
+    _set_by_imports.update({name: value for name, value in os.environ.items() if before.get(name) != value})
     assert not any(name.startswith(("mlflow.server", "agent_gateway_client")) for name in sys.modules)
     gc.collect()
     # A child copies no memory for its garbage collections.
@@ -263,7 +269,7 @@ def _run(
         os.close(stream)
     os.chdir(directory)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({**_set_by_imports, **environment})
     sys.stdout.reconfigure(write_through="PYTHONUNBUFFERED" in environment)
     # MLflow has read it when it was imported.
     logging.getLogger("mlflow").setLevel(environment.get("MLFLOW_LOGGING_LEVEL") or logging.INFO)
