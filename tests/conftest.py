@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import shlex
 import ssl
 import sys
 import time
@@ -52,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     warm_python.start()
     if processes := getattr(config.option, "tx", None):
         # pytest's own processes start from it, too: each would import the same for ten seconds.
-        config.option.tx = [f"popen//python={warm_python.interpreter()}" for _ in processes]
+        config.option.tx = [f"popen//python={shlex.quote(warm_python.interpreter())}" for _ in processes]
 
 
 @pytest.hookimpl(optionalhook=True)

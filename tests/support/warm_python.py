@@ -9,7 +9,7 @@ they read the environment then. What it starts with ``sys.executable`` or multip
 The imports happen when the first program asks. Options other than ``-u``, ``-m`` and ``-c`` run the real Python
 instead. On systems without pidfd (macOS, Windows), `interpreter` returns ``sys.executable``.
 
-LiteLLM Proxy imports itself for four seconds more: a proxy that was forked after that has crashed.
+LiteLLM Proxy itself is not imported before the fork, although that takes four seconds: such a proxy has crashed.
 """
 
 from __future__ import annotations
