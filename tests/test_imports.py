@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import agent_gateway_client
+from tests.support.source import syntax_tree
 
 PACKAGE = Path(agent_gateway_client.__path__[0])
 Graph = dict[str, set[str]]
@@ -54,7 +55,7 @@ def import_graph(package: Path) -> Graph:
     modules = modules_below(package)
     graph: Graph = {name: set() for name in modules}
     for name, path in modules.items():
-        for imported in imports_in(ast.parse(path.read_text())):
+        for imported in imports_in(syntax_tree(path)):
             # What is no module is a name that the module before the dot has.
             home = imported if imported in modules else imported.rpartition(".")[0]
             if home in modules:

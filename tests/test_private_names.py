@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import agent_gateway_client
+from tests.support.source import syntax_tree
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(agent_gateway_client.__path__[0])
@@ -84,7 +85,7 @@ def touches(tree: ast.AST) -> Iterator[str]:
 
 
 def names_of_ours() -> set[str]:
-    return {name for path in PACKAGE.rglob("*.py") for name in own_names(ast.parse(path.read_text()))}
+    return {name for path in PACKAGE.rglob("*.py") for name in own_names(syntax_tree(path))}
 
 
 @pytest.mark.slow
@@ -92,8 +93,7 @@ def test_every_use_has_a_test():
     """A file that begins to use a private name needs a case, and a case needs a file that does."""
     ours = names_of_ours() | PYTHONS
     found = {
-        str(path.relative_to(PACKAGE)): sorted(set(touches(ast.parse(path.read_text()))) - ours)
-        for path in PACKAGE.rglob("*.py")
+        str(path.relative_to(PACKAGE)): sorted(set(touches(syntax_tree(path))) - ours) for path in PACKAGE.rglob("*.py")
     }
     using = {path: names for path, names in found.items() if names}
     assert set(using) - set(CASES) == set(), {path: using[path] for path in set(using) - set(CASES)}

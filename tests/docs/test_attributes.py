@@ -1,7 +1,6 @@
 """docs/attributes.md names each attribute that a mirror can have, on the right span, and no other."""
 
 import ast
-import inspect
 import re
 from itertools import product
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent_gateway_client.server import mirror
+from tests.support.source import syntax_tree
 
 PAGE = (Path(__file__).parents[2] / "docs" / "attributes.md").read_text()
 
@@ -18,7 +18,7 @@ def said_by(function: str) -> set[tuple[str | None, str | None]]:
 
     A name in a variable is the other of two, or the first of each tuple that a loop goes through.
     """
-    tree = ast.parse(inspect.getsource(mirror))
+    tree = syntax_tree(Path(mirror.__file__))
     (body,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function)
     # A route is said where there is no link.
     variables = {
@@ -77,4 +77,4 @@ def test_the_page_is_the_vocabulary(title: str, function: str):
 def test_what_every_mirror_has_is_named():
     for name in ("mlflow.traceRequestId", "mlflow.spanType", "service.name", "exception.type"):
         assert f"`{name}`" in PAGE
-        assert f'"{name}"' in inspect.getsource(mirror)
+        assert f'"{name}"' in Path(mirror.__file__).read_text()

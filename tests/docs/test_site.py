@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from tests.support.source import syntax_tree
+
 ROOT = Path(__file__).parents[2]
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 
@@ -21,7 +23,7 @@ def pages_of(nav: Any) -> Iterator[str]:
 
 def patterns() -> tuple[str, ...]:
     """The pages that docs/site/pages.py collects; it needs MkDocs to be imported."""
-    tree = ast.parse((ROOT / "docs" / "site" / "pages.py").read_text())
+    tree = syntax_tree(ROOT / "docs" / "site" / "pages.py")
     (value,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "PAGES")
     found: tuple[str, ...] = ast.literal_eval(value)
     return found

@@ -13,6 +13,7 @@ from agent_gateway_client.server.call import Attempt, Cost, EngineRun, GatewayCa
 from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import attributes_of, full_call, ids_of
+from tests.support.source import syntax_tree
 
 VOCABULARY = {
     Convention.MLFLOW: {
@@ -106,7 +107,7 @@ def test_attributes_are_named_in_one_place(path: Path):
     if path.name == "mirror.py":
         return
     keys = VOCABULARY[Convention.MLFLOW] | VOCABULARY[Convention.OTEL]
-    tree = ast.parse(path.read_text())
+    tree = syntax_tree(path)
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     namespaces = ("gen_ai.", "mlflow.llm.", "mlflow.gateway.", "mlflow.chat.", "exception.")
     named = {text for text in texts if text in keys or (text.startswith(namespaces) and " " not in text)}
