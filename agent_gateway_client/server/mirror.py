@@ -190,6 +190,7 @@ USAGE_VARIABLE = "AGENT_GATEWAY_USAGE"
 """``false`` leaves tokens and cost out of mirrors, for back ends that also get them from the agent's own spans."""
 
 
+@cache
 def _reports_usage() -> bool:
     value = os.environ.get(USAGE_VARIABLE, "").strip().lower()
     if value not in ("", "true", "false"):
@@ -286,14 +287,19 @@ def _to_json(value: Any) -> str:
 def _object_of_numbers(numbers: dict[str, float]) -> str:
     """Return the JSON of tokens or a cost, in a third of the time of an encoder, which is made anew for each object."""
     # The base types' representations: those of a subclass, like NumPy's, may not be JSON.
-    fields = [f'"{name}":{(int if isinstance(n, int) else float).__repr__(n)}' for name, n in numbers.items()]
+    fields = [f'"{name}":{n if type(n) is int else _number(n)}' for name, n in numbers.items()]
     return "{" + ",".join(fields) + "}"
+
+
+def _number(number: float) -> str:
+    return (int if isinstance(number, int) else float).__repr__(number)
 
 
 # json.dumps() with separators would create an encoder per call.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 _SCOPE = InstrumentationScope("agent-gateway-client", __version__)
+_trace_flags = lru_cache(TraceFlags)
 _OK, _ERROR = Status(StatusCode.OK), Status(StatusCode.ERROR)
 
 
@@ -309,13 +315,8 @@ def _resource(convention: Convention) -> Resource:
 
 
 def _span_context(context: TraceContext, span_id: int, *, is_remote: bool = False) -> SpanContext:
-    return SpanContext(
-        trace_id=context.trace_id,
-        span_id=span_id,
-        is_remote=is_remote,
-        trace_flags=TraceFlags(context.flags),
-        # No tracestate, which is up to 8 KB of the caller's text per span.
-    )
+    # No tracestate, which is up to 8 KB of the caller's text per span.
+    return SpanContext(context.trace_id, span_id, is_remote, _trace_flags(context.flags))
 
 
 @lru_cache
@@ -333,8 +334,11 @@ def _error_name(error_type: str | None) -> str | None:
 
 def _tokens(usage: TokenUsage) -> dict[str, int]:
     """Return the tokens by MLflow's names, without reasoning tokens (MLflow has no name) and zero cached tokens."""
-    known = {name: getattr(usage, name) for name in _MLFLOW_TOKENS}
-    return {name: n for name, n in known.items() if n is not None and (n or not name.startswith("cache_"))}
+    return {
+        name: n
+        for name in _MLFLOW_TOKENS
+        if (n := getattr(usage, name)) is not None and (n or not name.startswith("cache_"))
+    }
 
 
 _MLFLOW_TOKENS = [name for name in TokenUsage.__slots__ if name != "reasoning_output_tokens"]

@@ -1,12 +1,13 @@
 """mirror.py: the spans of a call's mirror."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
 
 from agent_gateway_client.server.call import MAX_COUNT, Attempt, Cost, GatewayCall, TokenUsage
-from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, mirror
+from agent_gateway_client.server.mirror import MAX_NAME_LENGTH, Convention, _reports_usage, mirror
 from agent_gateway_client.w3c import TraceContext
 from tests.support.server import (
     PARENT,
@@ -341,6 +342,15 @@ def test_numbers_are_json_whatever_their_type():
     assert facts["mlflow.llm.cost"] == {"input_cost": 1e-07, "output_cost": 0, "total_cost": 12345678901234567890.5}
 
 
+@pytest.fixture
+def _reads_environment() -> Iterator[None]:
+    """Variables are read once per process."""
+    _reports_usage.cache_clear()
+    yield
+    _reports_usage.cache_clear()
+
+
+@pytest.mark.usefixtures("_reads_environment")
 @pytest.mark.parametrize("convention", Convention)
 @pytest.mark.parametrize(
     ("value", "reported"), [("", True), ("true", True), ("false", False), ("False", False), ("?", True)]

@@ -227,7 +227,8 @@ class Exporter:
             logger.debug("A gateway call has a field with an invalid value", exc_info=True)
             self._tally.drop(Reason.INVALID, 1)
         else:
-            self._tally.drop(Reason.QUEUE_FULL, len(given_up))
+            if given_up:
+                self._tally.drop(Reason.QUEUE_FULL, len(given_up))
 
 
 def _taken_from(numbers: "itertools.count[int]") -> int:

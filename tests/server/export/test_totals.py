@@ -143,8 +143,8 @@ def test_only_what_reports_is_read(store: SqlAlchemyStore, monkeypatch: pytest.M
     """The payload of spans without usage stays in the database."""
     trace_id = leaves({}, {"mlflow.chat.tokenUsage": TOKENS}, {})
     read: list[str] = []
-    attribute = mlflow_columns._attribute
-    monkeypatch.setattr(mlflow_columns, "_attribute", lambda text, name: read.append(text) or attribute(text, name))
+    reported = mlflow_columns._reported
+    monkeypatch.setattr(mlflow_columns, "_reported", lambda text, name: read.append(text) or reported(text, name))
     mlflow_columns.totals_of(store, [trace_id], {})
     assert len(set(read)) == 1
 
@@ -166,3 +166,39 @@ def test_what_has_not_changed_is_not_read_again(store: SqlAlchemyStore, monkeypa
     assert second[same] == first[same]
     assert second == mlflow_columns.totals_of(store, traces, {})
     assert (first[grown].spans, second[grown].spans) == (2, 2 + len(late))
+
+
+def stored(report: Any, *, event: Any = None) -> str:
+    """Return a span's content in MLflow's table."""
+    name = "mlflow.chat.tokenUsage"
+    events = [] if event is None else [{"name": "usage", "attributes": {name: event}}]
+    return json.dumps({"events": events, "attributes": {"prompt": "}", name: report, "answer": json.dumps("}")}})
+
+
+FORMS: dict[str, tuple[str, float]] = {
+    "spaces": (stored(json.dumps(TOKENS)), 13),
+    "no spaces": (stored(json.dumps(TOKENS, separators=(",", ":"))), 13),
+    "more spaces": (stored(json.dumps(TOKENS, separators=(" , ", " : "))), 13),
+    "lines": (stored(json.dumps(TOKENS, indent=2)), 13),
+    "the total first": (stored(json.dumps(dict(reversed(TOKENS.items())))), 13),
+    "no total": (stored(json.dumps({"input_tokens": 10})), 0),
+    "unknown total": (stored(json.dumps({**TOKENS, "total_tokens": None})), 0),
+    "details": (stored(json.dumps({"details": {"cached": {}}, **TOKENS})), 13),
+    "a total in details": (stored(json.dumps({"details": {"total_tokens": 4}, **TOKENS})), 13),
+    "a total in details, last": (stored(json.dumps({**TOKENS, "details": {"total_tokens": 4}})), 13),
+    "a total in details only": (stored(json.dumps({"details": {"total_tokens": 4}})), 0),
+    "nothing": (stored("{}"), 0),
+    "a list": (stored("[13]"), 0),
+    "no text": (stored(TOKENS), 13),
+    "exponent": (stored('{"total_tokens": 1.3e+1}'), 13),
+    "another total in an event": (stored(json.dumps(TOKENS), event=json.dumps({"total_tokens": 99})), 13),
+    "none, and another attribute": (json.dumps({"attributes": {"mine": json.dumps(TOKENS)}}), 0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stored_report(form: str):
+    """Its total is found in whatever form the attribute was written."""
+    text, total = FORMS[form]
+    assert mlflow_columns._reported(text, USAGE) == total
+    assert mlflow_columns._reported(text, COST) == 0
