@@ -1,7 +1,8 @@
 """urllib3, and with it requests, boto3 and everything else that sends through its pools.
 
 One method sends all requests of all pools, for each retry and each hop of a redirect, with the caller's headers, so a
-header that is added there is never forwarded to another host. :mod:`._redirects` has the state that the hops share.
+header that is added there is never forwarded to another host. :mod:`._redirects` has the state that the hops of a pool
+manager share; requests follows redirects itself, and has a method that is called for each.
 botocore has signed the request by then. Its signature covers only the headers that it lists, so adding one later is
 valid.
 """
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 from agent_gateway_client._guard import Guard
 from agent_gateway_client._patching import Switch
-from agent_gateway_client.active_span import model_call
+from agent_gateway_client.active_span import is_local_span, model_call
 from agent_gateway_client.http import _notes
 from agent_gateway_client.http._decide import decide
 from agent_gateway_client.http._known import known_gateways
@@ -114,6 +115,29 @@ def _with_trace_context(pool: Any, method: str, url: str, given: Any) -> Any:
         return given
 
 
+def _rebuild_method(original: Callable[..., Any], switch: Switch) -> Any:
+    def replacement(session: Any, prepared_request: Any, response: Any) -> Any:
+        if switch.is_on:
+            _leave_gateway(prepared_request, response.url)
+        return original(session, prepared_request, response)
+
+    return replacement
+
+
+def _leave_gateway(request: Any, came_from: str) -> None:
+    """Remove a ``traceparent`` of a span of this process from a redirect that leaves the gateways. Never raises."""
+    try:
+        present = request.headers.get(TRACEPARENT)
+        if present is None or is_by_instrumentation(present := _text(present)):
+            return
+        gateways = known_gateways(model_call.get())
+        if came_from in gateways and request.url not in gateways and is_local_span(present):
+            for name in (TRACEPARENT, TRACESTATE):
+                request.headers.pop(name, None)
+    except Exception as error:
+        _guard.caught(error)
+
+
 def _target(pool: Any, url: str) -> tuple[str, str, int | None, str]:
     """Return scheme, host, port and path. With a proxy, the pool is the proxy's, and the URL is absolute."""
     if not url.startswith("/"):
@@ -149,6 +173,6 @@ def _text(value: Any) -> str:
 REPLACEMENTS = {
     "urllib3.connectionpool:HTTPConnectionPool._make_request": _make_request,
     "urllib3.poolmanager:PoolManager.urlopen": shares_hops,
-    "requests:Session.send": shares_hops,
+    "requests:Session.rebuild_method": _rebuild_method,
 }
 """The methods and their replacements while :func:`agent_gateway_client.instrument` is active."""

@@ -213,6 +213,27 @@ async def test_a_header_of_this_process_leaves_no_gateway(client: str, server: H
     assert server.sent() == [[mine], [], [mine], [mine], [TRACEPARENT], [TRACEPARENT]]
 
 
+def test_a_prepared_request_of_requests_leaves_the_gateway(server: HttpServer):
+    """The caller's own request and a foreign traceparent are not changed, nor a request after the instrumentation."""
+    requests = pytest.importorskip("requests")
+    detached = mlflow.start_span_no_context("detached")
+    mine = {"Traceparent": named_by(detached), "Tracestate": "vendor=1"}
+    away = via(server.gateway, server.other)
+    with requests.Session() as session:
+        session.trust_env = False
+        prepared = session.prepare_request(requests.Request("POST", away, headers=mine, data="body"))
+        with instrument(server.gateway):
+            session.send(prepared)
+            session.get(away, headers={"traceparent": TRACEPARENT})
+            session.get(via(server.other, server.other + "/2"), headers=mine)
+        session.get(away, headers=mine)
+    detached.end()
+    assert {name: prepared.headers[name] for name in mine} == mine
+    own = [named_by(detached)]
+    assert server.sent() == [own, [], [TRACEPARENT], [TRACEPARENT], own, own, own, own]
+    assert server.sent("tracestate")[:2] == [["vendor=1"], []]
+
+
 @each_client
 @pytest.mark.usefixtures("guards_hold")
 async def test_without_a_span_or_with_a_broken_one(client: str, server: HttpServer):
