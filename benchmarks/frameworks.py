@@ -18,8 +18,9 @@ from benchmarks.tracing import active_span, as_if_alone, floor_hook, http_client
 CALLS = 40
 SECONDS = 5
 
-SETTLING_CALLS = 60
-"""More than CPython runs an instruction in the general form before it specializes it again."""
+SETTLING_CALLS = 200
+"""More than CPython runs an instruction in the general form before it specializes it again: 53 times at first, and
+longer where the cases of a comparison give it objects of different types."""
 
 IDLE = "a handler that is not in the run"
 NO_HANDLER = "no handler"

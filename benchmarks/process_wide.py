@@ -22,7 +22,7 @@ URL = f"{GATEWAY}/openai/v1/chat/completions"
 HEADERS = {"content-type": "application/json", "authorization": "Bearer none"}
 BODY = json.dumps({"model": "gpt-4o-mini", "messages": MESSAGES}).encode()
 CONTENT = json.dumps(ANSWER).encode()
-SECONDS = 3
+SECONDS = 8
 
 Call = Callable[[dict[str, str]], Any]
 
