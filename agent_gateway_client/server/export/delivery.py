@@ -208,10 +208,10 @@ class _Delivery:
         logger.debug("Could not send mirror spans", exc_info=error)
 
     def _note_sent(self) -> None:
-        sent = (queued for queued in self._outcome.sent if any(one.usage or one.cost for one in queued.call.attempts))
-        places = {queued.key: self._places[queued.key] for queued in sent}
-        if places:
-            self._destination.sent(places)
+        sent = self._outcome.sent
+        keys = dict.fromkeys(queued.key for queued in sent for one in queued.call.attempts if one.usage or one.cost)
+        if keys:
+            self._destination.sent({key: self._places[key] for key in keys})
 
 
 def _batches(calls: Iterable[QueuedCall], most: int) -> Iterator[list[QueuedCall]]:

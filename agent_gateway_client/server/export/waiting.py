@@ -113,9 +113,8 @@ class WaitingCalls:
                 trace = self._traces.get(key)
                 if trace is None or trace.due != due:
                     continue
-                for number in sorted(trace.calls)[:most]:
-                    taken.append(self._remove(number))
-                if key in self._traces:
+                taken += self._remove(key, trace, sorted(trace.calls)[:most])
+                if trace.calls:
                     self._schedule(key, due)
         return sorted(taken, key=lambda queued: (queued.failures, queued.number))
 
@@ -152,21 +151,22 @@ class WaitingCalls:
     def _schedule(self, key: TraceKey, due: float) -> None:
         heapq.heappush(self._by_due, (due, next(self._pushes), key))
 
-    def _remove(self, number: int) -> QueuedCall:
-        queued = self._held.pop(number)
-        self._bytes -= queued.size
-        trace = self._traces[queued.key]
-        del trace.calls[number]
+    def _remove(self, key: TraceKey, trace: _Trace, numbers: Iterable[int]) -> list[QueuedCall]:
+        removed = [self._held.pop(number) for number in numbers]
+        for queued in removed:
+            self._bytes -= queued.size
+            del trace.calls[queued.number]
         if not trace.calls:
-            del self._traces[queued.key]
-        return queued
+            del self._traces[key]
+        return removed
 
     def _overflow(self) -> list[QueuedCall]:
         given_up: list[QueuedCall] = []
         while self._held and (len(self._held) > self._max_calls or self._bytes > self._max_bytes):
             number = heapq.heappop(self._by_age)
-            if number in self._held:
-                given_up.append(self._remove(number))
+            queued = self._held.get(number)
+            if queued is not None:
+                given_up += self._remove(queued.key, self._traces[queued.key], [number])
         if len(self._by_age) > 4 * len(self._held) + 1000:
             # Drop the numbers of calls that were sent long ago.
             self._by_age = sorted(self._held)
