@@ -30,8 +30,8 @@ from benchmarks.stores import no_postgres, otlp_sink, postgres
 
 EXPORTER = "through the exporter"
 ALONE = "the destination alone"
-ROUNDS = 30
-LOOK_UPS = 2
+ROUNDS = 15
+LOOK_UPS = 4
 """Look-ups of calls per round: short, as a machine's speed may change from one second to the next."""
 
 
