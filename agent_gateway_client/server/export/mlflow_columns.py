@@ -19,7 +19,15 @@ from mlflow.tracing.utils import (
 )
 from sqlalchemy import case, func, or_
 
-from agent_gateway_client.server.export.totals import COST, FINALIZED, MAX_READ_TOGETHER, USAGE, TraceTotals, exceeds
+from agent_gateway_client.server.export.totals import (
+    COST,
+    FINALIZED,
+    MAX_READ_TOGETHER,
+    USAGE,
+    TraceTotals,
+    exceeds,
+    no_totals,
+)
 
 _REPORTED = {USAGE: SpanAttributeKey.CHAT_USAGE, COST: SpanAttributeKey.LLM_COST}
 """The span attribute that MLflow aggregates for each total."""
@@ -29,7 +37,7 @@ _COLUMNS = {USAGE: "total_tokens", COST: "total_cost"}
 """Columns of the totals in newer versions of MLflow. 3.15 keeps them as metadata."""
 
 _USUAL_FORM = {
-    name: (f'"{_REPORTED[name]}": "{{', re.compile(rf'\\"{column}\\": ?([0-9.eE+-]+)'))
+    name: (f'"{_REPORTED[name]}": "{{', re.compile(rf'\\"{column}\\": ?(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)[,}}]'))
     for name, column in _COLUMNS.items()
 }
 """How MLflow stores a report, which is JSON in a string of JSON: its key, and the pattern of its total."""
@@ -60,8 +68,11 @@ def totals_of(store: Any, trace_ids: Collection[str], known: Mapping[str, TraceT
             exceeding = [trace_id for trace_id in together if _exceeding(most[trace_id], recorded[trace_id])]
             spans = _spans(session, exceeding)
             for trace_id in together:
-                missing = _missing(spans[trace_id], recorded[trace_id]) if trace_id in spans else {}
-                found[trace_id] = TraceTotals(recorded[trace_id], missing, counts.get(trace_id, 0))
+                try:
+                    missing = _missing(spans[trace_id], recorded[trace_id]) if trace_id in spans else {}
+                    found[trace_id] = TraceTotals(recorded[trace_id], missing, counts[trace_id])
+                except Exception as error:
+                    found[trace_id] = no_totals(counts[trace_id], error)
     return found
 
 
@@ -111,7 +122,7 @@ def _recorded(
         rows = session.query(metadata.request_id, metadata.key, metadata.value)
         wanted = rows.filter(metadata.request_id.in_(list(found)), metadata.key.in_(list(_COLUMNS)))
         for trace_id, key, value in _rows(session, wanted):
-            found[trace_id][key] = json.loads(value).get(_COLUMNS[key], 0.0)
+            found[trace_id][key] = _total_in(_decoded(value), key)
     return found, counts
 
 
@@ -159,10 +170,9 @@ def _reported(text: str, name: str) -> float:
     if start >= 0 and text.find(key, start + 1) < 0:
         # In half the time of a decoder, if the report has no objects in it.
         end = text.find("}", start)
-        if text.startswith('}"', end) and (total := escaped_total.search(text, start, end)):
+        if text.startswith('}"', end) and (total := escaped_total.search(text, start, end + 1)):
             return float(total[1])
-    report = _attribute(text, _REPORTED[name]) or {}
-    return report.get(_COLUMNS[name]) or 0.0
+    return _total_in(_attribute(text, _REPORTED[name]), name)
 
 
 def _reports_in(text: str) -> dict[str, dict[str, Any] | None]:
@@ -182,8 +192,21 @@ def _attribute(text: str, name: str) -> dict[str, Any] | None:
         value = (json.loads(text).get("attributes") or {}).get(name)
     # MLflow stores an attribute's value as JSON.
     if isinstance(value, str):
-        value, _ = _decode(value)
+        value = _decoded(value)
     return value if isinstance(value, dict) else None
+
+
+def _total_in(report: Any, name: str) -> float:
+    total = report.get(_COLUMNS[name]) if isinstance(report, dict) else None
+    return total if isinstance(total, int | float) else 0.0
+
+
+def _decoded(text: str) -> Any:
+    try:
+        value, _ = _decode(text)
+    except ValueError:
+        return None
+    return value
 
 
 _decode = json.JSONDecoder().raw_decode

@@ -176,11 +176,21 @@ def read_totals(infos: Mapping[str, Any], traces: Callable[[list[str]], Iterable
         traces: Returns traces with all their spans.
     """
     ids = list(infos)
-    return {
-        trace.info.trace_id: _totals_from(infos[trace.info.trace_id], trace.data.spans)
-        for start in range(0, len(ids), MAX_READ_TOGETHER)
-        for trace in traces(ids[start : start + MAX_READ_TOGETHER])
-    }
+    found = {}
+    for start in range(0, len(ids), MAX_READ_TOGETHER):
+        for trace in traces(ids[start : start + MAX_READ_TOGETHER]):
+            trace_id, spans = trace.info.trace_id, trace.data.spans
+            try:
+                found[trace_id] = _totals_from(infos[trace_id], spans)
+            except Exception as error:
+                found[trace_id] = no_totals(len(spans), error)
+    return found
+
+
+def no_totals(spans: int, error: Exception) -> TraceTotals:
+    """Return that nothing is missing of a trace with a span whose report MLflow cannot add up, and warn."""
+    _warn(error)
+    return TraceTotals({}, {}, spans)
 
 
 def _totals_from(info: Any, spans: Sequence[Any]) -> TraceTotals:

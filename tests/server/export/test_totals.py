@@ -168,6 +168,48 @@ def test_what_has_not_changed_is_not_read_again(store: SqlAlchemyStore, monkeypa
     assert (first[grown].spans, second[grown].spans) == (2, 2 + len(late))
 
 
+@pytest.mark.parametrize("report", ["many", [13], 13], ids=str)
+def test_a_report_that_cannot_be_added_up(report: Any, store: SqlAlchemyStore, logged: pytest.LogCaptureFixture):
+    """MLflow records no totals of such a trace. Those of the others are found, and one warning is logged."""
+    odd, good = leaves({"mlflow.chat.tokenUsage": report}), leaves({"mlflow.chat.tokenUsage": TOKENS})
+    nothing = {USAGE: json.dumps(dict.fromkeys(TOKENS, 0))}
+    SqlStore(lambda: store).set_metadata(good, nothing)
+    for found in both_ways(store, odd, good):
+        assert found[odd].missing == {}
+        assert found[good].missing[USAGE]["total_tokens"] == 13
+    assert logged.text.count("Could not complete the totals of a trace") == 1
+
+
+def test_metadata_that_is_no_total(store: SqlAlchemyStore):
+    """MLflow 3.15 keeps totals as metadata, which a caller can set; what is no total is replaced."""
+    if hasattr(mlflow_columns.models.SqlTraceInfo, "total_tokens"):
+        pytest.skip("this MLflow keeps totals in columns")
+    odd, good = (leaves({"mlflow.chat.tokenUsage": TOKENS}) for _ in range(2))
+    for text in ("many", "[13]", json.dumps({"total_tokens": "13"})):
+        SqlStore(lambda: store).set_metadata(odd, {USAGE: text})
+        found = mlflow_columns.totals_of(store, [odd, good], {})
+        assert found[odd].missing[USAGE]["total_tokens"] == 13
+        assert found[good].missing == {}
+
+
+def test_reports_of_which_one_cannot_be_added_up(store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
+    """The tables' way too goes on with the other traces."""
+    odd, good = (leaves({"mlflow.chat.tokenUsage": TOKENS}) for _ in range(2))
+    for trace_id in (odd, good):
+        SqlStore(lambda: store).set_metadata(trace_id, {USAGE: json.dumps(dict.fromkeys(TOKENS, 0))})
+    missing, calls = mlflow_columns._missing, []
+
+    def failing(spans: Any, recorded: Any) -> Any:
+        calls.append(spans)
+        if len(calls) == 1:
+            raise TypeError("unsupported operand")
+        return missing(spans, recorded)
+
+    monkeypatch.setattr(mlflow_columns, "_missing", failing)
+    found = mlflow_columns.totals_of(store, [odd, good], {})
+    assert sorted(len(one.missing) for one in found.values()) == [0, 1]
+
+
 def stored(report: Any, *, event: Any = None) -> str:
     """Return a span's content in MLflow's table."""
     name = "mlflow.chat.tokenUsage"
@@ -191,6 +233,9 @@ FORMS: dict[str, tuple[str, float]] = {
     "a list": (stored("[13]"), 0),
     "no text": (stored(TOKENS), 13),
     "exponent": (stored('{"total_tokens": 1.3e+1}'), 13),
+    "a text": (stored('{"total_tokens": "13"}'), 0),
+    "no number": (stored('{"total_tokens": 1-2}'), 0),
+    "no JSON": (stored('{"total_tokens": 13'), 0),
     "another total in an event": (stored(json.dumps(TOKENS), event=json.dumps({"total_tokens": 99})), 13),
     "none, and another attribute": (json.dumps({"attributes": {"mine": json.dumps(TOKENS)}}), 0),
 }
