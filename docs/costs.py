@@ -13,6 +13,7 @@ OTEL = "OpenTelemetry httpx instrumentation"
 INLINE = "floor: two OpenTelemetry spans inline"
 MLFLOW = f"MLflow {json.loads(RESULTS.read_text())['machine']['mlflow']}"
 GATEWAY = f"{MLFLOW} gateway, 8 clients"
+CLIENTS = ("1 client", "8 clients", "32 clients")
 STORED = f"bytes stored per mirrored call, {MLFLOW}"
 READABLE = f"mirror readable after the call's end, {MLFLOW}, PostgreSQL"
 
@@ -70,12 +71,14 @@ def table() -> str:
 def sentence() -> str:
     """Return the README's sentence about costs."""
     request = measured("one request, httpx", "ours")
-    gateway = measured(GATEWAY, "with the companion")
+    # The least of three: single ones vary by a third.
+    gateways = [measured(f"{MLFLOW} gateway, {clients}", "with the companion") for clients in CLIENTS]
+    least = min(gateway["ratio"] for gateway in gateways)
     size = measured(STORED, "with the companion, 1 KB of payload, 2 spans")
     text = (
         f"**Cost:** {request['value']:.0f} µs per request in the agent, {request['ratio']:.2f} of what a hand-written "
-        f"hook takes. In a second of processor time, an MLflow gateway serves {gateway['ratio']:.2f} of the calls that "
-        f"it serves without the companion. A call takes {size['value'] / 1000:.1f} KB of storage "
+        f"hook takes. In a second of processor time, an MLflow gateway serves at least {least:.2f} of the calls "
+        f"that it serves without the companion. A call takes {size['value'] / 1000:.1f} KB of storage "
         "([measurements](docs/costs.md))."
     )
     return textwrap.fill(text, 120)
