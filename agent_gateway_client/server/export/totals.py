@@ -188,7 +188,7 @@ def read_totals(infos: Mapping[str, Any], traces: Callable[[list[str]], Iterable
 
 
 def no_totals(spans: int, error: Exception) -> TraceTotals:
-    """Return that nothing is missing of a trace with a span whose report MLflow cannot add up, and warn."""
+    """Warn that MLflow cannot add up what the spans of a trace report, and return totals with nothing missing."""
     _warn(error)
     return TraceTotals({}, {}, spans)
 

@@ -181,7 +181,7 @@ def test_a_report_that_cannot_be_added_up(report: Any, store: SqlAlchemyStore, l
 
 
 def test_metadata_that_is_no_total(store: SqlAlchemyStore):
-    """MLflow 3.15 keeps totals as metadata, which a caller can set; what is no total is replaced."""
+    """MLflow 3.15 keeps totals as metadata, which a caller can set. An invalid value is replaced by the sum."""
     if hasattr(mlflow_columns.models.SqlTraceInfo, "total_tokens"):
         pytest.skip("this MLflow keeps totals in columns")
     odd, good = (leaves({"mlflow.chat.tokenUsage": TOKENS}) for _ in range(2))
@@ -193,7 +193,7 @@ def test_metadata_that_is_no_total(store: SqlAlchemyStore):
 
 
 def test_reports_of_which_one_cannot_be_added_up(store: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch):
-    """The tables' way too goes on with the other traces."""
+    """When totals are read from the tables, an error in one trace does not affect the others."""
     odd, good = (leaves({"mlflow.chat.tokenUsage": TOKENS}) for _ in range(2))
     for trace_id in (odd, good):
         SqlStore(lambda: store).set_metadata(trace_id, {USAGE: json.dumps(dict.fromkeys(TOKENS, 0))})
